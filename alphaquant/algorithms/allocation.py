@@ -1,0 +1,86 @@
+"""Allocation: a policy turns specs, alphas and predicted losses into a format for every linear.
+
+budget   least predicted loss under a bit budget, from measured sensitivity
+alpha    the same under a loss guessed from alpha and the weights' variance, without calibration
+ratio    shares of bf16, mxfp4 and mxfp8 along alpha
+uniform, manual   one default scheme
+
+Routers, attention and overridden linears are fixed first (`allocation_rules`), whatever the policy,
+and count in the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from alphaquant.algorithms.allocation_budget import spend
+from alphaquant.algorithms.allocation_groups import BF16, group_linears, menu
+from alphaquant.algorithms.allocation_losses import alpha_losses, measured_losses
+from alphaquant.algorithms.allocation_ratio import ratio_schemes
+from alphaquant.algorithms.allocation_rules import Rules, default_scheme, resolve_rules
+from alphaquant.config import AllocationConfig, QuantizationConfig
+from alphaquant.formats.scheme import Scheme
+from alphaquant.models.linear import LinearSpec
+from alphaquant.plan import QuantPlan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def allocate(
+    specs: Sequence[LinearSpec],
+    config: AllocationConfig,
+    quantization: QuantizationConfig,
+    alpha: pd.DataFrame | None = None,
+    sensitivity: pd.DataFrame | None = None,
+) -> QuantPlan:
+    """A scheme for every linear of the decoder blocks; lm_head stays bf16, outside the plan.
+
+    `alpha` (alpha.parquet) is needed by ratio and alpha, `sensitivity` (sensitivity.parquet) by
+    budget and by protect=measured. Raises PlanError for a pattern that matches nothing, a budget
+    below the smallest plan and tables that lack a linear; FormatError for an unknown format.
+    """
+    rules = resolve_rules(specs, config, quantization)
+    chosen = _choose(rules, config, quantization, alpha, sensitivity)
+    return finish_plan(rules, chosen, config)
+
+
+def finish_plan(rules: Rules, chosen: Mapping[str, Scheme], config: AllocationConfig) -> QuantPlan:
+    """Fixed and chosen schemes in the order of the specs, with the activation formats."""
+    schemes = {spec.name: rules.fixed.get(spec.name) or chosen[spec.name] for spec in rules.specs}
+    activations = {
+        spec.name: name
+        for spec in rules.specs
+        if (name := _activation(spec.name, schemes[spec.name], rules, config)) is not None
+    }
+    return QuantPlan(rules.specs, schemes, activations)
+
+
+def _choose(
+    rules: Rules,
+    config: AllocationConfig,
+    quantization: QuantizationConfig,
+    alpha: pd.DataFrame | None,
+    sensitivity: pd.DataFrame | None,
+) -> dict[str, Scheme]:
+    if config.policy in ("uniform", "manual"):
+        scheme = default_scheme(config, quantization)
+        return {spec.name: scheme for spec in rules.free}
+    optimised = config.policy in ("budget", "alpha")
+    groups = group_linears(rules.free, config.granularity or ("fused" if optimised else "linear"))
+    if config.policy == "ratio":
+        return ratio_schemes(groups, config, alpha, sensitivity)
+    options = menu(config, quantization)
+    if config.policy == "budget":
+        losses = measured_losses(rules.free, options, sensitivity)
+    else:
+        losses = alpha_losses(rules.free, options, config, quantization, alpha, sensitivity)
+    return spend(rules, groups, options, losses, config.target_bits)
+
+
+def _activation(name: str, scheme: Scheme, rules: Rules, config: AllocationConfig) -> str | None:
+    """The simulated activation format; the default is for quantized weights, bf16 means none."""
+    fallback = None if scheme == BF16 else config.default.aq
+    wanted = rules.activations.get(name, fallback)
+    return None if wanted is None or Scheme.parse(wanted) == BF16 else wanted

@@ -1,0 +1,162 @@
+"""Rules that hold before any policy chooses: kept routers and attention, and overrides by name.
+
+A pattern is a glob over the whole name, case-sensitive, or after `re:` a regular expression that
+must match from the name's start (`re.match`, as compressed-tensors has it). Among the overrides that
+match a linear the last one that speaks of the weight (wq, group_size, skip) decides its format, and
+the last one that has an aq its activation format.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alphaquant.algorithms.allocation_groups import BF16
+from alphaquant.config import AllocationConfig, Override, QuantizationConfig
+from alphaquant.errors import FormatError, PlanError, nearest
+from alphaquant.formats.scheme import Scheme
+from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
+from alphaquant.progress import reporter
+
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is settled about a plan before bits are spent."""
+
+    specs: tuple[LinearSpec, ...]
+    """The plan's rows: every linear but lm_head."""
+    fixed: dict[str, Scheme]
+    """Schemes of kept and overridden linears by name."""
+    activations: dict[str, str]
+    """Activation formats that overrides ask for by name; bf16 stands for none."""
+
+    @property
+    def free(self) -> list[LinearSpec]:
+        """Linears whose scheme a policy chooses."""
+        return [spec for spec in self.specs if spec.name not in self.fixed]
+
+
+def resolve_rules(
+    specs: Sequence[LinearSpec], config: AllocationConfig, quantization: QuantizationConfig
+) -> Rules:
+    """Apply skip_router, skip_attention and the overrides, in that order.
+
+    Raises PlanError for a pattern that matches nothing, an override that says nothing or that
+    quantizes lm_head alone; FormatError for an unknown format.
+    """
+    rows = tuple(spec for spec in specs if spec.role != "lm_head")
+    fixed = {spec.name: BF16 for spec in rows if _is_kept(spec, config)}
+    activations: dict[str, str] = {}
+    _check_activation("allocation.default", config.default.aq)
+    names = {spec.name for spec in rows}
+    # A tied head has no weight of its own on disk, but plans may still say that it is skipped.
+    allowed = [*names, HEAD]
+    for override in config.overrides:
+        matched = _matches(override.pattern, allowed)
+        scheme = _override_scheme(override, config, quantization)
+        _check_activation(f"override {override.pattern!r}", override.aq)
+        _check_head(override, matched, scheme)
+        for name in names.intersection(matched):
+            if scheme is not None:
+                fixed[name] = scheme
+            if override.aq is not None:
+                activations[name] = override.aq
+    return Rules(rows, fixed, activations)
+
+
+def default_scheme(config: AllocationConfig, quantization: QuantizationConfig) -> Scheme:
+    """The scheme that `allocation.default` describes."""
+    return _parse("allocation.default", config.default.wq, config.default.group_size, quantization)
+
+
+def _is_kept(spec: LinearSpec, config: AllocationConfig) -> bool:
+    skip_attention = config.skip_attention
+    if skip_attention is None:
+        skip_attention = config.policy == "ratio"
+    if spec.role == "router":
+        return config.skip_router
+    return skip_attention and spec.role in ATTENTION_ROLES
+
+
+def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern.removeprefix("re:"))
+        except re.error as error:
+            raise PlanError(
+                f"override pattern {pattern!r} is not a regular expression: {error}"
+            ) from error
+        matched = [name for name in names if expression.match(name)]
+    else:
+        matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not matched:
+        raise PlanError(
+            f"override pattern {pattern!r} matches no linear; nearest names: "
+            f"{nearest(pattern.removeprefix('re:'), names)}. Patterns are globs over whole names "
+            "without .weight, or regular expressions after re:"
+        )
+    return matched
+
+
+def _override_scheme(
+    override: Override, config: AllocationConfig, quantization: QuantizationConfig
+) -> Scheme | None:
+    """The scheme an override asks for, None when it speaks of activations only."""
+    where = f"override {override.pattern!r}"
+    if override.skip:
+        return BF16
+    wq = override.wq
+    if wq is None and override.group_size is None:
+        if override.aq is None:
+            raise PlanError(f"{where} says nothing; give it wq, aq, group_size or skip: true")
+        return None
+    if wq is None:
+        if config.policy not in ("uniform", "manual"):
+            raise PlanError(
+                f"{where} has a group_size but no wq, and policy {config.policy} has no default "
+                "format; add wq, such as int4"
+            )
+        wq = config.default.wq
+    group = config.default.group_size if override.group_size is None else override.group_size
+    return _parse(where, wq, group, quantization)
+
+
+def _parse(where: str, text: str, group: int | None, quantization: QuantizationConfig) -> Scheme:
+    try:
+        scheme = Scheme.parse(
+            text,
+            group_size=quantization.group_size if group is None else group,
+            symmetric=quantization.symmetric,
+        )
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    fixed_group = scheme.number_format.group_size
+    if group is not None and fixed_group not in (None, group):
+        reporter().note(
+            f"{where}: {scheme.format} has {fixed_group} weights per scale by definition; "
+            f"group_size {group} is ignored"
+        )
+    return scheme
+
+
+def _check_activation(where: str, text: str | None) -> None:
+    try:
+        Scheme.parse(text or "bf16")
+    except FormatError as error:
+        raise FormatError(f"{where}, aq: {error}") from error
+
+
+def _check_head(override: Override, matched: Sequence[str], scheme: Scheme | None) -> None:
+    asks = (scheme or BF16) != BF16 or Scheme.parse(override.aq or "bf16") != BF16
+    if not asks or HEAD not in matched:
+        return
+    if len(matched) == 1:
+        raise PlanError(
+            f"override {override.pattern!r} asks for a quantized {HEAD}; this version keeps it bf16. "
+            "Remove the override or use skip: true"
+        )
+    reporter().note(f"override {override.pattern!r} also matches {HEAD}, which stays bf16")

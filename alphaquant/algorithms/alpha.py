@@ -1,0 +1,113 @@
+"""Alpha: the Hill exponent of every linear's spectrum, beside its value for a Gaussian of that shape.
+
+Each worker thread loads a weight, solves its spectrum on one core and drops it, so that reading
+overlaps solving and at most one weight per worker is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from alphaquant.config import AlphaConfig
+from alphaquant.errors import ModelError
+from alphaquant.linalg.farms import farms_alpha
+from alphaquant.linalg.hill import MIN_TAIL, HillFit, hill_alpha
+from alphaquant.linalg.null import alpha_null
+from alphaquant.linalg.spectrum import spectrum
+from alphaquant.models.linear import LinearSpec
+from alphaquant.progress import track
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class WeightSource(Protocol):
+    """Where weights come from: a Checkpoint."""
+
+    @property
+    def specs(self) -> Sequence[LinearSpec]:
+        """The linears to look at."""
+
+    def weight(self, linear: str, /) -> Tensor:
+        """A weight `[out, in]` by its linear's name; called from several threads."""
+
+
+def alpha_table(
+    checkpoint: WeightSource, config: AlphaConfig, workers: int | None = None
+) -> pd.DataFrame:
+    """One row per linear: place, shape, alpha, its tail, its null value and z, log variance.
+
+    alpha, z and ks are nan and tail_size is 0 where a spectrum has no tail to fit: a single row or
+    column, rank below 2, equal eigenvalues. log_variance (natural logarithm) is nan for a constant
+    weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
+    `workers` threads (all cores when None) change nothing in the result. Raises ModelError that
+    names a weight with NaN or infinite values.
+    """
+    import pandas as pd
+
+    threads = torch.get_num_threads()
+    solve = partial(_row, checkpoint, config)
+    try:
+        # One torch thread per worker: the pool already fills the cores, and sums keep their order.
+        with ThreadPoolExecutor(workers or threads, "alpha", torch.set_num_threads, (1,)) as pool:
+            solved = pool.map(solve, checkpoint.specs)
+            rows = list(track(solved, "alpha", len(checkpoint.specs)))
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows).astype({"block": "Int64", "expert": "Int64"})
+
+
+def _row(checkpoint: WeightSource, config: AlphaConfig, spec: LinearSpec) -> dict[str, Any]:
+    weight = checkpoint.weight(spec.name)
+    log_variance = _log_variance(weight, spec.name)
+    fit = _fit(weight, config)
+    null, spread = alpha_null(
+        spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed
+    )
+    return {
+        "linear": spec.name,
+        "role": spec.role,
+        "block": spec.block,
+        "expert": spec.expert,
+        "rows": spec.rows,
+        "cols": spec.cols,
+        "alpha": fit.alpha,
+        "tail_size": fit.tail_size,
+        "alpha_null": null,
+        "z": (fit.alpha - null) / spread,
+        "ks": fit.ks,
+        "xmin": fit.xmin,
+        "small": _is_small(spec, config.tail_fraction),
+        "log_variance": log_variance,
+    }
+
+
+def _fit(weight: Tensor, config: AlphaConfig) -> HillFit:
+    if config.estimator == "farms":
+        return farms_alpha(weight, config.tail_fraction, config.seed)
+    values = spectrum(weight, tail_fraction=config.tail_fraction)
+    return hill_alpha(values, config.tail_fraction)
+
+
+def _log_variance(weight: Tensor, name: str) -> float:
+    norm = torch.linalg.vector_norm(weight, dtype=torch.float64).item()
+    if not math.isfinite(norm):
+        raise ModelError(
+            f"weight {name} holds NaN or infinite values; the checkpoint is damaged or its training "
+            "diverged. Download it again or repair that weight."
+        )
+    square = norm**2 / weight.numel()
+    variance: float = square - weight.mean(dtype=torch.float64).item() ** 2
+    # What rounding leaves of a constant is no variance.
+    return math.log(variance) if variance > 1e-12 * square else math.nan
+
+
+def _is_small(spec: LinearSpec, tail_fraction: float) -> bool:
+    return spec.role == "router" or tail_fraction * min(spec.rows, spec.cols) < MIN_TAIL

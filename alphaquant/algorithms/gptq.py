@@ -1,0 +1,168 @@
+"""GPTQ: round one column at a time and let the columns still to come make up for the error.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers"
+(arXiv 2210.17323). Weights may carry a leading experts dimension; all experts advance together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.weight import (
+    QuantizedWeight,
+    Scales,
+    encode,
+    expand,
+    fake_quantize,
+    find_scales,
+)
+from alphaquant.linalg.hessian import InverseFactor
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """How the columns are walked."""
+
+    block_size: int = 128
+    """Columns rounded before the rest of the matrix is updated."""
+    act_order: bool = True
+    """Columns with the largest inputs first. Groups then stay fixed: inference pays nothing."""
+    static_groups: bool = True
+    """Scales of every group from the original weight, instead of from the updated one."""
+    scale_search: str = "hessian"
+    """none, mse or hessian, see `search_of`."""
+
+
+def search_of(scale_search: str, diagonal: Tensor) -> dict[str, Any]:
+    """The arguments of `find_scales` that a scale_search setting means; diagonal is `[..., in]`."""
+    if scale_search == "none":
+        return {"search": "none"}
+    return {"search": "mse", "importance": diagonal if scale_search == "hessian" else None}
+
+
+def gptq(
+    weight: Tensor, factor: InverseFactor, scheme: Scheme, options: GptqOptions | None = None
+) -> tuple[QuantizedWeight, Tensor]:
+    """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian.
+
+    Returns the codes and the loss `[...]`: Σe² = tr((W - Q)(H + λI)(W - Q)ᵀ), exactly what was left.
+    """
+    options = options or GptqOptions()
+    original = weight.float()
+    diagonal = factor.damped.diagonal(dim1=-2, dim2=-1)
+    scales = find_scales(original, scheme, **search_of(options.scale_search, diagonal))
+    walk = _activation_order(factor) if options.act_order else _Walk(None, factor.upper)
+    refresher = None if _static(scheme, options) else _Refresher(scheme, options, diagonal, scales)
+    values, loss = _round_columns(walk, original, scheme, scales, options, refresher)
+    return encode(walk.put_back(values), scales, scheme), loss
+
+
+def _static(scheme: Scheme, options: GptqOptions) -> bool:
+    """Whether scales are fixed before the walk.
+
+    act_order scatters a group's columns over the walk, and one scale over the whole matrix (nvfp4) ties
+    the groups together: both need them beforehand.
+    """
+    whole_row = scheme.group_size is None
+    return options.static_groups or options.act_order or whole_row or scheme.format == "nvfp4"
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The order of the columns and the inverse factor in that order."""
+
+    order: Tensor | None  # [..., in]
+    upper: Tensor  # [..., in, in]
+
+    def take(self, x: Tensor) -> Tensor:
+        """`[..., out, in]` with its columns in walking order."""
+        if self.order is None:
+            return x.clone()
+        return x.gather(-1, self.order[..., None, :].expand_as(x))
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """The inverse of `take`."""
+        if self.order is None:
+            return x
+        return torch.empty_like(x).scatter_(-1, self.order[..., None, :].expand_as(x), x)
+
+
+def _activation_order(factor: InverseFactor) -> _Walk:
+    diagonal = factor.damped.diagonal(dim1=-2, dim2=-1)
+    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    rows = order[..., :, None].expand_as(factor.damped)
+    permuted = factor.damped.gather(-2, rows)
+    permuted = permuted.gather(-1, order[..., None, :].expand_as(permuted))
+    lower = torch.linalg.cholesky(permuted.flip(-2, -1))
+    identity = torch.eye(order.shape[-1], dtype=lower.dtype, device=lower.device)
+    root = lower.flip(-2, -1)
+    return _Walk(order, torch.linalg.solve_triangular(root, identity.expand_as(root), upper=True))
+
+
+class _Refresher:
+    """Finds a group's scales anew from the updated weight when the walk enters the group."""
+
+    def __init__(
+        self, scheme: Scheme, options: GptqOptions, diagonal: Tensor, scales: Scales
+    ) -> None:
+        self.scheme, self.options, self.diagonal, self.scales = scheme, options, diagonal, scales
+        self.group = scheme.group_size or diagonal.shape[-1]
+        # a group may not straddle two lazy blocks, or the later part would miss updates
+        self.block_size = max(self.group, options.block_size // self.group * self.group)
+
+    def enter(self, weight: Tensor, column: int, scale: Tensor, zero: Tensor | None) -> None:
+        """Update the group that starts at `column` in the scales and in their expanded columns."""
+        columns = slice(column, min(column + self.group, weight.shape[-1]))
+        search = search_of(self.options.scale_search, self.diagonal[..., columns])
+        found = find_scales(weight[..., columns], self.scheme, **search)
+        index = column // self.group
+        self.scales.scale[..., index] = found.scale[..., 0]
+        new_scale, new_zero = expand(found, columns.stop - columns.start)
+        scale[..., columns] = new_scale
+        if zero is not None and found.zero is not None and self.scales.zero is not None:
+            self.scales.zero[..., index] = found.zero[..., 0]
+            zero[..., columns] = new_zero
+
+
+def _round_columns(
+    walk: _Walk,
+    original: Tensor,
+    scheme: Scheme,
+    scales: Scales,
+    options: GptqOptions,
+    refresher: _Refresher | None,
+) -> tuple[Tensor, Tensor]:
+    """The walk itself: values `[..., out, in]` in walking order, and the loss `[...]`."""
+    cols = original.shape[-1]
+    fmt, upper = scheme.number_format, walk.upper.float()
+    weight = walk.take(original)
+    scale, zero = expand(scales, cols)
+    scale = walk.take(scale)
+    zero = None if zero is None else walk.take(zero)
+    values = torch.empty_like(weight)
+    loss = torch.zeros(weight.shape[:-2], dtype=weight.dtype, device=weight.device)
+    block_size = refresher.block_size if refresher else options.block_size
+    for start in range(0, cols, block_size):
+        stop = min(start + block_size, cols)
+        errors = torch.empty_like(weight[..., start:stop])
+        for column in range(start, stop):
+            if refresher and column % refresher.group == 0:
+                refresher.enter(weight, column, scale, zero)
+            w = weight[..., column]
+            z = None if zero is None else zero[..., column]
+            q = fake_quantize(w, scale[..., column], z, fmt)
+            error = (w - q) / upper[..., column, column, None]
+            values[..., column] = q
+            errors[..., column - start] = error
+            if column + 1 < stop:
+                row = upper[..., column, column + 1 : stop]
+                weight[..., column + 1 : stop] -= error[..., :, None] * row[..., None, :]
+        loss += errors.square().sum((-2, -1))
+        if stop < cols:
+            weight[..., stop:] -= errors @ upper[..., start:stop, stop:]
+    return values, loss

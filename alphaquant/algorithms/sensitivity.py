@@ -1,0 +1,138 @@
+"""Sensitivity: what each format would cost at each linear, predicted without quantizing anything.
+
+Two parts multiply. How far an output moves: GPTQ leaves about Σ_i (W - RTN(W))²_ri v_i per row r,
+with v_i = 1 / U_ii² from one Cholesky factor of the input Hessian. How much that matters: the Fisher
+information of the row's output, the mean squared gradient of the model's own log-likelihood with
+labels drawn from the model, so that half the product is a KL divergence in nats per token.
+
+The forward pass goes block by block, the backward pass block by block in reverse; the whole model is
+never in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from alphaquant.algorithms.gptq import search_of
+from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.weight import quantize_weight
+from alphaquant.linalg.hessian import inverse_factor, output_error
+from alphaquant.models.block import BlockModel
+from alphaquant.models.checkpoint import Checkpoint, finite
+from alphaquant.models.device import compute_dtype
+from alphaquant.models.observe import output_gradients, run_and_collect
+from alphaquant.progress import track
+
+FISHER_WINDOWS = 32  # windows of the backward pass; the Hessians use all
+
+
+def sensitivity_table(
+    checkpoint: Checkpoint,
+    tokens: Tensor,  # [windows, length]
+    schemes: Sequence[Scheme],
+    *,
+    damping: float = 0.01,
+    scale_search: str = "hessian",
+    expert_shrinkage: float = 1.0,
+    device: torch.device,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row per linear of the blocks and scheme.
+
+    `predicted_loss` is the KL divergence in nats per token that the format would cause there after
+    GPTQ; `local_loss` the share of the linear's output energy that is lost.
+    """
+    model = BlockModel(checkpoint, device, compute_dtype(device))
+    fisher_batches = -(-min(FISHER_WINDOWS, tokens.shape[0]) // batch_size)
+    hidden = model.embed(tokens, batch_size)
+    inputs: list[list[Tensor]] = []
+    moved: dict[tuple[str, Scheme], tuple[Tensor, float]] = {}
+    for index in track(range(checkpoint.blocks), "block forward", checkpoint.blocks):
+        inputs.append([batch.cpu() for batch in hidden[:fisher_batches]])
+        specs = checkpoint.block_specs(index)
+        block = model.block(index)
+        accumulators, hidden = run_and_collect(model, block, index, specs, hidden)
+        for stack in stacks(specs, accumulators, expert_shrinkage):
+            moved |= _moved_rows(checkpoint, stack, schemes, damping, scale_search)
+    fisher = _fisher(model, hidden[:fisher_batches], inputs, seed)
+    return pd.DataFrame(
+        [
+            {
+                "linear": name,
+                "format": str(scheme),
+                "bits_per_weight": scheme.bits_per_weight(checkpoint_spec.cols, rows=checkpoint_spec.rows),
+                "predicted_loss": 0.5 * float((fisher[name] * rows).sum()),
+                "local_loss": share,
+            }
+            for checkpoint_spec in checkpoint.specs
+            for scheme in schemes
+            if (found := moved.get(((name := checkpoint_spec.name), scheme))) is not None
+            for rows, share in [found]
+        ]
+    )
+
+
+def _moved_rows(
+    checkpoint: Checkpoint,
+    stack: Stack,
+    schemes: Sequence[Scheme],
+    damping: float,
+    scale_search: str,
+) -> dict[tuple[str, Scheme], tuple[Tensor, float]]:
+    """Per linear and scheme: mean squared output change `[out]` after GPTQ, and its share of the energy."""
+    device = stack.hessian.device
+    weight = torch.stack(
+        [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
+    )
+    factor = inverse_factor(stack.hessian, damping)
+    variance = factor.conditional_variance / 2  # the Hessian is twice the mean outer product
+    search = search_of(scale_search, stack.hessian.diagonal(dim1=-2, dim2=-1))
+    energy = output_error(weight, stack.hessian) / 2
+    result = {}
+    for scheme in schemes:
+        rounded = quantize_weight(weight, scheme, **search).dequantize()
+        rows = ((weight - rounded).square() * variance[:, None, :]).sum(-1)  # [n, out]
+        share = rows.sum(-1) / energy.clamp(min=torch.finfo(torch.float32).tiny)
+        for position, spec in enumerate(stack.specs):
+            result[spec.name, scheme] = (rows[position].cpu(), float(share[position]))
+    return result
+
+
+def _fisher(
+    model: BlockModel, last: list[Tensor], inputs: list[list[Tensor]], seed: int
+) -> dict[str, Tensor]:
+    """Mean over tokens of squared output gradients, `{linear: [out]}` on the CPU."""
+    checkpoint = model.checkpoint
+    gradients = [_head_gradient(model, batch, seed + i) for i, batch in enumerate(last)]
+    count = sum(batch.shape[0] * batch.shape[1] for batch in last)
+    fisher: dict[str, Tensor] = {}
+    for index in track(reversed(range(checkpoint.blocks)), "block backward", checkpoint.blocks):
+        block = model.block(index)
+        with output_gradients(model, block, index, checkpoint.block_specs(index)) as sums:
+            for i, batch in enumerate(inputs[index]):
+                start = batch.to(model.device).requires_grad_(True)
+                with torch.enable_grad():
+                    out = model.run(block, index, start)
+                    (gradients[i],) = torch.autograd.grad(out, start, gradients[i])
+        fisher |= {name: (total / count).cpu() for name, total in sums.items()}
+        inputs[index].clear()
+    return fisher
+
+
+def _head_gradient(model: BlockModel, batch: Tensor, seed: int) -> Tensor:
+    """Gradient at the last block's output of the loss on labels drawn from the model itself."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = batch.detach().to(model.device).requires_grad_(True)
+    with torch.enable_grad():
+        logits = model.head()(model.final_norm(hidden)).float()
+        log_p = torch.log_softmax(logits, -1).flatten(0, 1)  # [tokens, vocabulary]
+        labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+        loss = -log_p.gather(1, labels.to(log_p.device)).sum()
+        (gradient,) = torch.autograd.grad(loss, hidden)
+    return gradient

@@ -1,0 +1,69 @@
+"""Stacks: linears of one block that are solved together, with the Hessian of each.
+
+Equal projections of a block's experts form one `[experts, out, in]` problem; every other linear is a
+stack of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alphaquant.linalg.hessian import HessianAccumulator, shrink
+from alphaquant.models.linear import LinearSpec
+
+_STACK_BYTES = 2 << 30  # fp32 Hessians of one stack; larger ones are solved in parts
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Linears of equal shape, their Hessians `[n, in, in]` and the tokens behind each."""
+
+    specs: Sequence[LinearSpec]
+    hessian: Tensor
+    tokens: Sequence[int]
+
+
+def stacks(
+    specs: Sequence[LinearSpec],
+    accumulators: Mapping[str, HessianAccumulator],
+    expert_shrinkage: float,
+    sort_key: Mapping[str, Hashable] | None = None,
+) -> Iterator[Stack]:
+    """Group a block's linears; experts' Hessians are shrunk towards the mean over all experts.
+
+    `sort_key` (by linear) splits experts further, by their scheme for example.
+    """
+    for members in _families(specs):
+        hessian = torch.stack([accumulators[spec.input_key].hessian for spec in members])
+        tokens = [accumulators[spec.input_key].tokens for spec in members]
+        if members[0].expert is not None:
+            counts = torch.tensor(tokens, device=hessian.device)
+            hessian = shrink(hessian, counts, expert_shrinkage)
+        for chosen in _split(members, sort_key):
+            yield Stack(
+                [members[i] for i in chosen], hessian[chosen], [tokens[i] for i in chosen]
+            )
+
+
+def _families(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
+    families: dict[Hashable, list[LinearSpec]] = {}
+    for spec in specs:
+        alone = spec.name if spec.expert is None else None
+        families.setdefault((alone, spec.role, spec.rows, spec.cols), []).append(spec)
+    yield from families.values()
+
+
+def _split(
+    members: Sequence[LinearSpec], sort_key: Mapping[str, Hashable] | None
+) -> Iterator[list[int]]:
+    parts: dict[Hashable, list[int]] = {}
+    for index, spec in enumerate(members):
+        parts.setdefault(sort_key[spec.name] if sort_key else None, []).append(index)
+    limit = max(1, _STACK_BYTES // (4 * members[0].cols ** 2))
+    for indices in parts.values():
+        for start in range(0, len(indices), limit):
+            yield indices[start : start + limit]

@@ -1,0 +1,66 @@
+"""Dense export: the original folder with the quantized values in the original's dtype; any consumer loads it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.progress import track
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def export_dense(
+    checkpoint: Checkpoint,
+    blocks: Sequence[Path],
+    routers: Mapping[str, Tensor],
+    out: Path,
+) -> None:
+    """Write a checkpoint folder under the original tensor names and shards, one shard in memory.
+
+    `routers` (by linear name) replace the kept ones. Every file that is no weight is copied.
+    """
+    _copy_files(checkpoint.path, out)
+    files = sorted({entry.file for entry in checkpoint.entries.values()})
+    quantized = _BlockReader(checkpoint, blocks)
+    for file in track(files, "shard", len(files)):
+        tensors: dict[str, Tensor] = {}
+        for name, entry in checkpoint.entries.items():
+            if entry.file != file:
+                continue
+            linear = name.removesuffix(".weight")
+            original = checkpoint.tensor(name)
+            value = routers.get(linear)
+            if value is None:
+                value = quantized.get(linear)
+            tensors[name] = original if value is None else value.to(original.dtype).contiguous()
+        save_file(tensors, out / file.name, metadata={"format": "pt"})
+
+
+class _BlockReader:
+    """Weights by linear name; holds one block at a time, since shards follow block order."""
+
+    def __init__(self, checkpoint: Checkpoint, blocks: Sequence[Path]) -> None:
+        self._checkpoint, self._blocks = checkpoint, blocks
+        self._block_of = {s.name: s.block for s in checkpoint.specs if s.block is not None}
+        self._held: tuple[int, dict[str, Tensor]] = (-1, {})
+
+    def get(self, linear: str) -> Tensor | None:
+        index = self._block_of.get(linear)
+        if index is None:
+            return None
+        if self._held[0] != index:
+            self._held = (index, block_weights(self._checkpoint, index, self._blocks[index]))
+        return self._held[1][linear]
+
+
+def _copy_files(source: Path, out: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)

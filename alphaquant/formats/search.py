@@ -1,0 +1,152 @@
+"""Scale search: try scales around the rule's and keep, group by group, the one with the least squared error.
+
+Candidates are tried one after another over all groups at once, so memory stays a few copies of the weight. The rule's
+own scale is where the search starts, hence the result is never worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alphaquant.errors import ModelError
+from alphaquant.formats.grid import fake_quantize, to_codes
+from alphaquant.formats.scales import (
+    E4M3,
+    Scales,
+    asymmetric_scale,
+    bf16_scale,
+    e4m3_value,
+    e8m0_clamp,
+    rule_scales,
+    split_groups,
+)
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.table import E8M0Rule, NumberFormat
+
+Search = Literal["none", "mse"]
+
+_STEPS = 20
+_REFITS = 2
+# Where the best scale lies relative to the rule's: narrow integers clip most, wide ones hardly; a float grid repeats
+# itself with every octave.
+_INT_RANGE = {2: (0.2, 1.2), 3: (0.2, 1.2), 4: (0.2, 1.2), 6: (0.6, 1.2), 8: (0.8, 1.2)}
+_FLOAT_RANGE = (0.75, 1.6)
+# Every E4M3 scale from 0.6 to 1.6 times the rule's, which puts a group's top on the element 4 as well as on 6.
+_NV_OFFSETS = range(-6, 7)
+
+
+def find_scales(
+    weight: Tensor,
+    scheme: Scheme,
+    *,
+    search: Search = "none",
+    importance: Tensor | None = None,
+    rule: E8M0Rule | None = None,
+    global_scale: Tensor | None = None,
+    name: str = "",
+) -> Scales:
+    """Scales of a weight `[..., out, in]`; leading dimensions are separate matrices.
+
+    `search="mse"` minimizes the squared error of each group, weighted by `importance` `[..., in]` (the diagonal of a
+    Hessian) when given. `rule` replaces an mx format's own E8M0 rule; `global_scale` `[...]` fixes nvfp4's scale of the
+    matrix, for callers that see only some of its columns. A NaN or infinite weight raises ModelError.
+    """
+    weight = weight.detach().float()
+    require_finite(weight, name)
+    if scheme.number_format.scale_type is None:
+        return Scales(weight.new_empty(*weight.shape[:-1], 0))
+    width = scheme.group_width(weight.shape[-1])
+    groups = split_groups(weight, width)
+    scales = rule_scales(groups, scheme, rule, global_scale)
+    if search == "none":
+        return scales
+    weights = None
+    if importance is not None:
+        weights = split_groups(importance.detach().float().unsqueeze(-2), width)
+    return _best_scales(groups, weights, scales, scheme)
+
+
+def require_finite(weight: Tensor, name: str = "") -> None:
+    """Raise a ModelError that names the weight when it holds NaN or infinity."""
+    finite = torch.isfinite(weight)
+    if not bool(finite.all()):
+        bad = int(finite.numel() - finite.sum())
+        raise ModelError(
+            f"weight {name or '(unnamed)'} holds {bad} NaN or infinite values of {finite.numel()}; "
+            "only finite weights can be quantized: check the checkpoint"
+        )
+
+
+def _best_scales(groups: Tensor, weights: Tensor | None, start: Scales, scheme: Scheme) -> Scales:
+    fmt = scheme.number_format
+    best, least = start, _error(groups, weights, start, fmt)
+    for candidate in _candidates(groups, start, scheme):
+        best, least = _better(best, least, candidate, _error(groups, weights, candidate, fmt))
+    if fmt.scale_type == "bfloat16":
+        for _ in range(_REFITS):
+            candidate = _refit(groups, weights, best, fmt)
+            best, least = _better(best, least, candidate, _error(groups, weights, candidate, fmt))
+    return best
+
+
+def _error(groups: Tensor, weights: Tensor | None, scales: Scales, fmt: NumberFormat) -> Tensor:
+    squares = _values(groups, scales, fmt).sub_(groups).square_()
+    if weights is not None:
+        squares.mul_(weights)
+    return squares.sum(-1)
+
+
+def _values(groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
+    zero = None if scales.zero is None else scales.zero.unsqueeze(-1)
+    return fake_quantize(groups, scales.effective.unsqueeze(-1), zero, fmt)
+
+
+def _better(best: Scales, least: Tensor, other: Scales, error: Tensor) -> tuple[Scales, Tensor]:
+    wins = error < least
+    zero = best.zero
+    if zero is not None and other.zero is not None:
+        zero = torch.where(wins, other.zero, zero)
+    scale = torch.where(wins, other.scale, best.scale)
+    return replace(best, scale=scale, zero=zero), torch.where(wins, error, least)
+
+
+def _candidates(groups: Tensor, start: Scales, scheme: Scheme) -> Iterator[Scales]:
+    fmt = scheme.number_format
+    if fmt.kind == "mx":
+        for factor in (0.5, 2.0):
+            yield replace(start, scale=e8m0_clamp(start.scale * factor, fmt))
+    elif fmt.kind == "nv":
+        codes = to_codes(start.scale, E4M3).int()
+        for offset in _NV_OFFSETS:
+            yield replace(start, scale=e4m3_value(codes + offset))
+    elif not scheme.symmetric:
+        low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
+        for factor in _factors(fmt):
+            scale, zero = asymmetric_scale(low * factor, high * factor, fmt)
+            yield replace(start, scale=scale, zero=zero)
+    else:
+        for factor in _factors(fmt):
+            scale = bf16_scale(start.scale * factor, fmt)
+            yield replace(start, scale=scale)
+            if fmt.is_integer:
+                # A negative scale turns the grid round: its longer side then serves positive weights.
+                yield replace(start, scale=-scale)
+
+
+def _factors(fmt: NumberFormat) -> list[float]:
+    low, high = _INT_RANGE[fmt.bits] if fmt.is_integer else _FLOAT_RANGE
+    return [low * (high / low) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
+
+
+def _refit(groups: Tensor, weights: Tensor | None, best: Scales, fmt: NumberFormat) -> Scales:
+    """The scale of least squared error for the codes that `best` gives."""
+    elements = _values(groups, best, fmt).div_(best.scale.unsqueeze(-1))
+    weighted = elements if weights is None else elements * weights
+    ratio = (groups * weighted).sum(-1) / (elements * weighted).sum(-1)
+    scale = torch.copysign(bf16_scale(ratio.abs(), fmt), ratio)
+    return replace(best, scale=torch.where(ratio.isfinite(), scale, best.scale))

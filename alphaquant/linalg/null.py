@@ -1,0 +1,104 @@
+"""Null of alpha: its mean and spread over matrices of independent Gaussians of one shape.
+
+The eigenvalues of a Gaussian `[short, long]` matrix are drawn without the matrix, from a bidiagonal
+factor of chi variables (Dumitriu and Edelman, math-ph/0206043). Large matrices need no drawing: the
+Marchenko-Pastur law gives the mean; the remainder shrinks as 1 / short at a fixed aspect ratio and
+the spread as √ln(short) / short (eigenvalues repel), so both are taken from a smaller matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.linalg import eigvalsh_tridiagonal
+
+from alphaquant.linalg.farms import WINDOW, block_corners
+from alphaquant.linalg.hill import hill_alpha
+
+Floats = npt.NDArray[np.float64]
+
+DRAWN_SIDE = 512
+"""Matrices with a longer short side are extrapolated from this size."""
+DRAWS = 128
+
+
+@lru_cache(maxsize=1024)
+def alpha_null(
+    rows: int,
+    cols: int,
+    tail_fraction: float = 0.1,
+    estimator: Literal["hill", "farms"] = "hill",
+    seed: int = 0,
+    tail_size: int | None = None,
+) -> tuple[float, float]:
+    """Mean and standard deviation of alpha for an iid Gaussian `[rows, cols]`; nan below two rows."""
+    short, long = sorted((rows, cols))
+    if short < 2:
+        return math.nan, math.nan
+    random = np.random.default_rng(seed)
+    if estimator == "farms":
+        blocks = len(block_corners(rows, cols, seed))
+        return _farms_null(short, blocks, tail_fraction, tail_size, random)
+    side = min(short, DRAWN_SIDE)
+    shrink = side / short
+    if tail_size is not None:  # its share of the spectrum is what stays the same in a smaller matrix
+        tail_fraction = (min(tail_size, short - 1) + 0.5) / short
+    drawn_size = None if tail_size is None else max(1, math.floor(tail_fraction * side))
+    drawn_long = round(long * shrink)
+    alphas = np.array(
+        [
+            _alpha(gaussian_spectrum(side, drawn_long, random), tail_fraction, drawn_size)
+            for _ in range(DRAWS)
+        ]
+    )
+    mean, spread = float(alphas.mean()), float(alphas.std(ddof=1))
+    if side == short:
+        return mean, spread
+    remainder = mean - _alpha(marchenko_pastur(side, drawn_long), tail_fraction, drawn_size)
+    limit = _alpha(marchenko_pastur(short, long), tail_fraction, tail_size)
+    return limit + remainder * shrink, spread * shrink * math.sqrt(math.log(short) / math.log(side))
+
+
+def gaussian_spectrum(short: int, long: int, random: np.random.Generator) -> Floats:
+    """Eigenvalues `[short]`, ascending, of GGᵀ for a standard Gaussian G `[short, long]`."""
+    diagonal = np.sqrt(random.chisquare(long - np.arange(short)))
+    below = np.sqrt(random.chisquare(short - 1 - np.arange(short - 1)))
+    squares = diagonal**2
+    squares[1:] += below**2
+    values: Floats = eigvalsh_tridiagonal(squares, diagonal[:-1] * below, lapack_driver="sterf")
+    return values
+
+
+def marchenko_pastur(short: int, long: int) -> Floats:
+    """Expected eigenvalues `[short]`, ascending: the law's quantiles at (i + 1/2) / short."""
+    ratio = short / long
+    low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
+    angle = np.linspace(0, math.pi, 100_001)
+    support = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
+    # The density times dλ/dangle has no square-root ends, so that the trapezoid rule is accurate.
+    density = np.sin(angle) ** 2 / np.maximum(support, 1e-300)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    quantiles: Floats = np.interp((np.arange(short) + 0.5) / short, mass / mass[-1], support)
+    return quantiles * long
+
+
+def _farms_null(
+    short: int, blocks: int, tail_fraction: float, random: np.random.Generator
+) -> tuple[float, float]:
+    """Mean and spread over resampled sets of `blocks` square spectra, overlaps taken as independent."""
+    side = min(short, WINDOW)
+    pool = np.stack([gaussian_spectrum(side, side, random) for _ in range(4 * DRAWS)])
+    alphas = [
+        _alpha(np.sort(pool[random.integers(len(pool), size=blocks)], axis=None), tail_fraction)
+        for _ in range(DRAWS)
+    ]
+    return float(np.mean(alphas)), float(np.std(alphas, ddof=1))
+
+
+def _alpha(values: Floats, tail_fraction: float) -> float:
+    return hill_alpha(torch.from_numpy(values), tail_fraction).alpha

@@ -1,0 +1,211 @@
+"""Architectures as rows: where a model type keeps its attention, experts, routers and norms.
+
+Names are those of the checkpoint on disk; shapes come from the safetensors headers, so a row needs
+no formulas. Imports no torch: `alphaquant plan` reads it. Adding a model is adding a row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alphaquant.errors import ModelError, nearest
+from alphaquant.models.linear import LinearSpec, Role
+
+_ATTENTION: dict[str, Role] = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+}
+_GATED: dict[str, Role] = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+_MIXTRAL: dict[str, Role] = {"w1": "gate", "w3": "up", "w2": "down"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row per `model_type`; every path is relative to a decoder block on disk."""
+
+    model_type: str
+    experts_key: str | None = None
+    """Config key that counts the routed experts; None for dense models."""
+    experts: str = "mlp.experts"
+    """Folder of the routed experts."""
+    expert_projections: Mapping[str, Role] = field(default_factory=lambda: _GATED)
+    router: str | None = None
+    shared_expert: str | None = None
+    shared_gate: str | None = None
+    module_names: tuple[tuple[str, str], ...] = ()
+    """(regular expression on disk, replacement in transformers' module tree) where names differ."""
+    disk_names: tuple[tuple[str, str], ...] = ()
+    """The inverse of `module_names`."""
+    mlp: str = "mlp"
+    blocks: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+
+    def is_moe_block(self, config: Mapping[str, Any], block: int) -> bool:
+        """Whether decoder block `block` holds routed experts."""
+        if self.experts_key is None:
+            return False
+        step = config.get("decoder_sparse_step") or 1
+        dense = config.get("mlp_only_layers") or ()
+        return block not in dense and (block + 1) % step == 0
+
+    def experts_per_block(self, config: Mapping[str, Any]) -> int:
+        """Number of routed experts of one MoE block; 0 for a dense model."""
+        return int(config[self.experts_key]) if self.experts_key else 0
+
+    def linears(
+        self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[LinearSpec]:
+        """Every linear of the model in block order, lm_head last when it is not tied.
+
+        `shapes` maps tensor names on disk to their shapes. Raises ModelError for a tensor that the
+        architecture needs and the checkpoint lacks.
+        """
+        specs = [
+            spec
+            for block in range(int(config["num_hidden_layers"]))
+            for spec in self._block_linears(config, shapes, block)
+        ]
+        if "lm_head.weight" in shapes and not config.get("tie_word_embeddings", False):
+            specs.append(
+                _spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head")
+            )
+        return specs
+
+    def _block_linears(
+        self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], block: int
+    ) -> list[LinearSpec]:
+        root = f"{self.blocks}.{block}"
+
+        def one(path: str, role: Role, reads: str, fused: str, expert: int | None = None) -> LinearSpec:
+            return _spec(shapes, f"{root}.{path}", role, block, expert, f"{root}.{reads}", f"{root}.{fused}")
+
+        specs = [
+            one(path, role, "attention.out" if role == "o" else "attention.in", "o" if role == "o" else "qkv")
+            for path, role in _ATTENTION.items()
+        ]
+        if not self.is_moe_block(config, block):
+            return specs + self._gated(one, self.mlp, self.mlp)
+        if self.router:
+            specs.append(one(self.router, "router", "mlp.in", "router"))
+        for expert in range(self.experts_per_block(config)):
+            folder = f"{self.experts}.{expert}"
+            specs += [
+                one(
+                    f"{folder}.{path}",
+                    role,
+                    f"{folder}.{'out' if role == 'down' else 'in'}",
+                    "experts",
+                    expert,
+                )
+                for path, role in self.expert_projections.items()
+            ]
+        if self.shared_expert:
+            specs += self._gated(one, self.shared_expert, self.shared_expert)
+        if self.shared_gate:
+            specs.append(one(self.shared_gate, "router", "mlp.in", "shared_gate"))
+        return specs
+
+    @staticmethod
+    def _gated(one: Any, folder: str, key: str) -> list[LinearSpec]:
+        return [
+            one(
+                f"{folder}.{path}",
+                role,
+                f"{key}.{'out' if role == 'down' else 'in'}",
+                f"{key}.down" if role == "down" else f"{key}.gate_up",
+            )
+            for path, role in _GATED.items()
+        ]
+
+    def module_name(self, name: str) -> str:
+        """Name inside transformers' module tree (experts unfused) of a name on disk."""
+        return _substitute(name, self.module_names)
+
+    def disk_name(self, name: str) -> str:
+        """Name on disk of a name inside transformers' module tree (experts unfused)."""
+        return _substitute(name, self.disk_names)
+
+
+def _substitute(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _spec(
+    shapes: Mapping[str, tuple[int, ...]],
+    name: str,
+    role: Role,
+    block: int | None,
+    expert: int | None,
+    reads: str,
+    fused: str,
+) -> LinearSpec:
+    shape = shapes.get(f"{name}.weight")
+    if shape is None:
+        raise ModelError(
+            f"tensor {name}.weight is missing from the checkpoint; nearest: "
+            f"{nearest(f'{name}.weight', shapes)}. Download the model again, or check its config.json."
+        )
+    if len(shape) != 2:
+        raise ModelError(f"tensor {name}.weight has shape {list(shape)}; a linear needs [out, in]")
+    return LinearSpec(name, role, block, expert, shape[0], shape[1], reads, fused)
+
+
+_ROWS = (
+    Architecture("llama"),
+    Architecture("qwen2"),
+    Architecture("qwen3"),
+    Architecture("olmoe", experts_key="num_experts", router="mlp.gate"),
+    Architecture(
+        "mixtral",
+        experts_key="num_local_experts",
+        experts="block_sparse_moe.experts",
+        expert_projections=_MIXTRAL,
+        router="block_sparse_moe.gate",
+        module_names=(
+            (r"\bblock_sparse_moe\b", "mlp"),
+            (r"\bw1\b", "gate_proj"),
+            (r"\bw3\b", "up_proj"),
+            (r"\bw2\b", "down_proj"),
+        ),
+        disk_names=(
+            (r"\bmlp\b", "block_sparse_moe"),
+            (r"\bgate_proj\b", "w1"),
+            (r"\bup_proj\b", "w3"),
+            (r"\bdown_proj\b", "w2"),
+        ),
+    ),
+    Architecture(
+        "qwen2_moe",
+        experts_key="num_experts",
+        router="mlp.gate",
+        shared_expert="mlp.shared_expert",
+        shared_gate="mlp.shared_expert_gate",
+    ),
+)
+ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
+
+
+def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) -> Architecture:
+    """The row of a model's config.json. Raises ModelError that lists the rows."""
+    model_type = str(config.get("model_type", ""))
+    row = ARCHITECTURES.get(model_type)
+    if row is not None:
+        return row
+    if config.get("auto_map") and not trust_remote_code:
+        raise ModelError(
+            f"model_type {model_type!r} needs Python code that comes with the model, and "
+            "model.trust_remote_code is false. Set it to true only if you trust the model's author. "
+            f"Types that need no remote code: {', '.join(ARCHITECTURES)}."
+        )
+    raise ModelError(
+        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. "
+        "A new one is a row in alphaquant/models/architecture.py."
+    )

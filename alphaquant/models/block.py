@@ -1,0 +1,149 @@
+"""Decoder blocks one at a time: build a block, load it, run it on hidden states.
+
+The inputs of the first block, and the keyword arguments (masks, rotary tables) that each block gets,
+come from the model's own forward code, run with recorders in place of its blocks. So a new
+architecture needs no attention or mask code here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alphaquant.errors import ModelError
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.experts import unfuse
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps its keyword arguments and passes the hidden states on."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.kwargs: dict[str, Any] = {}
+        for name in ("attention_type", "layer_type"):
+            if hasattr(original, name):
+                setattr(self, name, getattr(original, name))
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.kwargs = kwargs
+        return hidden_states
+
+
+class BlockModel:
+    """A checkpoint as a sequence of decoder blocks on one device.
+
+    Hidden states are lists of batches `[windows, length, hidden]`, kept where `home` says.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.checkpoint = checkpoint
+        self.device = device
+        self.dtype = dtype
+        config = copy.deepcopy(checkpoint.config)
+        config.use_cache = False
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
+            )
+        self._inner: Any = skeleton.model.eval()
+        self._templates: list[nn.Module] = list(self._inner.layers)
+        self._inner.layers = nn.ModuleList(_Recorder(block) for block in self._templates)
+        architecture = checkpoint.architecture
+        self._inner.rotary_emb = type(self._inner.rotary_emb)(config=config).to(device)
+        self._place(self._inner.embed_tokens, f"{architecture.embedding}.weight")
+        self._place(self._inner.norm, f"{architecture.final_norm}.weight")
+        self.final_norm: nn.Module = self._inner.norm
+
+    def embed(self, tokens: Tensor, batch_size: int) -> list[Tensor]:
+        """`[windows, length]` token ids to the first block's inputs, in batches."""
+        return [self._record(batch)[0] for batch in tokens.split(batch_size)]
+
+    def block(self, index: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Decoder block `index` with its weights from disk; `weights` (by linear name) replace some."""
+        template = copy.deepcopy(self._templates[index])
+        unfuse(template, share=False)
+        block = template.to_empty(device=self.device).eval()
+        architecture = self.checkpoint.architecture
+        state = {
+            architecture.module_name(name): tensor.to(self.device, self.dtype)
+            for name, tensor in self.checkpoint.block_tensors(index).items()
+        }
+        prefix = f"{architecture.blocks}.{index}."
+        for linear, weight in (weights or {}).items():
+            name = architecture.module_name(linear.removeprefix(prefix))
+            state[f"{name}.weight"] = weight.to(self.device, self.dtype)
+        try:
+            missing, unexpected = block.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise ModelError(
+                f"block {index} of {self.checkpoint.path} does not fit its config.json: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+        if missing:
+            raise ModelError(
+                f"{self.checkpoint.path} lacks {prefix}{missing[0]}, which its config.json asks for"
+            )
+        if harmful := [name for name in unexpected if "rotary_emb" not in name]:
+            raise ModelError(
+                f"{self.checkpoint.path} has {prefix}{harmful[0]}, for which a "
+                f"{architecture.model_type} block has no place"
+            )
+        for parameter in block.parameters():
+            parameter.requires_grad_(False)
+        return block
+
+    def linear(self, block: nn.Module, index: int, name: str) -> nn.Module:
+        """The submodule (with a `.weight`) that a linear's name on disk means."""
+        architecture = self.checkpoint.architecture
+        relative = name.removeprefix(f"{architecture.blocks}.{index}.")
+        return block.get_submodule(architecture.module_name(relative))
+
+    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+        """One batch `[windows, length, hidden]` through a block, on the device."""
+        return block(hidden.to(self.device), **self._kwargs(index, hidden))  # type: ignore[no-any-return]
+
+    def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
+        """The block's outputs, batch by batch, each kept where its input lay."""
+        for batch in hidden:
+            with torch.no_grad():
+                yield self.run(block, index, batch).to(batch.device)
+
+    def head(self) -> nn.Linear:
+        """The output projection `[vocabulary, hidden]`, tied or not."""
+        architecture = self.checkpoint.architecture
+        tied = "lm_head.weight" not in self.checkpoint.entries
+        name = f"{architecture.embedding}.weight" if tied else "lm_head.weight"
+        weight = self.checkpoint.tensor(name).to(self.device, self.dtype)
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        head.weight = nn.Parameter(weight, requires_grad=False)
+        return head
+
+    def _kwargs(self, index: int, hidden: Tensor) -> dict[str, Any]:
+        shape = (hidden.shape[0], hidden.shape[1])
+        if getattr(self, "_shape", None) != shape:
+            self._record(torch.zeros(shape, dtype=torch.long))
+        return self._inner.layers[index].kwargs  # type: ignore[no-any-return]
+
+    def _record(self, batch: Tensor) -> tuple[Tensor]:
+        self._shape = (batch.shape[0], batch.shape[1])
+        first: list[Tensor] = []
+        hook = self._inner.layers[0].register_forward_hook(
+            lambda _module, _args, out: first.append(out)
+        )
+        try:
+            with torch.no_grad():
+                self._inner(input_ids=batch.to(self.device), use_cache=False)
+        finally:
+            hook.remove()
+        return (first[0],)
+
+    def _place(self, module: nn.Module, name: str) -> None:
+        weight = self.checkpoint.tensor(name).to(self.device, self.dtype)
+        module.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,0 +1,36 @@
+"""LinearSpec: the name, place and shape of one weight matrix, without the weight itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "lm_head"]
+ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down", "router", "lm_head")
+ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "o"})
+
+
+@dataclass(frozen=True, slots=True)
+class LinearSpec:
+    """One logical weight `[rows, cols]` = `[out, in]`; an expert's slice counts as one linear.
+
+    `name` is the weight's name in the checkpoint on disk without `.weight`, and joins every table.
+    """
+
+    name: str
+    role: Role
+    block: int | None
+    """Decoder block, or None for lm_head."""
+    expert: int | None
+    """Index of a routed expert, or None."""
+    rows: int
+    cols: int
+    input_key: str
+    """Linears with equal keys read the same input and share one Hessian."""
+    fused_key: str
+    """Linears with equal keys are one kernel when served: qkv, gate_up, all experts of a block."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.rows * self.cols

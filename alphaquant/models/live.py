@@ -1,0 +1,70 @@
+"""A model in memory, seen as a checkpoint: the same names, specs and blocks, without a folder."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from alphaquant.errors import ModelError
+from alphaquant.models.architecture import architecture_of
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.experts import UnfusedExperts, is_fused_experts
+from alphaquant.models.tensors import TensorEntry
+
+_MEMORY = Path("<memory>")
+
+
+class LiveCheckpoint(Checkpoint):
+    """A transformers model as a Checkpoint; its tensors are views, so `replace` changes the model."""
+
+    def __init__(self, model: nn.Module, model_type: str = "auto") -> None:
+        config: Any = model.config
+        self.path = _MEMORY
+        self.trust_remote_code = False
+        self.raw_config = config.to_dict() | ({} if model_type == "auto" else {"model_type": model_type})
+        self.architecture = architecture_of(self.raw_config)
+        self._tensors = {self.architecture.disk_name(n): t for n, t in _named_tensors(model)}
+        if config.tie_word_embeddings:
+            self._tensors.pop("lm_head.weight", None)
+        self.entries = {
+            name: TensorEntry(_MEMORY, str(tensor.dtype), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+        shapes = {name: entry.shape for name, entry in self.entries.items()}
+        self.specs = self.architecture.linears(self.raw_config, shapes)
+        self.blocks = int(self.raw_config["num_hidden_layers"])
+        self._config = config
+        self._opening = threading.Lock()
+
+    @property
+    def config(self) -> Any:
+        """The model's own config."""
+        return self._config
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the model, by its name on disk; a view."""
+        try:
+            return self._tensors[name]
+        except KeyError as error:
+            raise ModelError(f"the model has no tensor {name}") from error
+
+    def replace(self, linear: str, weight: Tensor) -> None:
+        """Overwrite a linear's weight `[out, in]` in the model."""
+        self.weight(linear).copy_(weight)
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters by module name, with fused experts as one view per expert."""
+    fused = {name: m for name, m in model.named_modules() if is_fused_experts(m)}
+    tensors = [
+        (name, parameter.detach())
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] not in fused
+    ]
+    for prefix, module in fused.items():
+        experts = UnfusedExperts.sharing(module)
+        tensors += [(f"{prefix}.{name}", p.detach()) for name, p in experts.named_parameters()]
+    return tensors

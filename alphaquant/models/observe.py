@@ -1,0 +1,73 @@
+"""What a decoder block's linears see: hooks that gather input Hessians and output gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.models.block import BlockModel
+from alphaquant.models.linear import LinearSpec
+
+
+def run_and_collect(
+    model: BlockModel,
+    block: nn.Module,
+    index: int,
+    specs: Sequence[LinearSpec],
+    hidden: list[Tensor],
+) -> tuple[dict[str, HessianAccumulator], list[Tensor]]:
+    """One pass of `hidden` through a block: a Hessian for every input that `specs` read, and outputs.
+
+    Linears with one `input_key` share an accumulator; an expert's sees the tokens routed to it.
+    """
+    accumulators: dict[str, HessianAccumulator] = {}
+    with contextlib.ExitStack() as hooks:
+        for spec in specs:
+            if spec.input_key not in accumulators:
+                accumulator = HessianAccumulator(spec.cols, model.device)
+                accumulators[spec.input_key] = accumulator
+                module = model.linear(block, index, spec.name)
+                handle = module.register_forward_pre_hook(_feed(accumulator))
+                hooks.callback(handle.remove)
+        outputs = list(model.advance(block, index, hidden))
+    return accumulators, outputs
+
+
+def _feed(accumulator: HessianAccumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _module, args: accumulator.update(args[0])
+
+
+@contextlib.contextmanager
+def output_gradients(
+    model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec]
+) -> Iterator[dict[str, Tensor]]:
+    """While open, backward passes add each linear's squared output gradients, summed over tokens.
+
+    Yields `{linear: [out]}` in fp32; a linear that no token reaches stays zero.
+    """
+    sums = {
+        spec.name: torch.zeros(spec.rows, dtype=torch.float32, device=model.device) for spec in specs
+    }
+
+    def hook(name: str) -> Callable[..., None]:
+        def on_gradient(gradient: Tensor) -> None:
+            sums[name] += gradient.reshape(-1, gradient.shape[-1]).float().square().sum(0)
+
+        def on_forward(_module: nn.Module, _args: Any, output: Any) -> None:
+            # a router returns (logits, scores, indices)
+            tensor: Tensor = output[0] if isinstance(output, tuple) else output
+            if tensor.requires_grad:
+                tensor.register_hook(on_gradient)
+
+        return on_forward
+
+    with contextlib.ExitStack() as hooks:
+        for spec in specs:
+            module = model.linear(block, index, spec.name)
+            hooks.callback(module.register_forward_hook(hook(spec.name)).remove)
+        yield sums

@@ -1,0 +1,151 @@
+"""ModelRef: which model is meant, by the content of its files. Never cached: it looks at what is there now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from alphaquant.config import ModelConfig
+from alphaquant.demo import demo_model_path
+from alphaquant.errors import ModelError
+from alphaquant.models.architecture import architecture_of
+from alphaquant.models.tensors import tensor_index
+
+# what decides a model's behaviour; READMEs and pictures may change without effect
+_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
+
+
+class ModelRef(BaseModel):
+    """A model on disk: its place, a name for people and a digest of its contents."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    path: str
+    name: str
+    model_type: str
+    digest: str
+    trust_remote_code: bool = False
+
+    def cache_identity(self) -> dict[str, str]:
+        """What enters a cache key: the content, not the place."""
+        return {"digest": self.digest}
+
+
+def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> ModelRef:
+    """Find a model folder (or fetch a hub id), check it whole from its headers, and digest it.
+
+    `digest_cache` is a JSON file that remembers sha256 sums by size, time and inode.
+    Raises ModelError for a missing, damaged or unsupported model.
+    """
+    folder = _folder(config)
+    raw = read_config(folder)
+    if raw.get("quantization_config"):
+        raise ModelError(
+            f"{folder} is already quantized (quantization_config in config.json). Start from the "
+            "original weights."
+        )
+    architecture = architecture_of(raw, config.trust_remote_code)
+    architecture.linears(raw, {name: entry.shape for name, entry in tensor_index(folder).items()})
+    name = Path(config.path).resolve().name if config.path and Path(config.path).is_dir() else config.path
+    return ModelRef(
+        path=str(folder),
+        name=(name or "demo").replace("/", "--"),
+        model_type=architecture.model_type,
+        digest=_digest(folder, digest_cache),
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} has no config.json; it is not a transformers model folder") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return raw
+
+
+def _folder(config: ModelConfig) -> Path:
+    if config.path is None:
+        return demo_model_path()
+    local = Path(config.path).expanduser()
+    if local.is_dir():
+        return local.resolve()
+    if local.exists():
+        raise ModelError(f"{local} is a file; give the model's folder")
+    looks_like_path = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
+    if looks_like_path:
+        raise ModelError(f"model folder {config.path!r} does not exist (a hub id looks like owner/name)")
+    return _download(config.path, config.revision)
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from httpx import HTTPError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        raise ModelError(
+            f"{repository!r} is neither a local folder nor reachable on the hub "
+            f"({type(error).__name__}). Check the name, the network and HF_HUB_OFFLINE, or give a folder."
+        ) from error
+
+
+def _digest(folder: Path, cache_path: Path | None) -> str:
+    cache = _read_cache(cache_path)
+    total = hashlib.sha256()
+    for path in _files(folder):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{_file_sum(path, cache)}\n".encode())
+    _write_cache(cache_path, cache)
+    return total.hexdigest()
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+
+
+def _file_sum(path: Path, cache: dict[str, list[Any]]) -> str:
+    stat = path.stat()
+    mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    known = cache.get(str(path))
+    if known and known[:3] == mark:
+        return str(known[3])
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    cache[str(path)] = [*mark, digest]
+    return digest
+
+
+def _read_cache(path: Path | None) -> dict[str, list[Any]]:
+    if path is None or not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a torn cache only costs hashing again
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _write_cache(path: Path | None, cache: dict[str, list[Any]]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(cache), encoding="utf-8")
+    temporary.replace(path)

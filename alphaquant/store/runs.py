@@ -1,0 +1,49 @@
+"""Run manifests: what each run was told, what it did and why, and how it ended.
+
+`runs/<run_id>.json`; the record that survives a lost Prefect database.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from alphaquant.errors import UserError
+from alphaquant.store.artifacts import ArtifactStore
+from alphaquant.store.files import read_json
+
+
+def new_run_id() -> str:
+    """Sortable by time, unique between machines."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}{secrets.token_hex(2)}"
+
+
+def save_run(store: ArtifactStore, manifest: dict[str, Any]) -> None:
+    """Write a run's manifest, whole."""
+    store.write_json(f"runs/{manifest['run_id']}.json", manifest)
+
+
+def run_ids(store: ArtifactStore) -> list[str]:
+    """All runs, newest first."""
+    folder = store.root / "runs"
+    return (
+        sorted((path.stem for path in folder.glob("*.json")), reverse=True)
+        if folder.is_dir()
+        else []
+    )
+
+
+def load_run(store: ArtifactStore, run_id: str) -> dict[str, Any]:
+    """One run's manifest. `run_id` may be `last` or the beginning of an id. Raises UserError."""
+    known = run_ids(store)
+    matches = known[:1] if run_id == "last" else [name for name in known if name.startswith(run_id)]
+    if len(matches) != 1:
+        found = "no run" if not matches else f"{len(matches)} runs"
+        hint = f"the newest: {', '.join(known[:3])}" if known else "the store holds no runs yet"
+        raise UserError(f"{run_id!r} names {found} of {store.root}; {hint}")
+    manifest = read_json(store.root / "runs" / f"{matches[0]}.json")
+    if not isinstance(manifest, dict):
+        raise UserError(f"the manifest of run {matches[0]} in {store.root} cannot be read")
+    return manifest

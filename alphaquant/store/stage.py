@@ -1,0 +1,201 @@
+"""Stage: one cached step. Look the key up, or compute; keep the artifact; say why.
+
+The engine knows neither Prefect nor models: a stage's body is a function that fills a folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.fingerprint import code_fingerprint
+from alphaquant.store.keys import canonical
+from alphaquant.store.lock import locked
+from alphaquant.store.records import (
+    KeyRecord,
+    key_of,
+    load_record,
+    save_record,
+    why_new,
+)
+from alphaquant.store.units import BlockCache
+
+State = Literal["ran", "cached", "skipped"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What a body returns when the stage does not apply; remembered like a result."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named step whose result is one artifact.
+
+    `body(out, store, **inputs)` writes files into `out`; `store` is a `Workbench`.
+    """
+
+    name: str
+    body: Callable[..., Skipped | None]
+    module: str
+    """Where its code starts: the fingerprint is that module's import closure."""
+    unkeyed: tuple[str, ...] = ("execution",)
+    """Inputs that say where and how fast it runs, not what comes out."""
+
+    def code(self) -> dict[str, str]:
+        """Fingerprint of everything the stage can reach, by module."""
+        return code_fingerprint(self.module)
+
+    def ingredients(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the key is made of. Raises TypeError for an input whose content is unknown."""
+        keyed = {
+            name: canonical(value, f"input {name!r} of stage {self.name}")
+            for name, value in inputs.items()
+            if name not in self.unkeyed
+        }
+        return {"stage": self.name, "code": self.code(), "inputs": keyed}
+
+
+class Workbench:
+    """What a stage's body may use of the store: finished inputs, and blocks of its own."""
+
+    def __init__(self, artifacts: ArtifactStore, stage: Stage, *, refresh: bool = False) -> None:
+        self.artifacts = artifacts
+        self.blocks: BlockCache | None = None
+        self._stage = stage
+        self._refresh = refresh
+
+    def path(self, ref: ArtifactRef) -> Path:
+        """Folder of a finished artifact."""
+        return self.artifacts.path(ref)
+
+    def block_paths(self, ref: ArtifactRef) -> list[Path]:
+        """Folders of the blocks that an artifact lists, in order."""
+        children = self.artifacts.children(ref)
+        return [self.artifacts.path(children[name]) for name in sorted(children)]
+
+    def block_cache(self, **static: Any) -> BlockCache:
+        """The cache of this stage's blocks; `static` is what all of them depend on."""
+        kind = f"{self._stage.name}-block"
+        self.blocks = BlockCache(
+            self.artifacts, kind, self._stage.code(), static, refresh=self._refresh
+        )
+        return self.blocks
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What happened to a stage, why, and where its artifact is."""
+
+    name: str
+    state: State
+    reason: str
+    seconds: float
+    key: str
+    ref: ArtifactRef | None
+    units_ran: int = 0
+    units_cached: int = 0
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What the store knows about a key: a sound record, or why the stage has to run."""
+
+    key: str
+    ingredients: dict[str, Any]
+    record: KeyRecord | None
+    """The record of this very key, even when its artifact is harmed."""
+    miss: str | None
+    """Why it must run; None for a hit."""
+
+
+def lookup(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any]) -> Lookup:
+    """Find the result of a stage for these inputs and check that it is unharmed."""
+    ingredients = stage.ingredients(inputs)
+    key = key_of(ingredients)
+    record = load_record(store, stage.name, key)
+    if record is None:
+        return Lookup(key, ingredients, None, why_new(store, stage.name, ingredients))
+    problem = store.problem(record.ref) if record.ref else None
+    return Lookup(key, ingredients, record, f"artifact {problem}" if problem else None)
+
+
+def run_stage(
+    stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any], *, force: bool = False
+) -> StageResult:
+    """Return the stage's artifact for these inputs, computing it only when it must be.
+
+    Two processes that want the same key at once compute it once. An exception of the body passes through
+    and leaves nothing behind but finished blocks.
+    """
+    started = time.perf_counter()
+    found = lookup(stage, store, inputs)
+    if found.miss is None and not force:
+        return _hit(found, stage, started)
+    with locked(store.root, f"{stage.name}-{found.key}", stage.name):
+        if not force:
+            found = lookup(stage, store, inputs)
+            if found.miss is None:
+                return _hit(found, stage, started, "another process computed it meanwhile")
+        return _compute(stage, store, inputs, found, "forced" if force else str(found.miss), force)
+
+
+def _hit(found: Lookup, stage: Stage, started: float, reason: str | None = None) -> StageResult:
+    assert found.record is not None
+    record = found.record
+    since = datetime.fromisoformat(record.when).astimezone().strftime("%Y-%m-%d %H:%M")
+    return StageResult(
+        name=stage.name,
+        state="skipped" if record.skipped else "cached",
+        reason=record.skipped or reason or f"unchanged since {since}",
+        seconds=time.perf_counter() - started,
+        key=found.key,
+        ref=record.ref,
+        units_cached=record.units,
+    )
+
+
+def _compute(
+    stage: Stage,
+    store: ArtifactStore,
+    inputs: Mapping[str, Any],
+    found: Lookup,
+    reason: str,
+    force: bool,
+) -> StageResult:
+    started = time.perf_counter()
+    bench = Workbench(store, stage, refresh=force)
+    with store.draft(stage.name) as draft:
+        outcome = stage.body(draft.path, bench, **inputs)
+        if isinstance(outcome, Skipped):
+            draft.discard()
+    skipped = outcome.message if isinstance(outcome, Skipped) else None
+    seconds = time.perf_counter() - started
+    blocks = bench.blocks
+    record = KeyRecord(
+        stage=stage.name,
+        key=found.key,
+        ingredients=found.ingredients,
+        ref=draft.ref,
+        skipped=skipped,
+        units=len(blocks.refs) if blocks else 0,
+        seconds=seconds,
+    )
+    save_record(store, record)
+    return StageResult(
+        name=stage.name,
+        state="skipped" if skipped else "ran",
+        reason=skipped or reason,
+        seconds=seconds,
+        key=found.key,
+        ref=draft.ref,
+        units_ran=blocks.ran if blocks else 0,
+        units_cached=blocks.cached if blocks else 0,
+    )

@@ -1,0 +1,87 @@
+"""Units: the parts of a stage that are artifacts of their own, so that a killed run loses at most one.
+
+A decoder block is such a unit. What block k becomes depends on everything before it, so its key holds the
+digests of all earlier blocks, not only of the last: a block that is kept as it is would hide what came
+before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.keys import canonical
+from alphaquant.store.records import KeyRecord, key_of, load_record, save_record
+
+
+class BlockCache:
+    """Blocks of one model under one stage, asked for in order: `get(0)`, perhaps `put(0)`, `get(1)`, ..."""
+
+    def __init__(
+        self,
+        store: ArtifactStore,
+        kind: str,
+        code: dict[str, str],
+        static: dict[str, Any],
+        *,
+        refresh: bool = False,
+    ) -> None:
+        self._store = store
+        self._kind = kind
+        self._code = code
+        self._static = canonical(static)
+        self._refresh = refresh
+        self._chain = ""
+        self.refs: list[ArtifactRef] = []
+        self.ran = 0
+        self.cached = 0
+
+    def get(self, index: int, ingredients: dict[str, Any]) -> Path | None:
+        """The finished block `index` for these ingredients, or None when it must be computed."""
+        self._in_order(index)
+        record = load_record(self._store, self._kind, key_of(self._ingredients(index, ingredients)))
+        if record is None or record.ref is None or self._refresh or self._store.problem(record.ref):
+            return None
+        self.cached += 1
+        return self._append(record.ref)
+
+    def put(self, index: int, ingredients: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Let `write` fill the block's folder, keep it, and return where it is now."""
+        self._in_order(index)
+        with self._store.draft(self._kind) as draft:
+            write(draft.path)
+        assert draft.ref is not None
+        whole = self._ingredients(index, ingredients)
+        save_record(
+            self._store,
+            KeyRecord(stage=self._kind, key=key_of(whole), ingredients=whole, ref=draft.ref),
+        )
+        self.ran += 1
+        return self._append(draft.ref)
+
+    def as_refs(self) -> dict[str, dict[str, Any]]:
+        """What a `refs.json` says about the finished blocks, in order."""
+        return {f"block-{index:04d}": ref.model_dump() for index, ref in enumerate(self.refs)}
+
+    def _in_order(self, index: int) -> None:
+        if index != len(self.refs):
+            raise ValueError(
+                f"block {index} was asked for after {len(self.refs)} blocks; go in order"
+            )
+
+    def _append(self, ref: ArtifactRef) -> Path:
+        self._chain = hashlib.sha256(f"{self._chain}{ref.digest}".encode()).hexdigest()
+        self.refs.append(ref)
+        return self._store.path(ref)
+
+    def _ingredients(self, index: int, ingredients: dict[str, Any]) -> dict[str, Any]:
+        inputs = {
+            "static": self._static,
+            "index": index,
+            "before": self._chain,
+            "block": canonical(ingredients),
+        }
+        return {"stage": self._kind, "code": self._code, "inputs": inputs}

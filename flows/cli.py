@@ -1,0 +1,69 @@
+"""The command `alphaquant`: verbs, and what their endings mean.
+
+Exit status 0: done. 2: the input is wrong, said in one message. 1: anything else. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from alphaquant.errors import AlphaQuantError, UserError
+from flows.commands import evaluate, plan, quantize, run, why
+from flows.logs import keep_traceback
+from flows.preflight import open_store
+
+VERBS = (run, plan, why, evaluate, quantize)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.execute(options)
+    except UserError as error:
+        print(f"alphaquant: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "alphaquant: interrupted. Finished stages and blocks are kept: the same command resumes.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001
+        print(f"alphaquant: {_short(error)}", file=sys.stderr)
+        print(_where_to_look(error, options), file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every verb with its options."""
+    parser = argparse.ArgumentParser(
+        prog="alphaquant",
+        description="Compress a language model to mixed precision and show what that cost.",
+        epilog="Try `alphaquant run`: it compresses the shipped demo model, offline.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add_to(verbs)
+    return parser
+
+
+def _short(error: Exception) -> str:
+    return str(error) if isinstance(error, AlphaQuantError) else f"{type(error).__name__}: {error}"
+
+
+def _where_to_look(error: Exception, options: argparse.Namespace) -> str:
+    if options.debug:
+        return "".join(traceback.format_exception(error))
+    log = keep_traceback(error, open_store(getattr(options, "store", None)).root)
+    return f"The traceback is in {log}." if log else "Run it again with --debug for the traceback."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Options that several verbs share, and the config they describe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from alphaquant.config import RunConfig, load_config
+from alphaquant.demo import demo_model_path
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_verb(verbs: Verbs, name: str, help_: str, example: str) -> argparse.ArgumentParser:
+    """A verb's parser with an example in its help."""
+    parser = verbs.add_parser(
+        name,
+        help=help_,
+        description=help_,
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="print tracebacks")
+    return parser
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Where artifacts are kept."""
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="artifact store (ALPHAQUANT_STORE, else artifacts/)",
+    )
+
+
+def add_assignments(parser: argparse.ArgumentParser) -> None:
+    """Single keys of the config."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="SECTION.KEY=VALUE",
+        help="change one key of the config; may be repeated",
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """What to do with which model."""
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="run config (default: the demo)"
+    )
+    parser.add_argument("--model", metavar="ID_OR_DIR", help="model folder or hub id")
+    add_assignments(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="products (runs/<model>-<bits>)")
+    add_store(parser)
+    parser.add_argument(
+        "--force", action="append", default=[], metavar="STAGE", help="run this stage in any case"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+
+
+def config_of(options: argparse.Namespace) -> RunConfig:
+    """The config file (the demo's when neither a file nor a model is named) with all changes applied."""
+    path: Path | None = options.config
+    assignments: list[str] = list(options.assignments)
+    if options.model is not None:
+        assignments.append(f"model.path={quoted(options.model)}")
+    elif path is None:
+        path = demo_model_path().parent / "demo.yaml"
+    return load_config(path, assignments)
+
+
+def quoted(text: str) -> str:
+    """`text` as a YAML string: a folder may be called 123 or yes."""
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"

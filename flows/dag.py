@@ -1,0 +1,158 @@
+"""The pipeline: what happens, in which order, from a model to a scored checkpoint and a report.
+
+Each line is a stage; what it is given decides whether it must run. The same lines serve the run, the dry
+run (`alphaquant plan`) and the Prefect flow: they differ in `call` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+from alphaquant.config import RunConfig
+from alphaquant.models.resolve import ModelRef
+from alphaquant.store.stage import Stage
+from flows.contents import file_digests
+from tasks.allocate import allocate
+from tasks.alpha import alpha
+from tasks.analyze import analyze
+from tasks.calibration import calibration
+from tasks.evaluate import evaluate
+from tasks.export import export
+from tasks.quantize import quantize
+from tasks.router import router
+from tasks.sensitivity import sensitivity
+
+StageName: TypeAlias = Literal[
+    "calibration",
+    "alpha",
+    "sensitivity",
+    "allocate",
+    "quantize",
+    "router",
+    "export",
+    "evaluate",
+    "analyze",
+]
+STAGE_NAMES: tuple[str, ...] = get_args(StageName)
+
+
+class Call(Protocol):
+    """How a stage is called: run here, run as a Prefect task, or only planned."""
+
+    def __call__(self, stage: Stage, **inputs: Any) -> Any:
+        """Return the stage's artifact, or what stands for it."""
+
+    def skip(self, stage: Stage, reason: str) -> Any:
+        """Note that the stage does not apply; returns None, the artifact it does not make."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a run hands over; references, or what stands for them in a dry run."""
+
+    plan: Any
+    checkpoint: Any
+    alpha: Any = None
+    scores: Any = None
+    report: Any = None
+
+
+Stages: TypeAlias = Callable[[RunConfig, ModelRef, Call], Products]
+
+
+def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
+    """Compress a model, score it and report."""
+    here, rounding = config.execution, config.quantization
+    tokens = call(
+        calibration,
+        model=model,
+        calibration=config.calibration,
+        files=file_digests([config.calibration.dataset]),
+    )
+    alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
+    losses = call(
+        sensitivity,
+        model=model,
+        tokens=tokens,
+        formats=config.allocation.formats,
+        group_size=rounding.group_size,
+        symmetric=rounding.symmetric,
+        scale_search=rounding.scale_search,
+        damping=rounding.damping,
+        expert_shrinkage=rounding.expert_shrinkage,
+        execution=here,
+    )
+    plan = call(
+        allocate,
+        model=model,
+        allocation=config.allocation,
+        quantization=rounding,
+        alpha=alphas,
+        sensitivity=losses,
+    )
+    blocks = call(
+        quantize, model=model, plan=plan, tokens=tokens, quantization=rounding, execution=here
+    )
+    if config.router.method == "none":
+        routers = call.skip(router, "router.method is none")
+    else:
+        routers = call(
+            router,
+            model=model,
+            plan=plan,
+            blocks=blocks,
+            tokens=tokens,
+            router=config.router,
+            execution=here,
+        )
+    checkpoint = call(export, model=model, blocks=blocks, routers=routers, export=config.export)
+    scores = call(
+        evaluate,
+        model=model,
+        checkpoint=checkpoint,
+        plan=plan,
+        evaluation=config.evaluation,
+        files=file_digests([config.evaluation.dataset, *config.evaluation.tasks]),
+        execution=here,
+    )
+    report = call(
+        analyze,
+        model=model,
+        name=model.name,
+        config=config.model_dump(mode="json", exclude={"model", "execution"}),
+        tables={
+            "alpha": alphas,
+            "sensitivity": losses,
+            "plan": plan,
+            "blocks": blocks,
+            "routers": routers,
+            "scores": scores,
+        },
+    )
+    return Products(plan, checkpoint, alphas, scores, report)
+
+
+def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
+    """The short way: one format for all linears, no scores."""
+    here, rounding = config.execution, config.quantization
+    tokens = call(
+        calibration,
+        model=model,
+        calibration=config.calibration,
+        files=file_digests([config.calibration.dataset]),
+    )
+    plan = call(
+        allocate,
+        model=model,
+        allocation=config.allocation,
+        quantization=rounding,
+        alpha=None,
+        sensitivity=None,
+    )
+    blocks = call(
+        quantize, model=model, plan=plan, tokens=tokens, quantization=rounding, execution=here
+    )
+    checkpoint = call(export, model=model, blocks=blocks, routers=None, export=config.export)
+    return Products(plan, checkpoint)

@@ -1,0 +1,115 @@
+"""Checks made before anything is written: each finds a mistake that would show hours later."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from alphaquant.config import RunConfig
+from alphaquant.errors import ConfigError, DataError, nearest
+from alphaquant.models.resolve import ModelRef, read_config, resolve_model
+from alphaquant.store.artifacts import ArtifactStore
+from flows.dag import STAGE_NAMES, Stages, pipeline
+from flows.publish import check_target, check_writable
+from flows.runner import Request
+
+_FILE_TYPES = (".txt", ".jsonl", ".parquet", ".yaml", ".yml")
+
+
+def open_store(folder: Path | str | None = None) -> ArtifactStore:
+    """The store at `folder`, else at ALPHAQUANT_STORE, else at `artifacts/`."""
+    return ArtifactStore(folder or os.environ.get("ALPHAQUANT_STORE") or "artifacts")
+
+
+def prepare(
+    config: RunConfig,
+    store: ArtifactStore,
+    out: Path | None = None,
+    force: tuple[str, ...] = (),
+    stages: Stages = pipeline,
+    *,
+    dry: bool = False,
+) -> Request:
+    """Check everything a run was asked for. Raises UserError for the first thing that is wrong.
+
+    A `dry` run needs no device, and so no torch.
+    """
+    check_force(force)
+    check_places(store, out)
+    check_files(config)
+    model = find_model(config, store)
+    check_plan(config, model)
+    if not dry:
+        check_device(config.execution.device)
+    return Request(config, model, store, out, force, stages)
+
+
+def find_model(config: RunConfig, store: ArtifactStore) -> ModelRef:
+    """The model that is meant; remembers file digests only in a store that exists already."""
+    cache = store.root / "cache" / "models.json" if store.root.is_dir() else None
+    return resolve_model(config.model, cache)
+
+
+def check_places(store: ArtifactStore, out: Path | None) -> None:
+    """Raise UserError unless the store and the output folder may be written."""
+    check_writable(store.root, "--store")
+    if out is None:
+        check_writable(Path("runs"), "--out")
+    else:
+        check_target(out)
+
+
+def check_force(stages: tuple[str, ...]) -> None:
+    """Raise ConfigError for a stage that does not exist."""
+    for name in stages:
+        if name not in STAGE_NAMES:
+            raise ConfigError(
+                f"--force {name!r} is not a stage; nearest: {nearest(name, STAGE_NAMES, 1)}; allowed: "
+                f"{', '.join(STAGE_NAMES)}"
+            )
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise DataError for a text or task file that is not there."""
+    named = {
+        "calibration.dataset": [config.calibration.dataset],
+        "evaluation.dataset": [config.evaluation.dataset],
+        "evaluation.tasks": list(config.evaluation.tasks),
+    }
+    for key, names in named.items():
+        for name in names:
+            if Path(name).suffix in _FILE_TYPES and not Path(name).expanduser().is_file():
+                raise DataError(f"{key}: the file {name} does not exist. Check the path.")
+
+
+def check_device(name: str) -> None:
+    """Raise ConfigError for a device that this machine lacks."""
+    if name in ("auto", "cpu"):
+        return
+    from alphaquant.models.device import compute_device
+
+    compute_device(name)
+
+
+def check_plan(config: RunConfig, model: ModelRef) -> None:
+    """Raise PlanError or FormatError for rules that cannot hold on this model, or a budget below them."""
+    from alphaquant.algorithms.allocation_budget import check_reachable
+    from alphaquant.algorithms.allocation_groups import group_costs, group_linears, menu
+    from alphaquant.algorithms.allocation_rules import default_scheme, resolve_rules
+    from alphaquant.models.architecture import architecture_of
+    from alphaquant.models.tensors import tensor_index
+
+    folder = Path(model.path)
+    raw = read_config(folder)
+    shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
+    specs = architecture_of(raw, model.trust_remote_code).linears(raw, shapes)
+    allocation, quantization = config.allocation, config.quantization
+    rules = resolve_rules(specs, allocation, quantization)
+    if allocation.policy in ("uniform", "manual"):
+        default_scheme(allocation, quantization)
+    if allocation.policy not in ("budget", "alpha"):
+        return
+    options = menu(allocation, quantization)
+    groups = group_linears(rules.free, allocation.granularity or "fused")
+    smallest = int(group_costs(groups, options).min(axis=1).sum()) if groups else 0
+    check_reachable(rules, options, smallest, allocation.target_bits)

@@ -1,0 +1,131 @@
+"""Hand over: a folder a person opens, made of the store's artifacts, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alphaquant.errors import UserError
+from alphaquant.store.artifacts import MANIFEST, REFS
+from alphaquant.store.files import read_json
+from alphaquant.store.stage import StageResult
+from flows.dag import Products
+from flows.summary import summarize
+
+if TYPE_CHECKING:
+    from flows.runner import Request
+
+SUMMARY = "summary.json"
+CHECKPOINT_SUMMARY = "alphaquant.json"
+_LINKED = ".safetensors"
+
+
+def check_target(out: Path) -> None:
+    """Raise UserError unless `out` is new, empty or an earlier run's folder, and may be written."""
+    if out.exists() and not _is_ours(out):
+        raise UserError(
+            f"{out} exists and was not made by alphaquant (it holds no summary of a run). Name "
+            "another folder with --out, or remove it."
+        )
+    check_writable(out.parent, "--out")
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raise UserError unless files can be made in `folder`, or in what would become its parent."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, so {folder} cannot be a folder. Change {option}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write in {existing}. Name another folder with {option}.")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside `out`; leaving the context puts it in the place of `out`."""
+    check_target(out)
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    old = draft.with_name(f"{draft.name}.old")
+    try:
+        draft.mkdir()
+        yield draft
+        if out.exists():
+            out.rename(old)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_run(
+    request: Request, results: Sequence[StageResult], products: Products
+) -> dict[str, Any]:
+    """Write the checkpoint, every table, the report and `summary.json`; returns the summary."""
+    store = request.store
+    summary = summarize(request, results, products)
+    out = request.out or Path("runs") / f"{request.model.name}-{summary['bits_per_weight']:.2f}"
+    summary["checkpoint"] = str(out / "checkpoint")
+    summary["report"] = str(out / "report.html")
+    with whole_folder(out) as draft:
+        copy_artifact(store.path(products.checkpoint), draft / "checkpoint")
+        for result in results:
+            if result.ref and result.ref != products.checkpoint:
+                copy_artifact(store.path(result.ref), draft, tensors=False)
+        _write_json(draft / SUMMARY, summary)
+    return summary
+
+
+def publish_checkpoint(
+    request: Request, results: Sequence[StageResult], products: Products
+) -> dict[str, Any]:
+    """Write the checkpoint alone, with the summary beside its weights; returns the summary."""
+    assert request.out is not None
+    summary = summarize(request, results, products)
+    summary["checkpoint"] = str(request.out)
+    with whole_folder(request.out) as draft:
+        copy_artifact(request.store.path(products.checkpoint), draft)
+        _write_json(draft / CHECKPOINT_SUMMARY, summary)
+    return summary
+
+
+def copy_artifact(source: Path, target: Path, *, tensors: bool = True) -> None:
+    """Copy an artifact's files; tensor files become hard links where the file system allows.
+
+    A linked file is the store's own. The store keeps its files read-only and notices when one was changed.
+    """
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if path.is_dir() or relative.as_posix() in (MANIFEST, REFS):
+            continue
+        is_tensor = path.suffix == _LINKED
+        if is_tensor and not tensors:
+            continue
+        copy = target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if is_tensor:
+            with contextlib.suppress(OSError):
+                copy.hardlink_to(path)
+                continue
+        shutil.copyfile(path, copy)
+
+
+def _is_ours(out: Path) -> bool:
+    if not out.is_dir():
+        return False
+    if not any(out.iterdir()):
+        return True
+    found = read_json(out / SUMMARY) or read_json(out / CHECKPOINT_SUMMARY)
+    return isinstance(found, dict) and "run_id" in found
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(f"{json.dumps(value, indent=1)}\n", encoding="utf-8")

@@ -1,0 +1,48 @@
+"""Stage analyze: every table of a run to figures and one report."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.inputs import open_model
+from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from alphaquant.models.resolve import ModelRef
+    from alphaquant.store.artifacts import ArtifactRef
+    from alphaquant.store.stage import Workbench
+
+
+@stage("analyze")
+def analyze(
+    out: Path,
+    store: Workbench,
+    *,
+    model: ModelRef,
+    name: str,
+    config: dict[str, Any],
+    tables: dict[str, ArtifactRef | None],
+) -> None:
+    """Write `report.html`, `report.md` and `figures/`. `tables` are artifacts by stage."""
+    from alphaquant.reporting.report import write_report
+    from alphaquant.reporting.tables import FILES, read_inputs
+
+    checkpoint = open_model(model)
+    folders = [store.path(ref) for ref in tables.values() if ref]
+    paths = {
+        table: folder / file
+        for table, file in FILES.items()
+        for folder in folders
+        if (folder / file).is_file()
+    }
+    inputs = read_inputs(
+        paths,
+        name,
+        config=config,
+        digest=model.digest,
+        model_type=model.model_type,
+        parameters=sum(prod(entry.shape) for entry in checkpoint.entries.values()),
+    )
+    write_report(inputs, out)

@@ -1,0 +1,52 @@
+"""How stage bodies open what they are given: a model on disk, token windows, trained routers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from alphaquant.models.checkpoint import Checkpoint
+    from alphaquant.models.resolve import ModelRef
+    from alphaquant.store.artifacts import ArtifactRef
+    from alphaquant.store.stage import Workbench
+
+TOKENS = "tokens.safetensors"
+ROUTERS = "routers.safetensors"
+
+
+def open_model(model: ModelRef) -> Checkpoint:
+    """The original model, headers read and checked."""
+    from alphaquant.models.checkpoint import Checkpoint
+
+    return Checkpoint(model.path, model.trust_remote_code)
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """A whole transformers model in memory, for evaluation."""
+    from transformers import AutoModelForCausalLM
+
+    from alphaquant.models.device import compute_dtype
+
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path,
+        dtype=compute_dtype(device),
+        trust_remote_code=checkpoint.trust_remote_code,
+    )
+    return model.to(device).eval()
+
+
+def load_tokens(store: Workbench, tokens: ArtifactRef) -> Tensor:
+    """Calibration windows, int64 [samples, length]."""
+    from safetensors.torch import load_file
+
+    return load_file(store.path(tokens) / TOKENS)["tokens"]
+
+
+def load_routers(store: Workbench, routers: ArtifactRef | None) -> dict[str, Tensor]:
+    """Trained routers `[experts, hidden]` by linear name; empty when none were trained."""
+    from safetensors.torch import load_file
+
+    return load_file(store.path(routers) / ROUTERS) if routers else {}

@@ -1,0 +1,74 @@
+"""Stage router: train the routers, and nothing else, to repair what rounding did to routing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from alphaquant.store.stage import Skipped
+from tasks.inputs import ROUTERS, load_tokens, open_model
+from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from alphaquant.config import ExecutionConfig, RouterConfig
+    from alphaquant.models.resolve import ModelRef
+    from alphaquant.store.artifacts import ArtifactRef
+    from alphaquant.store.stage import Workbench
+
+
+@stage("router")
+def router(
+    out: Path,
+    store: Workbench,
+    *,
+    model: ModelRef,
+    plan: ArtifactRef,
+    blocks: ArtifactRef,
+    tokens: ArtifactRef,
+    router: RouterConfig,
+    execution: ExecutionConfig,
+) -> Skipped | None:
+    """Write `routers.safetensors` and what training changed: `router.json`, `router.parquet` (one row
+    per block, before and after) and `history.parquet`.
+    """
+    import pandas as pd
+    from safetensors.torch import save_file
+
+    from alphaquant.algorithms.router import train_routers, trainable_routers
+    from alphaquant.models.device import compute_device
+    from alphaquant.plan import QuantPlan
+
+    checkpoint = open_model(model)
+    if not any(spec.role == "router" for spec in checkpoint.specs):
+        return Skipped("the model is dense: it has no routers")
+    routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.specs))
+    if not routers:
+        return Skipped("the plan quantizes every router; only routers kept bf16 are trained")
+    result = train_routers(
+        checkpoint,
+        store.block_paths(blocks),
+        routers,
+        load_tokens(store, tokens),
+        router,
+        device=compute_device(execution.device),
+    )
+    save_file(result.tensors, out / ROUTERS)
+    changed = {"before": result.changed_before, "after": result.changed_after}
+    rows = [
+        {"stage": stage, "block": block, "changed": share}
+        for stage, shares in changed.items()
+        for block, share in zip(result.blocks, shares, strict=True)
+    ]
+    pd.DataFrame(rows).to_parquet(out / "router.parquet", index=False)
+    pd.DataFrame(result.history).to_parquet(out / "history.parquet", index=False)
+    facts = {
+        "method": router.method,
+        "kl_before": result.kl_before,
+        "kl_after": result.kl_after,
+        "changed_before": fmean(result.changed_before),
+        "changed_after": fmean(result.changed_after),
+    }
+    (out / "router.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return None

@@ -1,0 +1,49 @@
+"""Stage sensitivity: what each linear would cost the model's output in each format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.inputs import load_tokens, open_model
+from tasks.stage import stage
+
+if TYPE_CHECKING:
+    from alphaquant.config import ExecutionConfig
+    from alphaquant.models.resolve import ModelRef
+    from alphaquant.store.artifacts import ArtifactRef
+    from alphaquant.store.stage import Workbench
+
+
+@stage("sensitivity")
+def sensitivity(
+    out: Path,
+    store: Workbench,
+    *,
+    model: ModelRef,
+    tokens: ArtifactRef,
+    formats: tuple[str, ...],
+    group_size: int,
+    symmetric: bool,
+    scale_search: str,
+    damping: float,
+    expert_shrinkage: float,
+    execution: ExecutionConfig,
+) -> None:
+    """Write `sensitivity.parquet`, one row per linear and format."""
+    from alphaquant.algorithms.sensitivity import sensitivity_table
+    from alphaquant.formats.scheme import Scheme
+    from alphaquant.models.device import compute_device
+
+    schemes = [Scheme.parse(name, group_size=group_size, symmetric=symmetric) for name in formats]
+    table = sensitivity_table(
+        open_model(model),
+        load_tokens(store, tokens),
+        list(dict.fromkeys(schemes)),
+        damping=damping,
+        scale_search=scale_search,
+        expert_shrinkage=expert_shrinkage,
+        device=compute_device(execution.device),
+        batch_size=execution.batch_size,
+    )
+    table.to_parquet(out / "sensitivity.parquet", index=False)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from alphaquant.algorithms.allocation_rules import resolve_rules
+from alphaquant.config import AllocationConfig, Override, QuantizationConfig
+from alphaquant.errors import FormatError, PlanError
+from alphaquant.formats.scheme import Scheme
+from alphaquant.progress import reporting_to
+from tests.specs import moe_specs
+
+SPECS = moe_specs()
+TIED = [spec for spec in SPECS if spec.role != "lm_head"]
+ROOT = "model.layers.0"
+
+
+def fixed(*overrides: dict[str, Any], **settings: Any) -> dict[str, Scheme]:
+    config = AllocationConfig(overrides=overrides, **settings)
+    return resolve_rules(SPECS, config, QuantizationConfig()).fixed
+
+
+def pinned(*overrides: dict[str, Any], **settings: Any) -> dict[str, str]:
+    found = fixed(*overrides, skip_router=False, **settings)
+    return {name: str(scheme) for name, scheme in found.items()}
+
+
+def test_a_glob_covers_whole_names_and_is_case_sensitive() -> None:
+    names = pinned({"pattern": "*.experts.1.*", "wq": "int4"})
+    assert len(names) == 6
+    assert all(".experts.1." in name for name in names)
+    with pytest.raises(PlanError, match="matches no linear"):
+        pinned({"pattern": "experts.1", "wq": "int4"})
+    with pytest.raises(PlanError, match="matches no linear"):
+        pinned({"pattern": "*.EXPERTS.1.*", "wq": "int4"})
+
+
+def test_a_regular_expression_matches_from_the_start_of_the_name() -> None:
+    names = pinned({"pattern": r"re:model\.layers\.\d+\.self_attn\.[qk]_", "wq": "int4"})
+    assert len(names) == 4
+    with pytest.raises(PlanError, match="matches no linear"):
+        pinned({"pattern": "re:self_attn", "wq": "int4"})
+
+
+def test_the_last_match_wins() -> None:
+    names = pinned(
+        {"pattern": "*", "wq": "int8"},
+        {"pattern": "*.down_proj", "wq": "int3"},
+        {"pattern": f"{ROOT}.*", "skip": True},
+    )
+    assert names[f"{ROOT}.mlp.experts.0.down_proj"] == "bf16"
+    assert names["model.layers.1.mlp.experts.0.down_proj"] == "int3-g128"
+    assert names["model.layers.1.mlp.experts.0.up_proj"] == "int8-g128"
+
+
+def test_an_override_without_a_weight_format_leaves_the_weight_to_others() -> None:
+    config = AllocationConfig(
+        overrides=(
+            Override(pattern="*.q_proj", wq="int8"),
+            Override(pattern="*_proj", aq="fp8"),
+        )
+    )
+    rules = resolve_rules(SPECS, config, QuantizationConfig())
+    assert rules.fixed[f"{ROOT}.self_attn.q_proj"] == Scheme.parse("int8")
+    assert f"{ROOT}.self_attn.k_proj" not in rules.fixed
+    assert rules.activations[f"{ROOT}.self_attn.k_proj"] == "fp8"
+
+
+def test_an_override_beats_kept_routers_and_attention() -> None:
+    schemes = fixed(
+        {"pattern": "*.mlp.gate", "wq": "int8"},
+        {"pattern": "*.v_proj", "wq": "int4"},
+        policy="ratio",
+    )
+    assert str(schemes[f"{ROOT}.mlp.gate"]) == "int8-g128"
+    assert str(schemes[f"{ROOT}.self_attn.v_proj"]) == "int4-g128"
+    assert str(schemes[f"{ROOT}.self_attn.q_proj"]) == "bf16"
+
+
+def test_group_size_comes_from_the_override_then_the_default_then_quantization() -> None:
+    default = {"wq": "int4", "group_size": 32}
+    overrides = (
+        {"pattern": "*.q_proj", "wq": "int3", "group_size": 16},
+        {"pattern": "*.k_proj", "wq": "int3"},
+        {"pattern": "*.v_proj", "wq": "int3", "group_size": -1},
+        {"pattern": "*.o_proj", "group_size": 64},
+    )
+    names = pinned(*overrides, policy="manual", default=default)
+    assert [names[f"{ROOT}.self_attn.{role}_proj"] for role in "qkvo"] == [
+        "int3-g16",
+        "int3-g32",
+        "int3-perchannel",
+        "int4-g64",
+    ]
+    assert pinned(overrides[1])[f"{ROOT}.self_attn.k_proj"] == "int3-g128"
+
+
+def test_a_group_size_alone_needs_a_default_format() -> None:
+    with pytest.raises(PlanError, match="group_size but no wq, and policy budget"):
+        pinned({"pattern": "*", "group_size": 64})
+
+
+def test_an_override_that_says_nothing_is_an_error() -> None:
+    with pytest.raises(PlanError, match="says nothing; give it wq, aq, group_size or skip"):
+        pinned({"pattern": "*"})
+
+
+def test_a_pattern_that_matches_nothing_lists_the_nearest_names() -> None:
+    with pytest.raises(PlanError, match=r"nearest names: .*model\.layers\.0\.self_attn\.q_proj"):
+        pinned({"pattern": "model.layers.0.self_attn.qproj", "wq": "int4"})
+
+
+def test_a_broken_regular_expression_is_an_error_that_quotes_it() -> None:
+    with pytest.raises(PlanError, match=r"'re:\(' is not a regular expression"):
+        pinned({"pattern": "re:(", "wq": "int4"})
+
+
+@pytest.mark.parametrize("key", ["wq", "aq"])
+def test_an_unknown_format_names_the_override_and_the_known_formats(key: str) -> None:
+    with pytest.raises(FormatError, match=r"override '\*\.q_proj'.*int5.*int4"):
+        pinned({"pattern": "*.q_proj", key: "int5"})
+
+
+def test_an_unknown_default_activation_is_an_error() -> None:
+    with pytest.raises(FormatError, match=r"allocation\.default, aq: .*int5"):
+        resolve_rules(
+            SPECS,
+            AllocationConfig(default={"aq": "int5"}),  # type: ignore[arg-type]
+            QuantizationConfig(),
+        )
+
+
+@pytest.mark.parametrize("setting", [{"wq": "int8"}, {"aq": "fp8"}])
+@pytest.mark.parametrize("pattern", ["lm_head", "lm_*", "re:lm_head"])
+def test_a_quantized_lm_head_is_refused(pattern: str, setting: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match="quantized lm_head"):
+        pinned({"pattern": pattern, **setting})
+
+
+@pytest.mark.parametrize("specs", [SPECS, TIED], ids=["own head", "tied head"])
+@pytest.mark.parametrize("setting", [{"skip": True}, {"wq": "bf16"}])
+def test_a_kept_lm_head_may_be_spelled_out(specs: Any, setting: dict[str, Any]) -> None:
+    config = AllocationConfig(overrides=({"pattern": "lm_head", **setting},))  # type: ignore[arg-type]
+    rules = resolve_rules(specs, config, QuantizationConfig())
+    assert "lm_head" not in {spec.name for spec in rules.specs}
+    assert "lm_head" not in rules.fixed
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def update(self, what: str, done: int, total: int) -> None:
+        raise AssertionError(what)
+
+    def note(self, message: str) -> None:
+        self.texts.append(message)
+
+
+def test_a_wide_pattern_leaves_lm_head_alone_and_says_so() -> None:
+    notes = Notes()
+    with reporting_to(notes):
+        names = pinned({"pattern": "*", "wq": "int4"})
+    assert "lm_head" not in names
+    assert notes.texts == ["override '*' also matches lm_head, which stays bf16"]
+
+
+def test_a_group_size_that_the_format_fixes_otherwise_is_ignored_with_a_note() -> None:
+    notes = Notes()
+    with reporting_to(notes):
+        names = pinned({"pattern": "*.q_proj", "wq": "mxfp4", "group_size": 64})
+    assert names[f"{ROOT}.self_attn.q_proj"] == "mxfp4"
+    assert "mxfp4 has 32 weights per scale" in notes.texts[0]
+
+
+def test_free_linears_are_those_that_nothing_fixes() -> None:
+    config = AllocationConfig(overrides=(Override(pattern="*.experts.*", wq="int4"),))
+    free = resolve_rules(SPECS, config, QuantizationConfig()).free
+    assert {spec.role for spec in free} == {"q", "k", "v", "o"}

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from alphaquant.algorithms.alpha import alpha_table
+from alphaquant.config import AlphaConfig
+from alphaquant.errors import ModelError
+from alphaquant.linalg.hill import hill_alpha
+from alphaquant.models.linear import LinearSpec, Role
+from alphaquant.progress import reporting_to
+
+
+class FakeCheckpoint:
+    """Weights in memory, and the threads that asked for them."""
+
+    def __init__(self, weights: dict[str, Tensor], router: str = "router") -> None:
+        self.weights = weights
+        self.threads: set[int] = set()
+        self.specs = [
+            self._spec(name, "router" if name == router else "up") for name in self.weights
+        ]
+
+    def _spec(self, name: str, role: Role) -> LinearSpec:
+        rows, cols = self.weights[name].shape
+        expert = int(name[-1]) if name[-1].isdigit() else None
+        return LinearSpec(name, role, 0, expert, rows, cols, name, name)
+
+    def weight(self, linear: str) -> Tensor:
+        self.threads.add(threading.get_ident())
+        return self.weights[linear]
+
+
+def gaussian(rows: int, cols: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
+
+
+def checkpoint() -> FakeCheckpoint:
+    weights = {f"expert.{i}": gaussian(120, 160, i).to(torch.bfloat16) for i in range(4)}
+    steep = torch.diag(torch.arange(1, 121).float() ** -0.7) @ gaussian(120, 200, 9)
+    return FakeCheckpoint(weights | {"steep": steep, "router": gaussian(8, 160, 7)})
+
+
+@pytest.mark.parametrize("estimator", ["hill", "farms"])
+def test_the_table_has_a_row_per_linear_in_order_with_its_place(estimator: str) -> None:
+    source = checkpoint()
+    table = alpha_table(source, AlphaConfig(estimator=estimator), 2)  # type: ignore[arg-type]
+    assert list(table["linear"]) == [spec.name for spec in source.specs]
+    assert list(table["expert"][:4]) == [0, 1, 2, 3]
+    assert table["expert"].isna().tolist()[4:] == [True, True]
+    assert {"role", "block", "rows", "cols", "tail_size", "alpha_null", "z", "ks", "xmin"} <= set(
+        table.columns
+    )
+    assert table["alpha"].between(1, 30).all()
+
+
+def test_alphas_equal_a_float64_svd_to_a_ten_thousandth() -> None:
+    source = checkpoint()
+    table = alpha_table(source, AlphaConfig()).set_index("linear")
+    for name, weight in source.weights.items():
+        values = torch.linalg.svdvals(weight.double()).flip(0) ** 2
+        assert table.loc[name, "alpha"] == pytest.approx(hill_alpha(values).alpha, rel=1e-4)
+
+
+def test_gaussian_weights_lie_at_their_null_and_a_steep_spectrum_far_below() -> None:
+    table = alpha_table(checkpoint(), AlphaConfig()).set_index("linear")
+    assert table["z"][:4].abs().max() < 4
+    assert table.loc["steep", "z"] < -4
+    z = (table["alpha"] - table["alpha_null"]) / table["z"]
+    assert (z > 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["hill", "farms"])
+def test_the_number_of_workers_changes_nothing(estimator: str) -> None:
+    config = AlphaConfig(estimator=estimator)  # type: ignore[arg-type]
+    one, three = (alpha_table(checkpoint(), config, workers) for workers in (1, 3))
+    pd.testing.assert_frame_equal(one, three, check_exact=True)
+
+
+def test_weights_are_read_by_the_pool_and_torch_threads_are_restored() -> None:
+    source, before = checkpoint(), torch.get_num_threads()
+    alpha_table(source, AlphaConfig(), 3)
+    assert threading.get_ident() not in source.threads
+    assert torch.get_num_threads() == before
+
+
+def test_routers_and_padded_tails_are_small() -> None:
+    weights = {"router": gaussian(64, 200), "wide": gaussian(128, 200), "thin": gaussian(90, 200)}
+    table = alpha_table(FakeCheckpoint(weights), AlphaConfig()).set_index("linear")
+    assert table["small"].to_dict() == {"router": True, "wide": False, "thin": True}
+
+
+@pytest.mark.parametrize("estimator", ["hill", "farms"])
+def test_degenerate_weights_have_rows_without_alpha(estimator: str, tmp_path: Path) -> None:
+    weights = {
+        "zero": torch.zeros(16, 32),
+        "row": gaussian(1, 32),
+        "constant": torch.full((16, 32), 0.1),
+        "rank one": torch.outer(torch.arange(1.0, 17), torch.ones(32)),
+        "tiny": gaussian(2, 3),
+    }
+    table = alpha_table(FakeCheckpoint(weights), AlphaConfig(estimator=estimator))  # type: ignore[arg-type]
+    rows = table.set_index("linear")
+    without = rows.loc[["zero", "row", "constant", "rank one"]]
+    assert without[["alpha", "z", "ks"]].isna().all().all()
+    assert (without["tail_size"] == 0).all()
+    assert math.isfinite(rows.loc["tiny", "alpha"])
+    assert rows["log_variance"].isna().tolist() == [True, False, True, False, False]
+    table.to_parquet(tmp_path / "alpha.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "alpha.parquet"), table)
+
+
+def test_log_variance_is_the_natural_logarithm_of_the_variance() -> None:
+    weight = gaussian(100, 200) * 0.02 + 0.01
+    table = alpha_table(FakeCheckpoint({"w": weight}), AlphaConfig())
+    expected = math.log(weight.double().var(correction=0).item())
+    assert table["log_variance"][0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_is_an_error_that_names_it(bad: float) -> None:
+    source = checkpoint()
+    source.weights["expert.2"] = source.weights["expert.2"].clone()
+    source.weights["expert.2"][3, 5] = bad
+    with pytest.raises(ModelError, match=r"expert\.2 holds NaN or infinite"):
+        alpha_table(source, AlphaConfig(), 2)
+
+
+def test_progress_counts_every_linear() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, int, int]] = []
+
+        def update(self, what: str, done: int, total: int) -> None:
+            self.seen.append((what, done, total))
+
+        def note(self, message: str) -> None:
+            raise AssertionError(message)
+
+    recorder = Recorder()
+    with reporting_to(recorder):
+        alpha_table(checkpoint(), AlphaConfig(), 2)
+    assert recorder.seen == [("alpha", done, 6) for done in range(7)]

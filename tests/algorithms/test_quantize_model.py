@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from alphaquant.algorithms.quantize_model import quantize_blocks
+from alphaquant.algorithms.quantized_block import block_weights, load_block, load_errors
+from alphaquant.algorithms.sensitivity import sensitivity_table
+from alphaquant.config import QuantizationConfig
+from alphaquant.errors import ModelError
+from alphaquant.export.dense import export_dense
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.weight import quantize_weight
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.plan import QuantPlan
+from tests.tiny import TYPES, VOCABULARY, make_model
+
+CPU = torch.device("cpu")
+
+
+class FolderCache:
+    """Blocks in plain folders; remembers which were asked to be computed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.ran = root, list[int]()
+
+    def get(self, index: int, ingredients: Any) -> Path | None:
+        folder = self.root / str(index)
+        return folder if folder.is_dir() else None
+
+    def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
+        folder = self.root / str(index)
+        folder.mkdir(parents=True)
+        write(folder)
+        self.ran.append(index)
+        return folder
+
+
+def uniform(checkpoint: Checkpoint, text: str, routers: str = "bf16") -> QuantPlan:
+    specs = [spec for spec in checkpoint.specs if spec.role != "lm_head"]
+    return QuantPlan(
+        specs,
+        {s.name: Scheme.parse(routers if s.role == "router" else text) for s in specs},
+    )
+
+
+def windows(count: int = 6, length: int = 24) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(0))
+
+
+def quantize(checkpoint: Checkpoint, plan: QuantPlan, root: Path, **changes: Any) -> list[Path]:
+    config = QuantizationConfig(**({"group_size": 16} | changes))
+    return quantize_blocks(
+        checkpoint, plan, windows(), config, device=CPU, batch_size=4, blocks=FolderCache(root)
+    )
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_every_architecture_quantizes_exports_and_loads(
+    tmp_path: Path, model_type: str, method: str
+) -> None:
+    source = make_model(tmp_path / "m", model_type, shard="30kB")
+    checkpoint = Checkpoint(source)
+    plan = uniform(checkpoint, "int8-g16")
+    folders = quantize(checkpoint, plan, tmp_path / "b", method=method)
+    out = tmp_path / "out"
+    out.mkdir()
+    export_dense(checkpoint, folders, {}, out)
+    original = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    quantized, info = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        a = torch.log_softmax(original(windows()).logits, -1)
+        b = torch.log_softmax(quantized.eval()(windows()).logits, -1)
+    kl = (a.exp() * (a - b)).sum(-1).mean()
+    assert 0 < float(kl) < 0.02
+    assert {p.name for p in source.iterdir()} == {p.name for p in out.iterdir()}
+
+
+def test_gptq_leaves_less_output_error_than_rounding(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    folders = quantize(checkpoint, uniform(checkpoint, "int3-g16"), tmp_path / "b")
+    for folder in folders:
+        errors = load_errors(folder)
+        assert (errors["error"] <= errors["error_rtn"] * 1.001).mean() > 0.9
+        assert (errors["tokens"] > 0).any()
+
+
+def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m", "olmoe")
+    shard = source / "model.safetensors"
+    tensors = load_file(shard)
+    # equal logits send every token to the same top experts
+    tensors["model.layers.0.mlp.gate.weight"].zero_()
+    save_file(tensors, shard, metadata={"format": "pt"})
+    checkpoint = Checkpoint(source)
+    folders = quantize(checkpoint, uniform(checkpoint, "int4-g16"), tmp_path / "b")
+    errors = load_errors(folders[0])
+    starved = errors[(errors["tokens"] == 0) & errors["expert"].notna()]
+    assert len(starved) == 6  # two experts of three linears
+    for name in starved["linear"]:
+        weight = checkpoint.weight(name).float()
+        difference = load_block(folders[0])[name].dequantize() - weight
+        assert 0 < float(difference.square().mean() / weight.square().mean()) < 0.05
+
+
+def test_finished_blocks_are_reused_and_give_the_same_bits(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "qwen3", num_hidden_layers=3))
+    plan = uniform(checkpoint, "int4-g16")
+    whole = quantize(checkpoint, plan, tmp_path / "whole")
+    cache = FolderCache(tmp_path / "whole")
+    (tmp_path / "whole" / "2").rename(tmp_path / "undisturbed")
+    config = QuantizationConfig(group_size=16)
+    resumed = quantize_blocks(
+        checkpoint, plan, windows(), config, device=CPU, batch_size=4, blocks=cache
+    )
+    assert cache.ran == [2]
+    assert resumed == whole
+    first = (tmp_path / "undisturbed" / "block.safetensors").read_bytes()
+    assert first == (resumed[2] / "block.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 1},
+        {"hidden_size": 40, "intermediate_size": 50},  # no group size divides 40 or 50
+        {"tie_word_embeddings": True},
+    ],
+)
+def test_odd_models_work(tmp_path: Path, changes: dict[str, Any]) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "llama", **changes))
+    for text in ("int4-g16", "mxfp4"):
+        plan = uniform(checkpoint, text)
+        folders = quantize(checkpoint, plan, tmp_path / text)
+        for index, folder in enumerate(folders):
+            for name, weight in block_weights(checkpoint, index, folder).items():
+                original = checkpoint.weight(name).float()
+                assert weight.shape == original.shape
+                assert float((weight - original).square().mean() / original.square().mean()) < 0.05
+
+
+def test_quantized_routers_are_stored_too(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "mixtral"))
+    folders = quantize(checkpoint, uniform(checkpoint, "int8-g16", "int8-g16"), tmp_path / "b")
+    assert "model.layers.0.block_sparse_moe.gate" in load_block(folders[0])
+
+
+def test_a_plan_that_keeps_a_block_leaves_it_untouched(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "llama"))
+    plan = uniform(checkpoint, "int4-g16")
+    schemes = {
+        name: Scheme("bf16") if ".layers.0." in name else scheme
+        for name, scheme in plan.schemes.items()
+    }
+    folders = quantize(checkpoint, QuantPlan(plan.specs, schemes), tmp_path / "b")
+    assert not load_block(folders[0])
+    for name, weight in block_weights(checkpoint, 0, folders[0]).items():
+        assert torch.equal(weight, checkpoint.weight(name))
+    assert load_block(folders[1])
+
+
+def test_nan_weight_is_named(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m", "llama")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Checkpoint(source)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj holds 1 NaN"):
+        quantize(checkpoint, uniform(checkpoint, "int4-g16"), tmp_path / "b")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "olmoe", "qwen2_moe"])
+def test_sensitivity_orders_formats_and_covers_every_linear(
+    tmp_path: Path, model_type: str
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    schemes = [Scheme.parse(t, group_size=16) for t in ("int2", "int3", "int4", "int8", "bf16")]
+    table = sensitivity_table(checkpoint, windows(), schemes, device=CPU, batch_size=4)
+    wide = table.pivot_table(index="linear", columns="format", values="predicted_loss")
+    assert len(wide) == len([spec for spec in checkpoint.specs if spec.role != "lm_head"])
+    totals = wide.sum()
+    assert totals["int2-g16"] > totals["int3-g16"] > totals["int4-g16"]
+    assert totals["int4-g16"] > totals["int8-g16"] > 0
+    assert totals["bf16"] == 0
+
+
+def test_predicted_losses_rank_linears_as_measured_divergences_do(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m", "llama", num_hidden_layers=3)
+    checkpoint = Checkpoint(source)
+    scheme = Scheme.parse("int2-g16")
+    tokens = windows(16, 32)
+    table = sensitivity_table(checkpoint, tokens, [scheme], device=CPU, scale_search="none")
+    predicted = table.set_index("linear")["predicted_loss"]
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    parameters = dict(model.named_parameters())
+    measured = {}
+    with torch.no_grad():
+        base = torch.log_softmax(model(tokens).logits, -1)
+        for name in predicted.index:
+            parameter = parameters[f"{name}.weight"]
+            original = parameter.clone()
+            parameter.copy_(quantize_weight(original, scheme).dequantize())
+            changed = torch.log_softmax(model(tokens).logits, -1)
+            measured[name] = float((base.exp() * (base - changed)).sum(-1).mean())
+            parameter.copy_(original)
+    assert predicted.rank().corr(pd.Series(measured).rank()) > 0.6
+
+
+def test_rounding_to_nearest_needs_no_tokens(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    plan = uniform(checkpoint, "int4-g16")
+    config = QuantizationConfig(method="rtn", group_size=16)
+    blind = quantize_blocks(
+        checkpoint, plan, None, config, device=CPU, batch_size=1, blocks=FolderCache(tmp_path / "a")
+    )
+    seeing = quantize(checkpoint, plan, tmp_path / "b", method="rtn")
+    for one, other in zip(blind, seeing, strict=True):
+        ours, theirs = load_block(one), load_block(other)
+        assert all(torch.equal(ours[n].dequantize(), theirs[n].dequantize()) for n in theirs)
+        assert (load_errors(one)["error"] == load_errors(one)["error_rtn"]).all()

@@ -1,0 +1,73 @@
+"""Perplexity follows its stated protocol."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from alphaquant.evaluation.perplexity import next_token_losses, perplexity, window_losses
+from alphaquant.progress import reporting_to
+from tests.evaluation.models import Bigram, random_bigram, random_windows
+
+
+class Recorder:
+    """Keeps the progress it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    def update(self, what: str, done: int, total: int) -> None:
+        self.seen.append((what, done, total))
+
+    def note(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+def test_a_uniform_model_has_the_vocabulary_as_its_perplexity() -> None:
+    assert perplexity(Bigram(torch.zeros(11, 11)), random_windows(3, 5)) == pytest.approx(11)
+
+
+def test_a_sure_and_right_model_has_perplexity_one() -> None:
+    windows = torch.arange(8).repeat(2, 1)
+    table = torch.full((8, 8), -math.inf)
+    table[torch.arange(8), (torch.arange(8) + 1) % 8] = 0.0
+    assert perplexity(Bigram(table), windows) == 1
+
+
+def test_it_is_the_exponential_of_the_mean_of_all_token_losses() -> None:
+    model, windows = random_bigram(), random_windows(7, 9)
+    p = model.table.detach().double().softmax(dim=1)
+    losses = [-math.log(p[a, b]) for row in windows.tolist() for a, b in zip(row, row[1:], strict=False)]
+    assert len(losses) == 7 * 8
+    assert perplexity(model, windows) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_the_batch_size_changes_nothing_but_the_calls(batch_size: int) -> None:
+    model, windows = random_bigram(), random_windows(7, 9)
+    torch.testing.assert_close(
+        window_losses(model, windows, batch_size=batch_size), window_losses(model, windows)
+    )
+    assert max(model.calls[:-1]) <= batch_size
+
+
+def test_bfloat16_logits_are_scored_in_fp32() -> None:
+    logits, tokens = torch.zeros(1, 3, 1000, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.int64)
+    losses = next_token_losses(logits, tokens)
+    assert losses.dtype == torch.float32
+    assert losses.flatten().tolist() == pytest.approx([math.log(1000)] * 2)
+
+
+def test_progress_counts_batches() -> None:
+    recorder = Recorder()
+    with reporting_to(recorder):
+        perplexity(random_bigram(), random_windows(5, 4), batch_size=2, what="some text")
+    assert recorder.seen == [("some text", done, 3) for done in range(4)]
+
+
+def test_an_overflowing_perplexity_is_infinite() -> None:
+    table = torch.full((2, 2), -2000.0)
+    table[:, 0] = 0.0
+    assert perplexity(Bigram(table), torch.ones(1, 4, dtype=torch.int64)) == math.inf

@@ -1,0 +1,106 @@
+"""The DAG: which stage gets what, kept as a picture that a change must redraw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flows.dag
+import tasks.alpha
+from alphaquant.config import RunConfig, parse_config
+from alphaquant.models.resolve import ModelRef
+from alphaquant.store.stage import Stage
+from flows.dag import STAGE_NAMES, pipeline, quantize_only
+
+MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" * 64)
+
+
+class Recorder:
+    """Calls stages by writing down what they were given."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, set[str]] = {}
+        self.skipped: dict[str, str] = {}
+
+    def __call__(self, stage: Stage, **inputs: Any) -> str:
+        self.given[stage.name] = set(_artifacts(inputs))
+        return f"<{stage.name}>"
+
+    def skip(self, stage: Stage, reason: str) -> None:
+        """Note it."""
+        self.skipped[stage.name] = reason
+
+
+def _artifacts(value: Any) -> list[str]:
+    if isinstance(value, str) and value.startswith("<"):
+        return [value.strip("<>")]
+    parts = value.values() if isinstance(value, dict) else ()
+    return [name for part in parts for name in _artifacts(part)]
+
+
+def _drawn(config: RunConfig, stages: Any = pipeline) -> Recorder:
+    recorder = Recorder()
+    stages(config, MODEL, recorder)
+    return recorder
+
+
+def test_the_whole_pipeline() -> None:
+    recorder = _drawn(parse_config({"router": {"method": "kl"}}))
+    assert recorder.given == {
+        "calibration": set(),
+        "alpha": set(),
+        "sensitivity": {"calibration"},
+        "allocate": {"alpha", "sensitivity"},
+        "quantize": {"calibration", "allocate"},
+        "router": {"calibration", "allocate", "quantize"},
+        "export": {"quantize", "router"},
+        "evaluate": {"allocate", "export"},
+        "analyze": {"alpha", "sensitivity", "allocate", "quantize", "router", "evaluate"},
+    }
+
+
+def test_without_router_training_the_stage_is_skipped_and_says_why() -> None:
+    recorder = _drawn(RunConfig())
+    assert recorder.skipped == {"router": "router.method is none"}
+    assert recorder.given["export"] == {"quantize"}
+
+
+def test_the_short_way_scores_nothing() -> None:
+    recorder = _drawn(RunConfig(), quantize_only)
+    assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
+
+
+def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:
+    recorder = _drawn(parse_config({"router": {"method": "kl"}}))
+    assert list(recorder.given) == list(STAGE_NAMES)
+
+
+def test_every_stage_lives_in_the_module_of_its_name_and_keys_all_but_the_execution() -> None:
+    for name in STAGE_NAMES:
+        stage = getattr(flows.dag, name)
+        assert isinstance(stage, Stage)
+        assert (stage.name, stage.module) == (name, f"tasks.{name}")
+        assert stage.unkeyed == ("execution",)
+
+
+def test_a_models_place_and_name_are_in_no_key_of_a_stage_that_computes() -> None:
+    elsewhere = MODEL.model_copy(update={"path": "/other", "name": "other"})
+    inputs = {"alpha": RunConfig().alpha}
+    keys = [tasks.alpha.alpha.ingredients({"model": m, **inputs}) for m in (MODEL, elsewhere)]
+    assert keys[0] == keys[1]
+
+
+def test_target_bits_do_not_concern_what_comes_before_allocation() -> None:
+    def inputs_of(bits: float) -> dict[str, dict[str, Any]]:
+        given: dict[str, dict[str, Any]] = {}
+
+        class Keeper(Recorder):
+            def __call__(self, stage: Stage, **inputs: Any) -> str:
+                given[stage.name] = stage.ingredients(inputs)["inputs"]
+                return f"<{stage.name}>"
+
+        pipeline(parse_config({"allocation": {"target_bits": bits}}), MODEL, Keeper())
+        return given
+
+    three, four = inputs_of(3.0), inputs_of(4.0)
+    same = {name for name in three if three[name] == four[name]}
+    assert same == {"calibration", "alpha", "sensitivity", "quantize", "export", "evaluate"}

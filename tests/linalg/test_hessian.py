@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alphaquant.linalg.hessian import (
+    HessianAccumulator,
+    damp,
+    inverse_factor,
+    output_error,
+    shrink,
+)
+
+
+def gram(tokens: int, cols: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return 2 * x.T @ x / tokens
+
+
+def test_accumulator_is_twice_the_mean_outer_product_over_batches() -> None:
+    x = torch.randn(6, 7, 5)
+    accumulator = HessianAccumulator(5, torch.device("cpu"))
+    accumulator.update(x[:2])
+    accumulator.update(x[2:])
+    flat = x.reshape(-1, 5)
+    torch.testing.assert_close(accumulator.hessian, 2 * flat.T @ flat / 42)
+    assert accumulator.tokens == 42
+
+
+def test_accumulator_without_tokens_is_zero() -> None:
+    assert not HessianAccumulator(4, torch.device("cpu")).hessian.any()
+
+
+def test_factor_inverts_the_damped_hessian_and_is_upper_triangular() -> None:
+    hessian = torch.stack([gram(64, 12, seed) for seed in range(3)])
+    factor = inverse_factor(hessian, 0.01)
+    assert torch.equal(factor.upper, factor.upper.triu())
+    torch.testing.assert_close(factor.upper.mT @ factor.upper, torch.linalg.inv(factor.damped))
+    torch.testing.assert_close(factor.damped, damp(hessian, torch.full((3,), 0.01)))
+
+
+def test_conditional_variance_is_the_schur_complement_of_later_columns() -> None:
+    factor = inverse_factor(gram(64, 6), 0.0)
+    h = factor.damped
+    for i in range(6):
+        rest = h[i + 1 :, i + 1 :]
+        cross = h[i, i + 1 :]
+        expected = h[i, i] - (cross @ torch.linalg.solve(rest, cross) if len(cross) else 0)
+        assert float(factor.conditional_variance[i]) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_damping_rises_only_for_the_entry_that_needs_it() -> None:
+    good = gram(64, 8, dtype=torch.float32)
+    bad = good.clone()
+    bad[0, 1] = bad[1, 0] = 3 * float(bad.diagonal().max())  # not positive definite
+    factor = inverse_factor(torch.stack([good, bad]), 0.01)
+    assert float(factor.damping[0]) == pytest.approx(0.01)
+    assert float(factor.damping[1]) > 0.01
+    assert torch.isfinite(factor.upper).all()
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+def test_fewer_tokens_than_columns_still_factor(tokens: int) -> None:
+    x = torch.randn(tokens, 8)
+    factor = inverse_factor(2 * x.T @ x / max(tokens, 1), 0.01)
+    assert torch.isfinite(factor.upper).all()
+
+
+def test_dead_columns_stay_uncoupled() -> None:
+    hessian = gram(64, 6)
+    hessian[2] = 0
+    hessian[:, 2] = 0
+    factor = inverse_factor(hessian, 0.01)
+    off = factor.upper.clone()
+    off[2, 2] = 0
+    assert not off[2].any()
+    assert not off[:, 2].any()
+
+
+def test_not_finite_hessian_is_an_error() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        inverse_factor(torch.full((3, 3), float("nan")))
+
+
+def test_shrink_leaves_rich_experts_and_fills_starved_ones() -> None:
+    hessians = torch.stack([gram(256, 4, s, torch.float32) for s in range(3)])
+    hessians[2] = 0
+    tokens = torch.tensor([10_000_000, 500, 0])
+    shrunk = shrink(hessians, tokens, 1.0)
+    torch.testing.assert_close(shrunk[0], hessians[0], rtol=1e-4, atol=1e-5)
+    pooled = (hessians * tokens.view(-1, 1, 1)).sum(0) / tokens.sum()
+    torch.testing.assert_close(shrunk[2], pooled)
+    torch.testing.assert_close(shrink(hessians, tokens, 0.0)[1], hessians[1])
+
+
+def test_output_error_equals_the_error_on_the_inputs() -> None:
+    x = torch.randn(50, 6, dtype=torch.float64)
+    d = torch.randn(3, 6, dtype=torch.float64)
+    expected = 2 * (x @ d.T).square().sum() / 50
+    torch.testing.assert_close(output_error(d, 2 * x.T @ x / 50), expected)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from alphaquant.models.block import BlockModel
+from alphaquant.models.checkpoint import Checkpoint
+from tests.tiny import TYPES, VOCABULARY, make_model
+
+
+def stream(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    model = BlockModel(Checkpoint(folder), torch.device("cpu"), torch.float32)
+    hidden = model.embed(tokens, batch_size=2)
+    for index in range(model.checkpoint.blocks):
+        hidden = list(model.advance(model.block(index), index, hidden))
+    return torch.cat([model.head()(model.final_norm(batch)) for batch in hidden])
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_streamed_blocks_give_the_logits_of_transformers(
+    tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    folder = make_model(tmp_path / "m", model_type, tie_word_embeddings=tied, shard="20kB")
+    tokens = torch.randint(0, VOCABULARY, (5, 16), generator=torch.Generator().manual_seed(1))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = reference(tokens).logits
+    torch.testing.assert_close(stream(folder, tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_specs_cover_every_matrix_of_the_blocks(tmp_path: Path, model_type: str) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    matrices = {
+        name.removesuffix(".weight")
+        for name, entry in checkpoint.entries.items()
+        if len(entry.shape) == 2 and "embed" not in name
+    }
+    assert {spec.name for spec in checkpoint.specs} == matrices

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import alphaquant
+from alphaquant.errors import ConfigError, DataError, PlanError
+from tests.tiny import byte_tokenizer, make_model
+
+CONFIG = {
+    "default": {"wq": "int4", "aq": "bf16", "group_size": 16},
+    "overrides": [
+        {"pattern": "model.layers.0.*", "wq": "int8", "comment": "first block"},
+        {"pattern": "model.layers.*.mlp.gate", "skip": True},
+        {"pattern": "lm_head", "skip": True},
+    ],
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> torch.nn.Module:
+    folder = make_model(tmp_path / "m", "olmoe")
+    return alphaquant.load_hf_causal_lm(str(folder), dtype="fp32")
+
+
+def windows() -> list[torch.Tensor]:
+    return list(torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0)).split(1))
+
+
+def test_gptq_changes_the_model_to_what_the_quantizers_say(model: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(CONFIG))
+    config = alphaquant.load_layer_config(path)
+    planned = alphaquant.plan_model_layer_schemes(model, config)
+    quantizers = alphaquant.gptq_quantize_model(model, windows(), dict(planned), device="cpu")
+    assert set(quantizers) == {name for name, _ in planned}
+    assert str(quantizers["model.layers.0.self_attn.q_proj"].scheme) == "int8-g16"
+    assert str(quantizers["model.layers.1.mlp.experts.3.down_proj"].scheme) == "int4-g16"
+    q = quantizers["model.layers.1.self_attn.o_proj"].dequantize()
+    assert torch.equal(model.model.layers[1].self_attn.o_proj.weight, q)  # type: ignore[index,union-attr]
+    expert = quantizers["model.layers.1.mlp.experts.3.down_proj"].dequantize()
+    assert torch.equal(model.model.layers[1].mlp.experts.down_proj[3], expert)  # type: ignore[index,union-attr]
+
+
+def test_the_config_itself_may_be_given(model: torch.nn.Module) -> None:
+    quantizers = alphaquant.rtn_quantize_model(model, CONFIG, device="cpu")
+    assert len(quantizers) == 2 * (4 + 3 * 4)
+
+
+def test_gptq_keeps_closer_to_the_original_than_rtn(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "qwen2")
+    layers = {"default": {"wq": "int3", "group_size": 16}}
+    tokens = torch.cat(windows())
+    original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    losses = []
+    with torch.no_grad():
+        base = torch.log_softmax(original(tokens).logits, -1)
+        for method in ("rtn", "gptq"):
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            if method == "rtn":
+                alphaquant.rtn_quantize_model(model, layers, device="cpu")
+            else:
+                alphaquant.gptq_quantize_model(
+                    model, windows(), layers, "cpu", alphaquant.GPTQConfig(actorder=True)
+                )
+            ours = torch.log_softmax(model(tokens).logits, -1)
+            losses.append(float((base.exp() * (base - ours)).sum(-1).mean()))
+    assert losses[1] < losses[0]
+
+
+def test_data_loader_yields_single_windows(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    loader = alphaquant.CalibrationDataLoader(
+        str(text), nsamples=5, seqlen=64, tokenizer=byte_tokenizer()
+    )
+    shapes = {tuple(window.shape) for window in loader}
+    assert shapes == {(1, 64)}
+    assert len(loader) == len(list(loader)) == 5
+
+
+def test_alpha_of_every_linear(model: torch.nn.Module) -> None:
+    alphas = alphaquant.alpha_hill_from_model(model, filter_regex=r"experts\.\d+\.up_proj")
+    assert len(alphas) == 8
+    row = alphas["model.layers.0.mlp.experts.0.up_proj"]
+    assert row["shape"] == (48, 32)
+    assert row["alpha"] > 1
+    fixed = alphaquant.alpha_hill_from_model(model, k=12, filter_regex="q_proj")
+    assert {row["k_used"] for row in fixed.values()} == {12}
+
+
+def test_wrong_use_is_explained(model: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use_hadamard"):
+        alphaquant.GPTQConfig(use_hadamard=True)
+    with pytest.raises(DataError, match="tokenizer"):
+        alphaquant.CalibrationDataLoader()
+    with pytest.raises(DataError, match="empty"):
+        alphaquant.gptq_quantize_model(model, [], CONFIG, device="cpu")
+    with pytest.raises(PlanError, match="nearest: model.layers.0"):
+        alphaquant.rtn_quantize_model(model, {"model.layer.0.q": {"wq": "int4"}}, device="cpu")
+    with pytest.raises(PlanError, match="matches no linear"):
+        alphaquant.rtn_quantize_model(
+            model, {"overrides": [{"pattern": "transformer.*", "wq": "int4"}]}, device="cpu"
+        )
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        alphaquant.load_layer_config(make_file(tmp_path / "bad.json"))
+
+
+def make_file(path: Path) -> Path:
+    path.write_text("{")
+    return path
+
+
+def test_exports_are_pinned() -> None:
+    assert sorted(alphaquant.__all__) == [
+        "CalibrationDataLoader",
+        "GPTQConfig",
+        "alpha_hill_from_model",
+        "gptq_quantize_model",
+        "load_hf_causal_lm",
+        "load_layer_config",
+        "plan_model_layer_schemes",
+        "rtn_quantize_model",
+    ]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        alphaquant.nothing  # noqa: B018

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alphaquant.config import RunConfig, load_config, parse_config
+from alphaquant.errors import ConfigError, UserError
+
+
+def test_assignments_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("allocation: {policy: uniform, target_bits: 3}\n")
+    config = load_config(path, ["allocation.target_bits=4.5", "evaluation.tasks=[]", "model.path=x"])
+    assert config.allocation.policy == "uniform"
+    assert config.allocation.target_bits == 4.5
+    assert config.evaluation.tasks == ()
+    assert config.model.path == "x"
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'allocation\.target_bit'; nearest: target_bits"):
+        parse_config({"allocation": {"target_bit": 4}})
+
+
+def test_unknown_section_lists_the_sections() -> None:
+    with pytest.raises(ConfigError, match=r"'alocation'; nearest: allocation.*router"):
+        parse_config({"alocation": {}})
+
+
+def test_unknown_key_of_an_override_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"overrides\.0\.patern'; nearest: pattern"):
+        parse_config({"allocation": {"overrides": [{"patern": "x"}]}})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("allocation.mxfp4_ratio=1.5", "less than or equal to 1"),
+        ("allocation.bf16_ratio=-0.1", "greater than or equal to 0"),
+        ("allocation.policy=best", "'budget', 'ratio', 'alpha', 'uniform' or 'manual'"),
+        ("allocation.formats=[int5]", "int5.*int4"),
+        ("allocation.formats=[]", "empty"),
+        ("allocation.default.wq=int5", "int5"),
+        ("allocation.overrides=[{pattern: x, group_size: 0}]", "0 is not a group size"),
+        ("quantization.group_size=0", "0 is not a group size"),
+        ("calibration.samples=0", "greater than or equal to 1"),
+        ("rotation.kind=hadamard", "none"),
+        ("export.consumers=[vllm]", "transformers"),
+        ("novalue", "section.key=value"),
+        ("model.path.deep=1", "Input should be a valid string"),
+    ],
+)
+def test_wrong_value_says_what_is_allowed(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, [assignment])
+
+
+def test_ratios_above_one_together_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="more than 1"):
+        load_config(None, ["allocation.mxfp4_ratio=0.7", "allocation.bf16_ratio=0.7"])
+
+
+def test_broken_yaml_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(path)
+    path.write_text("- 1")
+    with pytest.raises(ConfigError, match="holds list"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", "hessian"), ("false", "none"), ("mse", "mse")])
+def test_scale_search_takes_switches(value: str, expected: str) -> None:
+    config = load_config(None, [f"quantization.scale_search={value}"])
+    assert config.quantization.scale_search == expected
+
+
+def test_every_setting_is_described() -> None:
+    for name, section in RunConfig.model_fields.items():
+        fields = section.annotation.model_fields  # type: ignore[union-attr]
+        undocumented = [key for key, field in fields.items() if not field.description]
+        assert not undocumented, f"{name}: {undocumented}"
