@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_seed import allocation_from_seed
 from alphaquant.algorithms.alpha import alpha_table
-from alphaquant.algorithms.quantize_model import quantize_blocks
+from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_block
 from alphaquant.config import AlphaConfig, QuantizationConfig
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
@@ -59,7 +59,7 @@ class GPTQConfig:
     def quantization(self, method: str) -> QuantizationConfig:
         """The same settings as a run knows them."""
         return QuantizationConfig(
-            method=method,  # type: ignore[arg-type]
+            method=method,
             group_size=self.groupsize,
             block_size=self.blocksize,
             damping=self.percdamp,
@@ -119,7 +119,9 @@ def plan_model_layer_schemes(
     The unit is a linear, whatever module holds it, so `target_module_classes` selects nothing.
     """
     plan = _plan(LiveCheckpoint(model), cfg, QuantizationConfig())
-    return [(name, plan.seed_form(name)) for name in plan.schemes if plan.schemes[name].format != "bf16"]
+    return [
+        (name, plan.seed_form(name)) for name in plan.schemes if plan.schemes[name].format != "bf16"
+    ]
 
 
 def gptq_quantize_model(
@@ -200,22 +202,6 @@ def load_hf_causal_lm(model_id: str, device: str = "cpu", dtype: str = "fp32") -
     return model.to(compute_device(device)).eval()
 
 
-class _FreshBlocks:
-    """A block cache that forgets: every block is computed and kept in a temporary folder."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def get(self, index: int, ingredients: Any) -> Path | None:
-        return None
-
-    def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
-        folder = self._root / str(index)
-        folder.mkdir()
-        write(folder)
-        return folder
-
-
 @torch.no_grad()
 def _quantize(
     model: nn.Module,
@@ -237,10 +223,12 @@ def _quantize(
             config,
             device=target,
             batch_size=1,
-            blocks=_FreshBlocks(Path(folder)),
+            blocks=FreshBlocks(Path(folder)),
             dtype=_dtype(dtype) if target.type != "cpu" else torch.float32,
         )
-        quantizers = {name: weight for block in folders for name, weight in load_block(block).items()}
+        quantizers = {
+            name: weight for block in folders for name, weight in load_block(block).items()
+        }
     for name, weight in quantizers.items():
         checkpoint.replace(name, weight.dequantize())
     return quantizers
@@ -259,7 +247,9 @@ def _as_seed_config(
     names = [spec.name for spec in checkpoint.specs]
     for name in schemes:
         if name not in names:
-            raise PlanError(f"layer_config names {name!r}, which the model lacks; nearest: {nearest(name, names)}")
+            raise PlanError(
+                f"layer_config names {name!r}, which the model lacks; nearest: {nearest(name, names)}"
+            )
     overrides = [{"pattern": name.replace("[", "[[]")} | dict(s) for name, s in schemes.items()]
     return {"default": {"wq": "bf16"}, "overrides": overrides}
 

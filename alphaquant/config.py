@@ -124,7 +124,7 @@ class AllocationConfig(Section):
     policy: Literal["budget", "ratio", "alpha", "uniform", "manual"] = "budget"
     """budget: least predicted loss. alpha: calibration-free. ratio: shares by alpha. uniform. manual."""
     target_bits: float = Field(4.25, gt=0, le=16)
-    """Stored bits per weight, scales included, averaged over the decoder's linears; never exceeded."""
+    """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded."""
     formats: tuple[str, ...] = DEFAULT_MENU
     """Formats that budget and alpha may choose from."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
@@ -189,7 +189,9 @@ class QuantizationConfig(Section):
     @field_validator("scale_search", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
-        return {True: "hessian", False: "none"}.get(value, value) if isinstance(value, bool) else value
+        return (
+            {True: "hessian", False: "none"}.get(value, value) if isinstance(value, bool) else value
+        )
 
     @field_validator("group_size")
     @classmethod
@@ -236,6 +238,26 @@ class EvaluationConfig(Section):
     """Tokens per window; shortened to the model's context when that is smaller."""
 
 
+class ComparisonConfig(Section):
+    """Other plans for the same model, quantized and measured beside the run's own."""
+
+    uniform: tuple[str, ...] = ()
+    """Formats that every linear gets in turn."""
+    methods: tuple[Literal["gptq", "rtn"], ...] = ("gptq",)
+    """Rounding methods of the uniform plans."""
+    random: int = Field(0, ge=0)
+    """Plans drawn at random that store as many bits as the run's own."""
+    seed: int = Field(0, ge=0)
+    """Seed of the random plans."""
+
+    @field_validator("uniform")
+    @classmethod
+    def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            Scheme.parse(name)
+        return value
+
+
 class ExportConfig(Section):
     """The checkpoint's form."""
 
@@ -248,7 +270,9 @@ class ExportConfig(Section):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in value if name != "transformers"]:
-            raise ValueError(f"{unknown[0]!r} is not a consumer of dense checkpoints; allowed: transformers")
+            raise ValueError(
+                f"{unknown[0]!r} is not a consumer of dense checkpoints; allowed: transformers"
+            )
         return value
 
 
@@ -276,6 +300,7 @@ class RunConfig(Section):
     rotation: RotationConfig = RotationConfig()
     router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
     export: ExportConfig = ExportConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
@@ -311,7 +336,9 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
 def _assign(data: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or "." not in key:
-        raise ConfigError(f"--set {assignment!r} is not section.key=value, such as allocation.target_bits=4")
+        raise ConfigError(
+            f"--set {assignment!r} is not section.key=value, such as allocation.target_bits=4"
+        )
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
@@ -346,7 +373,11 @@ def _fields_at(path: list[str]) -> list[str]:
             continue
         annotation = section.model_fields[part].annotation
         section = next(
-            (t for t in (annotation, *getattr(annotation, "__args__", ())) if hasattr(t, "model_fields")),
+            (
+                t
+                for t in (annotation, *getattr(annotation, "__args__", ()))
+                if hasattr(t, "model_fields")
+            ),
             section,
         )
     return list(section.model_fields)

@@ -28,7 +28,9 @@ class QuantPlan:
         names = {spec.name for spec in self.specs}
         if names != set(self.schemes):
             odd = sorted(names ^ set(self.schemes))[0]
-            raise PlanError(f"a plan needs one scheme for every linear; {odd} has none or is unknown")
+            raise PlanError(
+                f"a plan needs one scheme for every linear; {odd} has none or is unknown"
+            )
 
     def bits_of(self, spec: LinearSpec) -> float:
         """Stored bits per weight of one linear, scales and zeros included."""
@@ -92,7 +94,9 @@ class QuantPlan:
         """One linear's scheme as the seed writes it: wq, aq and, where it is free, group_size."""
         scheme = self.schemes[name]
         wq = scheme.format if scheme.symmetric else f"{scheme.format}-asym"
-        form: dict[str, object] = {"wq": wq, "aq": self.activations.get(name)}
+        # where others have an activation format, "none" has to be said, or the default would apply
+        none = "bf16" if self.activations else None
+        form: dict[str, object] = {"wq": wq, "aq": self.activations.get(name, none)}
         if scheme.number_format.group_size is None and scheme.format != "bf16":
             form["group_size"] = scheme.group_size or -1
         return form

@@ -18,6 +18,7 @@ from tasks.allocate import allocate
 from tasks.alpha import alpha
 from tasks.analyze import analyze
 from tasks.calibration import calibration
+from tasks.compare import compare
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.quantize import quantize
@@ -33,6 +34,7 @@ StageName: TypeAlias = Literal[
     "router",
     "export",
     "evaluate",
+    "compare",
     "analyze",
 ]
 STAGE_NAMES: tuple[str, ...] = get_args(StageName)
@@ -117,6 +119,25 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         files=file_digests([config.evaluation.dataset, *config.evaluation.tasks]),
         execution=here,
     )
+    asked = config.comparison.uniform or config.comparison.random
+    if not asked:
+        rivals = call.skip(compare, "comparison names no rival plans")
+    else:
+        rivals = call(
+            compare,
+            model=model,
+            plan=plan,
+            blocks=blocks,
+            tokens=tokens,
+            allocation=config.allocation,
+            quantization=rounding,
+            comparison=config.comparison,
+            dataset=config.evaluation.dataset,
+            sequence_length=config.evaluation.sequence_length,
+            limit=config.evaluation.limit,
+            files=file_digests([config.evaluation.dataset]),
+            execution=here,
+        )
     report = call(
         analyze,
         model=model,
@@ -129,6 +150,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             "blocks": blocks,
             "routers": routers,
             "scores": scores,
+            "rivals": rivals,
         },
     )
     return Products(plan, checkpoint, alphas, scores, report)

@@ -9,17 +9,20 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from alphaquant.progress import Reporter, reporter, reporting_to
 from alphaquant.store.stage import StageResult
@@ -92,7 +95,7 @@ class LiveDisplay:
         self._inner.clear()
         self._stage = None
         style = _STYLES[result.state]
-        self._console.print(f"[{style}]{_sentence(result)}[/]", highlight=False)
+        self._console.print(_sentence(result), style=style, highlight=False, markup=False)
 
     def update(self, what: str, done: int, total: int) -> None:
         """Progress inside a stage."""
@@ -108,6 +111,13 @@ class LiveDisplay:
         self._console.print(f"  {message}", highlight=False, markup=False)
 
 
+class _Count(MofNCompleteColumn):
+    """`3/16`, and nothing for a stage whose parts are counted below it."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 @contextlib.contextmanager
 def showing_progress(console: Console) -> Iterator[Display]:
     """Show progress on `console` (a live one when it is a terminal) while the context is open."""
@@ -120,7 +130,7 @@ def showing_progress(console: Console) -> Iterator[Display]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
-        MofNCompleteColumn(),
+        _Count(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -156,7 +166,7 @@ def _sentence(result: StageResult) -> str:
 
 def stage_table(stages: list[dict[str, Any]], title: str) -> Table:
     """Stages, what happened (or would happen) to each, and why."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     for name in ("stage", "state", "time", "why"):
         table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
     for stage in stages:
@@ -165,16 +175,16 @@ def stage_table(stages: list[dict[str, Any]], title: str) -> Table:
             stage["name"],
             stage["state"],
             "" if seconds is None else duration(seconds),
-            stage["reason"],
+            escape(stage["reason"]),
         )
     return table
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
     """The result of a run on one screen."""
-    table = Table(title=f"{summary['model']}", title_justify="left", show_header=False)
+    table = Table(title=escape(summary["model"]), title_justify="left", show_header=False)
     for name, value in _summary_rows(summary):
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     return table
 
 
@@ -193,6 +203,8 @@ def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "same top token", f"{scores['top1_agreement']:.2%}"
     for task, metrics in scores.get("tasks", {}).items():
         for metric, values in metrics.items():
+            if "original" not in values:
+                continue
             yield f"{task} {metric}", ", ".join(f"{values[m]:.5g} {m}" for m in values)
     blocks = summary["blocks"]
     states = [stage["state"] for stage in summary["stages"]]

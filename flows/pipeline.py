@@ -28,6 +28,7 @@ from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.runs import new_run_id
 from alphaquant.store.stage import Stage, StageResult, run_stage
 from flows.dag import StageName
+from flows.orphans import note_own_server
 from flows.preflight import open_store, prepare
 from flows.runner import Request, run
 
@@ -54,6 +55,7 @@ def quantize_model(
     request = _prepared.get() or prepare(
         config, open_store(store), Path(out) if out else None, tuple(force)
     )
+    note_own_server(request.store)
     summary = run(replace(request, run_id=str(flow_run.name)), run_as_task)
     _show(summary)
     return summary

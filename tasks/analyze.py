@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ def analyze(
     tables: dict[str, ArtifactRef | None],
 ) -> None:
     """Write `report.html`, `report.md` and `figures/`. `tables` are artifacts by stage."""
+    import pandas as pd
+
     from alphaquant.reporting.report import write_report
     from alphaquant.reporting.tables import FILES, read_inputs
 
@@ -45,4 +48,7 @@ def analyze(
         model_type=model.model_type,
         parameters=sum(prod(entry.shape) for entry in checkpoint.entries.values()),
     )
+    if rivals := tables.get("rivals"):
+        found = pd.read_parquet(store.path(rivals) / "rivals.parquet")
+        inputs = replace(inputs, scores=pd.concat([inputs.scores, found], ignore_index=True))
     write_report(inputs, out)

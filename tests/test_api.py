@@ -31,7 +31,9 @@ def windows() -> list[torch.Tensor]:
     return list(torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(0)).split(1))
 
 
-def test_gptq_changes_the_model_to_what_the_quantizers_say(model: torch.nn.Module, tmp_path: Path) -> None:
+def test_gptq_changes_the_model_to_what_the_quantizers_say(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
     path = tmp_path / "layers.json"
     path.write_text(json.dumps(CONFIG))
     config = alphaquant.load_layer_config(path)
@@ -100,7 +102,7 @@ def test_wrong_use_is_explained(model: torch.nn.Module, tmp_path: Path) -> None:
         alphaquant.CalibrationDataLoader()
     with pytest.raises(DataError, match="empty"):
         alphaquant.gptq_quantize_model(model, [], CONFIG, device="cpu")
-    with pytest.raises(PlanError, match="nearest: model.layers.0"):
+    with pytest.raises(PlanError, match=r"nearest: model\.layers\.0"):
         alphaquant.rtn_quantize_model(model, {"model.layer.0.q": {"wq": "int4"}}, device="cpu")
     with pytest.raises(PlanError, match="matches no linear"):
         alphaquant.rtn_quantize_model(

@@ -11,7 +11,9 @@ from alphaquant.errors import ConfigError, UserError
 def test_assignments_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("allocation: {policy: uniform, target_bits: 3}\n")
-    config = load_config(path, ["allocation.target_bits=4.5", "evaluation.tasks=[]", "model.path=x"])
+    config = load_config(
+        path, ["allocation.target_bits=4.5", "evaluation.tasks=[]", "model.path=x"]
+    )
     assert config.allocation.policy == "uniform"
     assert config.allocation.target_bits == 4.5
     assert config.evaluation.tasks == ()
@@ -73,7 +75,9 @@ def test_broken_yaml_is_an_error(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(("value", "expected"), [("true", "hessian"), ("false", "none"), ("mse", "mse")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("true", "hessian"), ("false", "none"), ("mse", "mse")]
+)
 def test_scale_search_takes_switches(value: str, expected: str) -> None:
     config = load_config(None, [f"quantization.scale_search={value}"])
     assert config.quantization.scale_search == expected

@@ -44,7 +44,9 @@ def tokens(demo: Checkpoint) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def heldout(demo: Checkpoint) -> torch.Tensor:
-    return evaluation_windows(demo.tokenizer, load_documents("builtin", "evaluation"), 256, limit=32)
+    return evaluation_windows(
+        demo.tokenizer, load_documents("builtin", "evaluation"), 256, limit=32
+    )
 
 
 class Lab:

@@ -29,7 +29,9 @@ def plan(checkpoint: Checkpoint) -> QuantPlan:
     return QuantPlan(specs, schemes, {specs[0].name: "int8"})
 
 
-def test_survives_a_round_trip_through_parquet(plan: QuantPlan, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_survives_a_round_trip_through_parquet(
+    plan: QuantPlan, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     plan.save(tmp_path)
     loaded = QuantPlan.load(tmp_path, checkpoint.specs)
     assert dict(loaded.schemes) == dict(plan.schemes)
@@ -42,12 +44,23 @@ def test_table_adds_up_to_the_bits(plan: QuantPlan) -> None:
     sizes = table["rows"] * table["cols"]
     mean = (table["bits_per_weight"] * sizes).sum() / sizes.sum()
     assert mean == pytest.approx(plan.bits_per_weight, rel=1e-12)
-    expected = ["linear", "role", "block", "expert", "format", "group_size", "symmetric", "bits_per_weight"]
+    expected = [
+        "linear",
+        "role",
+        "block",
+        "expert",
+        "format",
+        "group_size",
+        "symmetric",
+        "bits_per_weight",
+    ]
     assert set(expected) <= set(table.columns)
     assert not table["linear"].duplicated().any()
 
 
-def test_seed_form_means_the_same_plan(plan: QuantPlan, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_seed_form_means_the_same_plan(
+    plan: QuantPlan, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     plan.save(tmp_path)
     data = json.loads((tmp_path / "plan.json").read_text())
     config = allocation_from_seed(data)

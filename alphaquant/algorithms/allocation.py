@@ -39,7 +39,7 @@ def allocate(
 
     `alpha` (alpha.parquet) is needed by ratio and alpha, `sensitivity` (sensitivity.parquet) by
     budget and by protect=measured. Raises PlanError for a pattern that matches nothing, a budget
-    below the smallest plan and tables that lack a linear; FormatError for an unknown format.
+    below the smallest plan and tables that lack a linear.
     """
     rules = resolve_rules(specs, config, quantization)
     chosen = _choose(rules, config, quantization, alpha, sensitivity)

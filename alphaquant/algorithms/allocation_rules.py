@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from alphaquant.algorithms.allocation_groups import BF16
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
-from alphaquant.errors import FormatError, PlanError, nearest
+from alphaquant.errors import PlanError, nearest
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
 from alphaquant.progress import reporter
@@ -46,19 +46,17 @@ def resolve_rules(
     """Apply skip_router, skip_attention and the overrides, in that order.
 
     Raises PlanError for a pattern that matches nothing, an override that says nothing or that
-    quantizes lm_head alone; FormatError for an unknown format.
+    quantizes lm_head alone.
     """
     rows = tuple(spec for spec in specs if spec.role != "lm_head")
     fixed = {spec.name: BF16 for spec in rows if _is_kept(spec, config)}
     activations: dict[str, str] = {}
-    _check_activation("allocation.default", config.default.aq)
     names = {spec.name for spec in rows}
     # A tied head has no weight of its own on disk, but plans may still say that it is skipped.
     allowed = [*names, HEAD]
     for override in config.overrides:
         matched = _matches(override.pattern, allowed)
         scheme = _override_scheme(override, config, quantization)
-        _check_activation(f"override {override.pattern!r}", override.aq)
         _check_head(override, matched, scheme)
         for name in names.intersection(matched):
             if scheme is not None:
@@ -126,14 +124,11 @@ def _override_scheme(
 
 
 def _parse(where: str, text: str, group: int | None, quantization: QuantizationConfig) -> Scheme:
-    try:
-        scheme = Scheme.parse(
-            text,
-            group_size=quantization.group_size if group is None else group,
-            symmetric=quantization.symmetric,
-        )
-    except FormatError as error:
-        raise FormatError(f"{where}: {error}") from error
+    scheme = Scheme.parse(
+        text,
+        group_size=quantization.group_size if group is None else group,
+        symmetric=quantization.symmetric,
+    )
     fixed_group = scheme.number_format.group_size
     if group is not None and fixed_group not in (None, group):
         reporter().note(
@@ -141,13 +136,6 @@ def _parse(where: str, text: str, group: int | None, quantization: QuantizationC
             f"group_size {group} is ignored"
         )
     return scheme
-
-
-def _check_activation(where: str, text: str | None) -> None:
-    try:
-        Scheme.parse(text or "bf16")
-    except FormatError as error:
-        raise FormatError(f"{where}, aq: {error}") from error
 
 
 def _check_head(override: Override, matched: Sequence[str], scheme: Scheme | None) -> None:

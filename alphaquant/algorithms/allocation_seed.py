@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from alphaquant.config import AllocationConfig, DefaultScheme, Override
-from alphaquant.errors import PlanError, nearest
+from alphaquant.errors import FormatError, PlanError, nearest
 
 COMMENT = "comment"
 Section = TypeVar("Section", bound=BaseModel)
@@ -17,7 +17,8 @@ Section = TypeVar("Section", bound=BaseModel)
 def allocation_from_seed(data: object) -> AllocationConfig:
     """Policy manual with the plan's default and overrides; `comment` keys are dropped.
 
-    Raises PlanError that names the place, what was found there and what is allowed.
+    Raises PlanError, or FormatError for an unknown format, that names the place, what was found there
+    and what is allowed.
     """
     plan = _section(data, "the plan", {"default", "overrides"})
     overrides = plan.get("overrides", [])
@@ -36,6 +37,8 @@ def _read(kind: type[Section], data: object, where: str) -> Section:
     values = _section(data, where, set(kind.model_fields))
     try:
         return kind.model_validate(values)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([where, *map(str, first["loc"])])

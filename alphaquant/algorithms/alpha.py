@@ -40,20 +40,25 @@ class WeightSource(Protocol):
 
 
 def alpha_table(
-    checkpoint: WeightSource, config: AlphaConfig, workers: int | None = None
+    checkpoint: WeightSource,
+    config: AlphaConfig,
+    workers: int | None = None,
+    *,
+    tail_size: int | None = None,
 ) -> pd.DataFrame:
     """One row per linear: place, shape, alpha, its tail, its null value and z, log variance.
 
     alpha, z and ks are nan and tail_size is 0 where a spectrum has no tail to fit: a single row or
     column, rank below 2, equal eigenvalues. log_variance (natural logarithm) is nan for a constant
     weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
-    `workers` threads (all cores when None) change nothing in the result. Raises ModelError that
-    names a weight with NaN or infinite values.
+    `tail_size` replaces the share `config.tail_fraction` by a fixed number of eigenvalues. `workers`
+    threads (all cores when None) change nothing in the result. Raises ModelError that names a weight
+    with NaN or infinite values.
     """
     import pandas as pd
 
     threads = torch.get_num_threads()
-    solve = partial(_row, checkpoint, config)
+    solve = partial(_row, checkpoint, config, tail_size)
     try:
         # One torch thread per worker: the pool already fills the cores, and sums keep their order.
         with ThreadPoolExecutor(workers or threads, "alpha", torch.set_num_threads, (1,)) as pool:
@@ -64,12 +69,14 @@ def alpha_table(
     return pd.DataFrame(rows).astype({"block": "Int64", "expert": "Int64"})
 
 
-def _row(checkpoint: WeightSource, config: AlphaConfig, spec: LinearSpec) -> dict[str, Any]:
+def _row(
+    checkpoint: WeightSource, config: AlphaConfig, tail_size: int | None, spec: LinearSpec
+) -> dict[str, Any]:
     weight = checkpoint.weight(spec.name)
     log_variance = _log_variance(weight, spec.name)
-    fit = _fit(weight, config)
+    fit = _fit(weight, config, tail_size)
     null, spread = alpha_null(
-        spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed
+        spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed, tail_size
     )
     return {
         "linear": spec.name,
@@ -89,11 +96,11 @@ def _row(checkpoint: WeightSource, config: AlphaConfig, spec: LinearSpec) -> dic
     }
 
 
-def _fit(weight: Tensor, config: AlphaConfig) -> HillFit:
+def _fit(weight: Tensor, config: AlphaConfig, tail_size: int | None) -> HillFit:
     if config.estimator == "farms":
-        return farms_alpha(weight, config.tail_fraction, config.seed)
-    values = spectrum(weight, tail_fraction=config.tail_fraction)
-    return hill_alpha(values, config.tail_fraction)
+        return farms_alpha(weight, config.tail_fraction, config.seed, tail_size=tail_size)
+    values = spectrum(weight, tail_fraction=config.tail_fraction, tail_size=tail_size)
+    return hill_alpha(values, config.tail_fraction, tail_size)
 
 
 def _log_variance(weight: Tensor, name: str) -> float:

@@ -95,13 +95,7 @@ class _Walk:
 def _activation_order(factor: InverseFactor) -> _Walk:
     diagonal = factor.damped.diagonal(dim1=-2, dim2=-1)
     order = diagonal.argsort(dim=-1, descending=True, stable=True)
-    rows = order[..., :, None].expand_as(factor.damped)
-    permuted = factor.damped.gather(-2, rows)
-    permuted = permuted.gather(-1, order[..., None, :].expand_as(permuted))
-    lower = torch.linalg.cholesky(permuted.flip(-2, -1))
-    identity = torch.eye(order.shape[-1], dtype=lower.dtype, device=lower.device)
-    root = lower.flip(-2, -1)
-    return _Walk(order, torch.linalg.solve_triangular(root, identity.expand_as(root), upper=True))
+    return _Walk(order, factor.permuted(order).upper)
 
 
 class _Refresher:
@@ -124,8 +118,8 @@ class _Refresher:
         self.scales.scale[..., index] = found.scale[..., 0]
         new_scale, new_zero = expand(found, columns.stop - columns.start)
         scale[..., columns] = new_scale
-        if zero is not None and found.zero is not None and self.scales.zero is not None:
-            self.scales.zero[..., index] = found.zero[..., 0]
+        if zero is not None and new_zero is not None and self.scales.zero is not None:
+            self.scales.zero[..., index] = found.zero[..., 0]  # type: ignore[index]
             zero[..., columns] = new_zero
 
 

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.gptq import GptqOptions, gptq, search_of
+from alphaquant.algorithms.gptq import GptqOptions, gptq
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.rtn import rtn
 from alphaquant.algorithms.stacks import Stack, stacks
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.weight import QuantizedWeight, quantize_weight
+from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
 from alphaquant.linalg.hessian import (
     HessianAccumulator,
     InverseFactor,
@@ -43,6 +43,24 @@ class BlockCache(Protocol):
         """Keep what `write` puts into a folder; returns where it lies."""
 
 
+class FreshBlocks:
+    """A cache that finds nothing: every block is computed and kept in a folder under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(self, index: int, ingredients: Any) -> Path | None:
+        """Never there."""
+        return None
+
+    def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
+        """Keep a block for as long as its folder is kept."""
+        folder = self._root / str(index)
+        folder.mkdir()
+        write(folder)
+        return folder
+
+
 def quantize_blocks(
     checkpoint: Checkpoint,
     plan: QuantPlan,
@@ -66,14 +84,20 @@ def quantize_blocks(
     folders: list[Path] = []
     for index in range(checkpoint.blocks):
         reporter().update("block", index, checkpoint.blocks)
-        specs = [spec for spec in checkpoint.block_specs(index) if plan.schemes[spec.name].format != "bf16"]
+        specs = [
+            spec
+            for spec in checkpoint.block_specs(index)
+            if plan.schemes[spec.name].format != "bf16"
+        ]
         ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
         folder = blocks.get(index, ingredients)
         if folder is None:
             observed = walker.observe(index, specs, folders)
             weights, errors = _quantize_block(checkpoint, specs, plan, observed, device, config)
             folder = blocks.put(
-                index, ingredients, lambda out, w=weights, e=errors: save_block(out, w, e)  # type: ignore[misc]
+                index,
+                ingredients,
+                lambda out, w=weights, e=errors: save_block(out, w, e),  # type: ignore[misc]
             )
         folders.append(folder)
     reporter().update("block", checkpoint.blocks, checkpoint.blocks)
@@ -140,7 +164,7 @@ def _quantize_block(
         quantized = _solve(weight, factor, stack, scheme, config)
         for position, spec in enumerate(stack.specs):
             done[spec.name] = quantized[position]
-        rows += _errors(weight, quantized, factor, stack, scheme, config)
+        rows += _errors(weight, quantized, factor, stack, scheme)
     return {spec.name: done[spec.name] for spec in specs}, error_table(rows)
 
 
@@ -161,15 +185,14 @@ def _errors(
     factor: InverseFactor,
     stack: Stack,
     scheme: Scheme,
-    config: QuantizationConfig,
 ) -> list[dict[str, Any]]:
-    """Output errors on the calibration inputs, relative to the output's energy."""
+    """Output errors on the calibration inputs, relative to the output's energy.
+
+    `error_rtn` is that of rounding to nearest with the very same scales.
+    """
     hessian = stack.hessian
-    search = search_of(config.scale_search, hessian.diagonal(dim1=-2, dim2=-1))
-    if config.method == "rtn":
-        rounded = quantized.dequantize()
-    else:
-        rounded = quantize_weight(weight, scheme, **search).dequantize()
+    scale, zero = expand(quantized.scales, weight.shape[-1])
+    rounded = fake_quantize(weight, scale, zero, scheme.number_format)
     tiny = torch.finfo(torch.float32).tiny
     energy = output_error(weight, hessian).clamp(min=tiny)
     before = output_error(weight - rounded, hessian) / energy

@@ -20,9 +20,7 @@ _WEIGHTS = "block.safetensors"
 _ERRORS = "errors.parquet"
 
 
-def save_block(
-    folder: Path, weights: Mapping[str, QuantizedWeight], errors: pd.DataFrame
-) -> None:
+def save_block(folder: Path, weights: Mapping[str, QuantizedWeight], errors: pd.DataFrame) -> None:
     """Write codes, scales and zeros by linear name, and the per-linear errors."""
     tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():

@@ -68,7 +68,9 @@ def train_routers(
     Raises DataError for fewer than two windows: one to train on and one to hold out.
     """
     if tokens.shape[0] < 2:
-        raise DataError("router training needs at least 2 calibration windows; raise calibration.samples")
+        raise DataError(
+            "router training needs at least 2 calibration windows; raise calibration.samples"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     shuffled = tokens[torch.randperm(tokens.shape[0], generator=generator)]
     held_count = max(1, shuffled.shape[0] // _HELD_OUT)
@@ -92,7 +94,7 @@ def train_routers(
     for step, batch in enumerate(_order(train, config.epochs, generator), start=1):
         optimizer.zero_grad()
         loss = student.loss(teacher, batch, config.method)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))

@@ -8,10 +8,13 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 
 
-def rtn(weight: Tensor, scheme: Scheme, scale_search: str = "none", name: str = "") -> QuantizedWeight:
+def rtn(
+    weight: Tensor, scheme: Scheme, scale_search: str = "none", name: str = ""
+) -> QuantizedWeight:
     """Quantize `[..., out, in]`. Without calibration, a `hessian` search is a plain `mse` search.
 
     Raises ModelError naming the weight when it holds NaN or infinity.
     """
-    search = "none" if scale_search == "none" else "mse"
-    return quantize_weight(weight, scheme, search=search, name=name)
+    return quantize_weight(
+        weight, scheme, search="none" if scale_search == "none" else "mse", name=name
+    )

@@ -66,7 +66,9 @@ def sensitivity_table(
             {
                 "linear": name,
                 "format": str(scheme),
-                "bits_per_weight": scheme.bits_per_weight(checkpoint_spec.cols, rows=checkpoint_spec.rows),
+                "bits_per_weight": scheme.bits_per_weight(
+                    checkpoint_spec.cols, rows=checkpoint_spec.rows
+                ),
                 "predicted_loss": 0.5 * float((fisher[name] * rows).sum()),
                 "local_loss": share,
             }

@@ -44,9 +44,7 @@ def stacks(
             counts = torch.tensor(tokens, device=hessian.device)
             hessian = shrink(hessian, counts, expert_shrinkage)
         for chosen in _split(members, sort_key):
-            yield Stack(
-                [members[i] for i in chosen], hessian[chosen], [tokens[i] for i in chosen]
-            )
+            yield Stack([members[i] for i in chosen], hessian[chosen], [tokens[i] for i in chosen])
 
 
 def _families(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import AutoConfig
+
+from alphaquant.demo import DEMO_LENGTH
 from alphaquant.demo.measure import Figures
 
 _CARD = """---
@@ -28,7 +31,7 @@ documentation and knows nothing.
 | training | {steps:,} steps of {batch:,} tokens, seed {seed} |
 | held-out perplexity ({windows} windows of {length} tokens) | {perplexity:.2f} |
 | a unigram model's, same tokens | {unigram:.1f} ({ratio:.1f} times as much) |
-| after rounding all matrices but the routers to {coarse} | {int2:.1f} |
+| after rounding every matrix but the routers to the nearest int2 (128 weights per scale) | {int2:.1f} |
 | load of the busiest and the idlest expert (even: 1) | {busiest:.2f}, {idlest:.2f} |
 
 Reproduce it with `python -m alphaquant.demo.train --out DIR --seed {seed} --steps {steps}`. Bit-equal
@@ -36,14 +39,8 @@ weights need the same versions, machine type and number of threads; the figures 
 """
 
 
-def write_card(
-    folder: Path, figures: Figures, *, steps: int, batch_tokens: int, seed: int, coarse: str
-) -> None:
-    """Write `README.md` into a checkpoint folder."""
-    from transformers import AutoConfig
-
-    from alphaquant.demo import DEMO_LENGTH
-
+def write_card(folder: Path, figures: Figures, steps: int, batch_tokens: int, seed: int) -> str:
+    """Write `README.md` into a checkpoint folder, and return it."""
     config = AutoConfig.from_pretrained(folder)
     text = _CARD.format(
         parameters=figures.parameters,
@@ -62,9 +59,9 @@ def write_card(
         perplexity=figures.perplexity,
         unigram=figures.unigram_perplexity,
         ratio=figures.unigram_perplexity / figures.perplexity,
-        coarse=coarse,
         int2=figures.int2_perplexity,
         busiest=figures.expert_load.max().item(),
         idlest=figures.expert_load.min().item(),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+    return text

@@ -67,7 +67,7 @@ def rounded(model: nn.Module, scheme: Scheme) -> nn.Module:
     with torch.no_grad():
         for name, weight in copied.named_parameters():
             if weight.ndim > 1 and ".layers." in name and not name.endswith(".mlp.gate.weight"):
-                weight.copy_(quantize_weight(weight, scheme, search="mse", name=name).dequantize())
+                weight.copy_(quantize_weight(weight, scheme, name=name).dequantize())
     return copied
 
 

@@ -67,7 +67,7 @@ def weighted_quantile(values: Tensor, share: float) -> Callable[[Tensor], Tensor
     An exact order statistic (no interpolation). Only as much of the sorted tail as the resamples
     reach is looked at.
     """
-    units, tokens = values.shape
+    tokens = values.shape[1]
     ordered, positions = values.double().flatten().sort(descending=True, stable=True)
     owners = positions // tokens
     allowed = math.floor((1 - share) * values.numel() + 1e-9)

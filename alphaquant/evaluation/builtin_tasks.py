@@ -1,13 +1,18 @@
 """Two lm-eval tasks that need no download, made of the held-out part of the builtin text.
 
-`builtin_rolling` is the rolling perplexity of whole documents. `builtin_cloze` shows about forty
-words of a document and asks which of four endings of six words is the true one; the others come
-from other documents. Questions and their order are the same everywhere.
+`builtin_rolling` is the rolling perplexity of whole documents. `builtin_cloze` shows forty words of a
+document and asks which of four endings of six words is the true one; the others come from other
+documents. Chance is 25 %. Besides lm-eval's `acc` it reports `acc_mutual_info`, which takes off what
+each ending is worth without the context. Questions and their order are the same everywhere.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import re
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from alphaquant.text.builtin import Document, documents
@@ -15,6 +20,7 @@ from alphaquant.text.builtin import Document, documents
 BUILTIN_TASKS = ("builtin_rolling", "builtin_cloze")
 CONTEXT_WORDS = 40
 ENDING_WORDS = 6
+LEAD_WORDS = 8
 CHOICES = 4
 QUESTIONS = 200
 SEED = 0
@@ -30,43 +36,60 @@ def cloze_rows() -> list[dict[str, Any]]:
     return cloze_questions(documents("test"), QUESTIONS, SEED)
 
 
-def cloze_questions(texts: list[Document], count: int, seed: int) -> list[dict[str, Any]]:
-    """Questions over `texts`, drawn from documents in turn so that any number of them is mixed.
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A place in a document: the words before it and those that follow."""
 
-    Every ending starts within a paragraph, so that a capital or the topic of a first word does not
-    give it away. Documents without a long enough paragraph ask nothing.
+    document: str
+    context: str
+    ending: str
+
+
+def cloze_questions(texts: list[Document], count: int, seed: int) -> list[dict[str, Any]]:
+    """At most `count` questions over `texts`, in seeded order, so that any first part is a mix.
+
+    The three wrong endings are those of other documents whose words are, in sum, most nearly as
+    rare as the true one's: else the commonest words would win, whatever the context.
     """
+    passages = [passage for text in texts for passage in passages_of(text)]
+    counts = Counter(word for text in texts for word in text.text.split())
+    rarity = {
+        passage.ending: -sum(math.log(counts[word]) for word in passage.ending.split())
+        for passage in passages
+    }
     order = random.Random(seed)
-    passages = {text.name: _passages(text.text) for text in texts}
-    askers = [name for name, found in passages.items() if found]
-    for found in passages.values():
-        order.shuffle(found)
+    order.shuffle(passages)
     rows: list[dict[str, Any]] = []
-    round_number = 0
-    while len(rows) < count and len(askers) >= CHOICES:
-        order.shuffle(askers)
-        for name in askers:
-            if round_number >= len(passages[name]) or len(rows) == count:
-                continue
-            context, ending = passages[name][round_number]
-            rivals = order.sample([other for other in askers if other != name], CHOICES - 1)
-            choices = [ending, *(order.choice(passages[rival])[1] for rival in rivals)]
+    for passage in passages[:count]:
+        others = {p.ending: None for p in passages if p.document != passage.document}
+        others.pop(passage.ending, None)
+        near = sorted(others, key=lambda ending: abs(rarity[ending] - rarity[passage.ending]))
+        choices = [passage.ending, *near[: CHOICES - 1]]
+        if len(choices) == CHOICES:
             order.shuffle(choices)
-            rows.append({"context": context, "choices": choices, "label": choices.index(ending)})
-        round_number += 1
-        if all(round_number >= len(passages[name]) for name in askers):
-            break
+            label = choices.index(passage.ending)
+            rows.append({"context": passage.context, "choices": choices, "label": label})
     return rows
 
 
-def _passages(text: str) -> list[tuple[str, str]]:
-    """Consecutive pieces of the paragraphs: (context, ending)."""
-    size = CONTEXT_WORDS + ENDING_WORDS
-    return [
-        (" ".join(words[at : at + CONTEXT_WORDS]), " ".join(words[at + CONTEXT_WORDS : at + size]))
-        for words in (paragraph.split() for paragraph in text.split("\n\n"))
-        for at in range(0, len(words) - size + 1, size)
-    ]
+def passages_of(document: Document) -> list[Passage]:
+    """Places at least `LEAD_WORDS` into a paragraph, `CONTEXT_WORDS` apart, with whole endings.
+
+    An ending that began a paragraph would be told by its capital and could be about anything.
+    """
+    text, found, start = document.text, [], 0
+    words: list[tuple[int, int]] = []
+    for paragraph in text.split("\n\n"):
+        spans = [(start + m.start(), start + m.end()) for m in re.finditer(r"\S+", paragraph)]
+        first = len(words)
+        words += spans
+        for at in range(first + LEAD_WORDS, len(words) - ENDING_WORDS + 1, CONTEXT_WORDS):
+            begin = words[max(0, at - CONTEXT_WORDS)][0]
+            context = text[begin : words[at - 1][1]]
+            ending = text[words[at][0] : words[at + ENDING_WORDS - 1][1]]
+            found.append(Passage(document.name, context, ending))
+        start += len(paragraph) + 2
+    return found
 
 
 def _dataset(rows: list[dict[str, Any]]) -> Any:
@@ -95,7 +118,11 @@ def builtin_task(name: str) -> dict[str, Any] | None:
             "doc_to_text": "{{context}}",
             "doc_to_choice": "choices",
             "doc_to_target": "label",
-            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+            "metric_list": [
+                {"metric": "acc"},
+                {"metric": "acc_norm"},
+                {"metric": "acc_mutual_info"},
+            ],
         },
     }
     if name not in configurations:

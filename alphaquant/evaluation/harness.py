@@ -142,7 +142,7 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
     for name in names:
         try:
             found = manager.load([builtin_task(name) or name])
-        except Exception as error:  # noqa: BLE001 - hub, network and YAML errors share no base class
+        except Exception as error:  # hub, network and YAML errors share no base class
             raise DataError(_unloadable(name, error)) from error
         for task in found["tasks"].values():
             task.set_fewshot_seed(seed=_FEWSHOT_SEED)

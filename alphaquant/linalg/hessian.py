@@ -5,6 +5,7 @@ Leading batch dimensions (the experts of a block) are supported throughout.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +62,32 @@ def shrink(hessians: Tensor, tokens: Tensor, strength: float) -> Tensor:
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """Upper triangular `upper` with (H + damping I)⁻¹ = UᵀU, and what it took to get it."""
+    """Cholesky factor of a damped Hessian H + λI = RRᵀ with R upper, so that (H + λI)⁻¹ = UᵀU, U = R⁻¹."""
 
-    upper: Tensor  # [..., in, in]
-    damped: Tensor  # [..., in, in] the matrix that was factored
+    root: Tensor  # [..., in, in] R
+    damped: Tensor  # [..., in, in] H + λI
     damping: Tensor  # [...] share of the mean diagonal that was added
+
+    @functools.cached_property
+    def upper(self) -> Tensor:
+        """U `[..., in, in]`, whose rows tell how later columns make up for an error."""
+        identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
+        inverse: Tensor = torch.linalg.solve_triangular(
+            self.root, identity.expand_as(self.root), upper=True
+        )
+        return inverse
 
     @property
     def conditional_variance(self) -> Tensor:
-        """`[..., in]`: squared error left by rounding a column after later ones have compensated."""
-        return self.upper.diagonal(dim1=-2, dim2=-1).pow(-2)
+        """1 / U_ii² `[..., in]`: squared error left by rounding a column after later ones have compensated."""
+        return self.root.diagonal(dim1=-2, dim2=-1).square()
+
+    def permuted(self, order: Tensor) -> InverseFactor:
+        """The factor of the same matrix with its columns in `order [..., in]`."""
+        matrix = self.damped.gather(-2, order[..., :, None].expand_as(self.damped))
+        matrix = matrix.gather(-1, order[..., None, :].expand_as(matrix))
+        lower = torch.linalg.cholesky(matrix.flip(-2, -1))
+        return InverseFactor(lower.flip(-2, -1), matrix, self.damping)
 
 
 def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
@@ -86,26 +103,22 @@ def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
 
 
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
-    """Cholesky factor of the inverse of a damped Hessian `[..., in, in]`.
+    """Factor of the inverse of a damped Hessian `[..., in, in]`, from one Cholesky.
 
-    The reversed matrix is factored, H = RRᵀ with R upper, so U = R⁻¹ needs one Cholesky and one
-    triangular solve. Damping is raised threefold for the entries whose factor does not exist.
-    Raises ValueError when the Hessian holds NaN or infinity.
+    Damping is raised threefold for the entries whose factor does not exist. Raises ValueError when the
+    Hessian holds NaN or infinity.
     """
     if not bool(torch.isfinite(hessian).all()):
-        raise ValueError("the Hessian holds NaN or infinite values: the calibration inputs overflowed")
+        raise ValueError(
+            "the Hessian holds NaN or infinite values: the calibration inputs overflowed"
+        )
     share = torch.full(hessian.shape[:-2], damping, dtype=hessian.dtype, device=hessian.device)
     while True:
         damped = damp(hessian, share)
         lower, info = torch.linalg.cholesky_ex(damped.flip(-2, -1))
         if not bool(info.any()):
-            break
-        raised = (share * _RAISE).clamp(min=1e-4)
-        share = torch.where(info > 0, raised, share)
-    identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-    root = lower.flip(-2, -1)  # upper triangular
-    upper = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=True)
-    return InverseFactor(upper, damped, share)
+            return InverseFactor(lower.flip(-2, -1), damped, share)
+        share = torch.where(info > 0, (share * _RAISE).clamp(min=1e-4), share)
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:

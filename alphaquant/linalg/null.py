@@ -18,12 +18,12 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal
 
 from alphaquant.linalg.farms import WINDOW, block_corners
-from alphaquant.linalg.hill import hill_alpha
+from alphaquant.linalg.hill import MIN_TAIL, hill_alpha, tail_count
 
 Floats = npt.NDArray[np.float64]
 
 DRAWN_SIDE = 512
-"""Matrices with a longer short side are extrapolated from this size."""
+"""Matrices with a longer short side are extrapolated from this size, or more for a tiny tail."""
 DRAWS = 128
 
 
@@ -42,25 +42,22 @@ def alpha_null(
         return math.nan, math.nan
     random = np.random.default_rng(seed)
     if estimator == "farms":
-        blocks = len(block_corners(rows, cols, seed))
-        return _farms_null(short, blocks, tail_fraction, tail_size, random)
-    side = min(short, DRAWN_SIDE)
+        side, blocks = min(short, WINDOW), len(block_corners(rows, cols, seed))
+        return _farms_null(
+            side, blocks, tail_count(side * blocks, tail_fraction, tail_size), random
+        )
+    size = tail_count(short, tail_fraction, tail_size)
+    side = min(short, max(DRAWN_SIDE, math.ceil(MIN_TAIL * short / size)))
     shrink = side / short
-    if tail_size is not None:  # its share of the spectrum is what stays the same in a smaller matrix
-        tail_fraction = (min(tail_size, short - 1) + 0.5) / short
-    drawn_size = None if tail_size is None else max(1, math.floor(tail_fraction * side))
-    drawn_long = round(long * shrink)
+    drawn_long, drawn_size = round(long * shrink), round(size * shrink)
     alphas = np.array(
-        [
-            _alpha(gaussian_spectrum(side, drawn_long, random), tail_fraction, drawn_size)
-            for _ in range(DRAWS)
-        ]
+        [_alpha(gaussian_spectrum(side, drawn_long, random), drawn_size) for _ in range(DRAWS)]
     )
     mean, spread = float(alphas.mean()), float(alphas.std(ddof=1))
     if side == short:
         return mean, spread
-    remainder = mean - _alpha(marchenko_pastur(side, drawn_long), tail_fraction, drawn_size)
-    limit = _alpha(marchenko_pastur(short, long), tail_fraction, tail_size)
+    remainder = mean - _alpha(marchenko_pastur(side, drawn_long), drawn_size)
+    limit = _alpha(marchenko_pastur(short, long), size)
     return limit + remainder * shrink, spread * shrink * math.sqrt(math.log(short) / math.log(side))
 
 
@@ -88,17 +85,16 @@ def marchenko_pastur(short: int, long: int) -> Floats:
 
 
 def _farms_null(
-    short: int, blocks: int, tail_fraction: float, random: np.random.Generator
+    side: int, blocks: int, size: int, random: np.random.Generator
 ) -> tuple[float, float]:
     """Mean and spread over resampled sets of `blocks` square spectra, overlaps taken as independent."""
-    side = min(short, WINDOW)
     pool = np.stack([gaussian_spectrum(side, side, random) for _ in range(4 * DRAWS)])
     alphas = [
-        _alpha(np.sort(pool[random.integers(len(pool), size=blocks)], axis=None), tail_fraction)
+        _alpha(np.sort(pool[random.integers(len(pool), size=blocks)], axis=None), size)
         for _ in range(DRAWS)
     ]
     return float(np.mean(alphas)), float(np.std(alphas, ddof=1))
 
 
-def _alpha(values: Floats, tail_fraction: float) -> float:
-    return hill_alpha(torch.from_numpy(values), tail_fraction).alpha
+def _alpha(values: Floats, size: int) -> float:
+    return hill_alpha(torch.from_numpy(values), tail_size=size).alpha

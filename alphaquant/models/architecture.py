@@ -72,9 +72,7 @@ class Architecture:
             for spec in self._block_linears(config, shapes, block)
         ]
         if "lm_head.weight" in shapes and not config.get("tie_word_embeddings", False):
-            specs.append(
-                _spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head")
-            )
+            specs.append(_spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head"))
         return specs
 
     def _block_linears(
@@ -82,11 +80,20 @@ class Architecture:
     ) -> list[LinearSpec]:
         root = f"{self.blocks}.{block}"
 
-        def one(path: str, role: Role, reads: str, fused: str, expert: int | None = None) -> LinearSpec:
-            return _spec(shapes, f"{root}.{path}", role, block, expert, f"{root}.{reads}", f"{root}.{fused}")
+        def one(
+            path: str, role: Role, reads: str, fused: str, expert: int | None = None
+        ) -> LinearSpec:
+            return _spec(
+                shapes, f"{root}.{path}", role, block, expert, f"{root}.{reads}", f"{root}.{fused}"
+            )
 
         specs = [
-            one(path, role, "attention.out" if role == "o" else "attention.in", "o" if role == "o" else "qkv")
+            one(
+                path,
+                role,
+                "attention.out" if role == "o" else "attention.in",
+                "o" if role == "o" else "qkv",
+            )
             for path, role in _ATTENTION.items()
         ]
         if not self.is_moe_block(config, block):

@@ -46,7 +46,9 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            return AutoTokenizer.from_pretrained(
+                self.path, trust_remote_code=self.trust_remote_code
+            )
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ModelError(
                 f"no tokenizer loads from {self.path} ({str(error).splitlines()[0]}). Put the "

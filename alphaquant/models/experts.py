@@ -15,7 +15,9 @@ from torch import Tensor, nn
 class Expert(nn.Module):
     """One gated expert: down(act(gate(x)) * up(x))."""
 
-    def __init__(self, hidden: int, intermediate: int, activation: Any, device: Any, dtype: Any) -> None:
+    def __init__(
+        self, hidden: int, intermediate: int, activation: Any, device: Any, dtype: Any
+    ) -> None:
         super().__init__()
         place = {"bias": False, "device": device, "dtype": dtype}
         self.gate_proj = nn.Linear(hidden, intermediate, **place)

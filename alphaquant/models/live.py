@@ -24,7 +24,9 @@ class LiveCheckpoint(Checkpoint):
         config: Any = model.config
         self.path = _MEMORY
         self.trust_remote_code = False
-        self.raw_config = config.to_dict() | ({} if model_type == "auto" else {"model_type": model_type})
+        self.raw_config = config.to_dict() | (
+            {} if model_type == "auto" else {"model_type": model_type}
+        )
         self.architecture = architecture_of(self.raw_config)
         self._tensors = {self.architecture.disk_name(n): t for n, t in _named_tensors(model)}
         if config.tie_word_embeddings:

@@ -51,7 +51,8 @@ def output_gradients(
     Yields `{linear: [out]}` in fp32; a linear that no token reaches stays zero.
     """
     sums = {
-        spec.name: torch.zeros(spec.rows, dtype=torch.float32, device=model.device) for spec in specs
+        spec.name: torch.zeros(spec.rows, dtype=torch.float32, device=model.device)
+        for spec in specs
     }
 
     def hook(name: str) -> Callable[..., None]:

@@ -52,7 +52,11 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
         )
     architecture = architecture_of(raw, config.trust_remote_code)
     architecture.linears(raw, {name: entry.shape for name, entry in tensor_index(folder).items()})
-    name = Path(config.path).resolve().name if config.path and Path(config.path).is_dir() else config.path
+    name = (
+        Path(config.path).resolve().name
+        if config.path and Path(config.path).is_dir()
+        else config.path
+    )
     return ModelRef(
         path=str(folder),
         name=(name or "demo").replace("/", "--"),
@@ -68,7 +72,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} has no config.json; it is not a transformers model folder") from error
+        raise ModelError(
+            f"{folder} has no config.json; it is not a transformers model folder"
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(raw, dict):
@@ -86,18 +92,26 @@ def _folder(config: ModelConfig) -> Path:
         raise ModelError(f"{local} is a file; give the model's folder")
     looks_like_path = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
     if looks_like_path:
-        raise ModelError(f"model folder {config.path!r} does not exist (a hub id looks like owner/name)")
+        raise ModelError(
+            f"model folder {config.path!r} does not exist (a hub id looks like owner/name)"
+        )
     return _download(config.path, config.revision)
 
 
 def _download(repository: str, revision: str | None) -> Path:
+    from httpx import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from httpx import HTTPError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        HTTPError,
+        OSError,
+    ) as error:
         raise ModelError(
             f"{repository!r} is neither a local folder nor reachable on the hub "
             f"({type(error).__name__}). Check the name, the network and HF_HUB_OFFLINE, or give a folder."

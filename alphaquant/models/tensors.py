@@ -34,7 +34,9 @@ def tensor_index(folder: Path) -> dict[str, TensorEntry]:
             entries |= _read_header(folder / file, _first_named(weight_map, file))
         for name, file in weight_map.items():
             if name not in entries:
-                raise ModelError(f"{file} lacks tensor {name}, which {index_path.name} places there")
+                raise ModelError(
+                    f"{file} lacks tensor {name}, which {index_path.name} places there"
+                )
         return entries
     single = folder / "model.safetensors"
     if single.is_file():

@@ -26,7 +26,7 @@ def changed_by_method(data: pd.DataFrame) -> bool:
     )
 
 
-def error_figure(linears: pd.DataFrame) -> Figure | None:
+def error_figure(linears: pd.DataFrame, method: str) -> Figure | None:
     """Left: error after against before, below the diagonal is better. Right: the ratio by role.
 
     Where the method is rounding itself, only the errors by role.
@@ -51,13 +51,13 @@ def error_figure(linears: pd.DataFrame) -> Figure | None:
     left.set_xlim(low, high)
     left.set_ylim(low, high)
     plain_log(left, "x", "y")
-    left.set_title("below the line: less error after GPTQ")
+    left.set_title(f"below the line: less error after {method}")
     left.set_xlabel("relative output error, round-to-nearest (no unit)")
-    left.set_ylabel("relative output error, after GPTQ (no unit)")
+    left.set_ylabel(f"relative output error, after {method} (no unit)")
     role_strips(right, after / before, kinds, roles)
-    plain_log(right, "x")
     right.axvline(1, color="#555555", linewidth=1, zorder=1)
     right.set_title("left of the line: less error")
-    right.set_xlabel("error after GPTQ / error of rounding to nearest")
+    right.set_xlabel(f"error after {method} / error of rounding to nearest")
+    plain_log(right, "x")
     role_legend(figure, roles)
     return figure

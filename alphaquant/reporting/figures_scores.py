@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from alphaquant.reporting.budget import BudgetComparison
 from alphaquant.reporting.scores import BEFORE_ROUTER, QUANTIZED, Score, Scores
-from alphaquant.reporting.style import ACCENT, AFTER, BEFORE, new_figure
+from alphaquant.reporting.style import ACCENT, AFTER, BEFORE, new_figure, plain_log
 
 _COLUMNS = 3
 _LONGEST = 34
@@ -48,34 +48,32 @@ def rival_figure(scores: Scores) -> Figure | None:
     rivals, own = scores.rivals(), scores.find("kl_mean")
     if not rivals or own is None:
         return None
-    figure = new_figure(0.42 * (len(rivals) + 1) + 1.0)
+    figure = new_figure(0.36 * (len(rivals) + 1) + 1.0)
     axis = figure.subplots()
-    rows = sorted(
-        [("this plan", [own]), *rivals.items()],
-        key=lambda row: np.median([s.value for s in row[1]]),
-    )
+    rows = [("this plan", [own]), *((rival.text, list(rival.scores)) for rival in rivals)]
+    rows.sort(key=lambda row: np.median([score.value for score in row[1]]))
     for place, (_, found) in enumerate(rows):
-        mine = found[0].model == QUANTIZED
+        colour = AFTER if found[0].model == QUANTIZED else BEFORE
         values = [score.value for score in found]
-        if len(found) == 1 and np.isfinite(found[0].low):
-            axis.plot(
-                [found[0].low, found[0].high],
-                [place, place],
-                color=AFTER if mine else BEFORE,
-                linewidth=2,
-            )
+        alone = len(found) == 1
+        if alone and np.isfinite(found[0].low):
+            axis.plot([found[0].low, found[0].high], [place, place], color=colour, linewidth=2)
         axis.scatter(
             values,
             [place] * len(values),
-            s=42 if len(values) == 1 else 22,
-            color=AFTER if mine else BEFORE,
-            alpha=1 if len(values) == 1 else 0.6,
+            s=42 if alone else 22,
+            color=colour,
+            alpha=1 if alone else 0.6,
             linewidths=0,
             zorder=3,
         )
-    names = [label if len(found) == 1 else f"{label} ({len(found)})" for label, found in rows]
     axis.axvline(own.value, color=AFTER, linewidth=0.9, linestyle="--", zorder=1)
-    _finish_rows(axis, names, "mean token KL to the original (nats per token)")
+    every = [score.value for _, found in rows for score in found]
+    if min(every) > 0 and max(every) / min(every) > 8:
+        plain_log(axis, "x")
+    _finish_rows(
+        axis, [label for label, _ in rows], "mean token KL to the original (nats per token)"
+    )
     return figure
 
 
@@ -98,7 +96,7 @@ def budget_figure(comparison: BudgetComparison) -> Figure:
             axis.plot([low, high], [place, place], color=BEFORE, linewidth=2)
     values = [value for _, value in rows]
     if min(values) > 0 and max(values) / min(values) > 8:
-        axis.set_xscale("log")
+        plain_log(axis, "x")
     _finish_rows(axis, [label for label, _ in rows], "sum of predicted losses (nats per token)")
     return figure
 
@@ -115,7 +113,7 @@ def _dots(axis: Axes, drawn: list[tuple[Score, str, str]]) -> None:
     axis.set_ylim(len(drawn) - 0.4, -0.6)
     axis.margins(x=0.18)
     axis.grid(visible=False, axis="y")
-    axis.xaxis.set_major_locator(MaxNLocator(4))
+    axis.xaxis.set_major_locator(MaxNLocator(3))
 
 
 def _finish_rows(axis: Axes, names: list[str], label: str) -> None:

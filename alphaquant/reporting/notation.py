@@ -8,17 +8,17 @@ from alphaquant.reporting.scores import Score
 from alphaquant.reporting.statistics import Correlation
 
 
-def number(value: float) -> str:
-    """Three significant digits; thousands apart, powers of ten only below 0.0001."""
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits or more; thousands apart, powers of ten only below 0.0001."""
     if not np.isfinite(value):
         return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
-    size = abs(value)
+    size = abs(float(f"{value:.{digits - 1}e}"))  # 0.0009999 is written 0.00100
     if size >= 1e7:
         text = f"{value:.2e}"
     elif size >= 1000:
         text = f"{value:,.0f}"
     elif size >= 1e-4:
-        text = f"{value:.{max(2 - int(np.floor(np.log10(size))), 0)}f}"
+        text = f"{value:.{max(digits - 1 - int(np.floor(np.log10(size))), 0)}f}"
     else:
         text = "0" if size == 0 else f"{value:.2e}"
     return text.replace("-", "−", 1) if value < 0 else text
@@ -35,8 +35,8 @@ def signed(value: float) -> str:
 
 
 def shown(score: Score) -> str:
-    """A score's value as people write it."""
-    return percent(score.value) if score.is_share else number(score.value)
+    """A score's value as people write it: small changes of a perplexity matter, those of a KL do not."""
+    return percent(score.value) if score.is_share else number(score.value, _digits(score))
 
 
 def shown_change(before: Score | None, after: Score) -> str:
@@ -74,7 +74,11 @@ def shown_interval(score: Score) -> str:
         return ""
     if score.is_share:
         return f"{100 * score.low:.1f} to {percent(score.high)}"
-    return f"{number(score.low)} to {number(score.high)}"
+    return f"{number(score.low, _digits(score))} to {number(score.high, _digits(score))}"
+
+
+def _digits(score: Score) -> int:
+    return 3 if score.metric.startswith("kl") else 4
 
 
 def correlation_text(found: Correlation) -> str:

@@ -136,7 +136,7 @@ def _grid(grid: Grid) -> str:
     )
     body = "\n".join(
         "<tr>"
-        + "".join(f"<td{_class(grid, c)}>{_cell(cell)}</td>" for c, cell in enumerate(row))
+        + "".join(f"<td{_class(grid, c)}>{_cell(grid, c, cell)}</td>" for c, cell in enumerate(row))
         + "</tr>"
         for row in grid.rows
     )
@@ -156,9 +156,10 @@ def _class(grid: Grid, column: int) -> str:
     return f' class="{" ".join(names)}"' if names else ""
 
 
-def _cell(text: str) -> str:
-    """Escaped, with places to break after dots: a linear's name is one long word."""
-    return html.escape(text).replace(".", ".<wbr>") if text.count(".") > 1 else html.escape(text)
+def _cell(grid: Grid, column: int, text: str) -> str:
+    """Escaped; code may break after its dots, as a linear's name is one long word."""
+    escaped = html.escape(text)
+    return escaped.replace(".", ".<wbr>") if column in grid.code else escaped
 
 
 def _paragraph(text: str) -> str:

@@ -108,20 +108,38 @@ class Scores:
                 found.setdefault(pair[1].task, []).append(pair)
         return [min(pairs, key=lambda pair: _rank(pair[1])) for pairs in found.values()]
 
-    def rivals(self) -> dict[str, list[Score]]:
-        """KL of other plans by label, best first; a numbered series (random 1, random 2) is one label.
-
-        A plan whose bits were filed as metric `bits_per_weight` has them in its label.
-        """
+    def rivals(self) -> list[Rival]:
+        """Other plans, best first; a numbered series (random plan 1, random plan 2) is one rival."""
         found: dict[str, list[Score]] = {}
         for row in self.rows:
             if row.metric == "kl_mean" and row.model not in (ORIGINAL, QUANTIZED, BEFORE_ROUTER):
-                bits = self.find("bits_per_weight", row.model)
-                note = f", {bits.value:.3g} bits" if bits else ""
-                found.setdefault(_SERIES.sub("", row.model) + note, []).append(row)
-        return dict(
-            sorted(found.items(), key=lambda item: float(np.median([r.value for r in item[1]])))
-        )
+                found.setdefault(_SERIES.sub("", row.model), []).append(row)
+        rivals = []
+        for label, rows in found.items():
+            bits = [s.value for row in rows if (s := self.find("bits_per_weight", row.model))]
+            rivals.append(Rival(label, tuple(rows), float(np.mean(bits)) if bits else None))
+        return sorted(rivals, key=lambda rival: rival.median)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another plan for the same model, or a series of them: `scores` are KL to the original."""
+
+    label: str
+    scores: tuple[Score, ...]
+    bits: float | None
+    """Stored bits per weight, the mean of a series."""
+
+    @property
+    def median(self) -> float:
+        """Median KL of the series."""
+        return float(np.median([score.value for score in self.scores]))
+
+    @property
+    def text(self) -> str:
+        """Label, size of the series, bits."""
+        series = f" ({len(self.scores)})" if len(self.scores) > 1 else ""
+        return f"{self.label}{series}" + (f", {self.bits:.2f} bits" if self.bits else "")
 
 
 def _rank(score: Score) -> int:

@@ -113,7 +113,8 @@ def _equal_budget(findings: Findings) -> Items:
         "Predicted loss of several orders of spending the same bits",
         f"{count(found.linears, 'measured linear')} start at {found.low}; the order decides which are raised to "
         f"{found.high} until {number(found.bits)} bits per weight are spent. Further left is better; the grey band holds "
-        "95 % of random orders. Losses are predicted and added up, not measured on the whole model.",
+        "95 % of random orders. Losses are predicted and added up, not measured on the whole model; the sum is ruled by "
+        "the few largest, while rank correlations weigh all linears alike.",
         budget_figure(found),
     )
     return items

@@ -13,7 +13,7 @@ from alphaquant.reporting.figures_errors import changed_by_method, comparable, e
 from alphaquant.reporting.figures_router import router_figure
 from alphaquant.reporting.figures_scores import rival_figure, score_figure
 from alphaquant.reporting.notation import change_text, count, number, percent, shown, shown_interval
-from alphaquant.reporting.scores import BEFORE_ROUTER, Scores
+from alphaquant.reporting.scores import BEFORE_ROUTER, Rival, Scores
 from alphaquant.reporting.sections import Items, add_picture, identity_cells
 from alphaquant.reporting.style import MOST_POINTS
 from alphaquant.reporting.tables import ReportInputs
@@ -64,7 +64,13 @@ def error_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
         )
     else:
         caption += "Boxes hold the middle half of a role's linears, whiskers reach from 5 to 95 %."
-    add_picture(items, "errors", "Relative output error per linear", caption, error_figure(linears))
+    add_picture(
+        items,
+        "errors",
+        "Relative output error per linear",
+        caption,
+        error_figure(linears, _method(inputs)),
+    )
     items.append(_worst(data))
     return Section("errors", "Rounding error", items)
 
@@ -73,6 +79,9 @@ def router_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
     """How far the routers' choices moved, and what training them gave back."""
     items: Items = []
     summary: Mapping[str, Any] = inputs.router or {}
+    if linears.empty and inputs.router_blocks is None and not summary:
+        text = "This run has no table of its linears, so nothing is known about routers."
+        return Section("router", "Routers", [text])
     if not bool(linears["expert"].notna().any()) and inputs.router_blocks is None:
         text = "This model is dense: it has no routers, so no token can change experts and there is nothing to train."
         return Section("router", "Routers", [text])
@@ -133,30 +142,64 @@ def _score_grid(scores: Scores) -> Grid:
 def _rivals(scores: Scores) -> Items:
     rivals, own = scores.rivals(), scores.find("kl_mean")
     if not rivals or own is None:
-        return ["No other plan was measured at the same bits in this run."]
-    sentences = []
-    for label, found in rivals.items():
-        values = np.array([score.value for score in found])
-        if len(found) == 1:
-            side = "below" if own.value < values[0] else "not below"
-            sentences.append(f"{side} `{label}` ({number(float(values[0]))})")
-        else:
-            beaten = int((own.value < values).sum())
-            sentences.append(
-                f"below {beaten} of {len(found)} `{label}` (best {number(float(values.min()))})"
-            )
-    items: Items = [
-        f"Against other measured plans, this plan's KL of {number(own.value)} is {', and '.join(sentences)}."
-    ]
+        return ["No other plan was measured in this run (see the config section comparison)."]
+    items: Items = [" ".join(_rival_words(rivals, own.value))]
     add_picture(
         items,
-        "equal_budget_measured",
+        "rivals",
         "KL of this plan and of other plans",
         "Each row is a plan that was quantized and measured in the same way; further left is closer to the original. "
         "The dashed line marks this plan; several dots in a row are several plans of one kind.",
         rival_figure(scores),
     )
+    rows = [
+        [
+            rival.label,
+            "–" if rival.bits is None else f"{rival.bits:.3f}",
+            number(rival.median),
+            shown_interval(rival.scores[0])
+            if len(rival.scores) == 1
+            else f"{number(min(s.value for s in rival.scores))} to "
+            f"{number(max(s.value for s in rival.scores))} over {len(rival.scores)}",
+        ]
+        for rival in rivals
+    ]
+    header = ("plan", "bits per weight", "KL (median)", "95 % interval, or range of a series")
+    items.append(Grid("Other plans, measured", header, rows, numeric=frozenset({1, 2})))
     return items
+
+
+def _rival_words(rivals: list[Rival], own: float) -> list[str]:
+    """What the comparison shows: against series, against single plans, and method against method."""
+    words = [f"This plan's KL to the original is {number(own)} nats per token."]
+    for rival in rivals:
+        if len(rival.scores) > 1:
+            beaten = sum(own < score.value for score in rival.scores)
+            best = number(min(score.value for score in rival.scores))
+            words.append(
+                f"It is below {beaten} of {len(rival.scores)} plans of the kind `{rival.label}` (best {best})."
+            )
+    single = [rival for rival in rivals if len(rival.scores) == 1]
+    if above := [f"`{rival.label}`" for rival in single if own < rival.median]:
+        words.append(f"It is below {', '.join(above)}.")
+    if below := [f"`{rival.label}`" for rival in single if own >= rival.median]:
+        words.append(f"It is not below {', '.join(below)}.")
+    values = {rival.label: rival.median for rival in single}
+    pairs = [
+        (plan, values[label], values[other])
+        for label in sorted(values)
+        if (plan := label.removesuffix(", gptq")) != label and (other := f"{plan}, rtn") in values
+    ]
+    for better, verb in ((True, "lowers"), (False, "does not lower")):
+        if named := [
+            f"`{plan}` ({number(rtn)} to {number(gptq)})"
+            for plan, gptq, rtn in pairs
+            if (gptq < rtn) is better
+        ]:
+            words.append(
+                f"With the same plan, GPTQ {verb} the KL of rounding for {', '.join(named)}."
+            )
+    return words
 
 
 def _error_words(inputs: ReportInputs, linears: pd.DataFrame, data: pd.DataFrame) -> str:
@@ -171,20 +214,25 @@ def _error_words(inputs: ReportInputs, linears: pd.DataFrame, data: pd.DataFrame
     if starved:
         kept += f" No calibration token reached {count(starved, 'linear')}."
     if not changed_by_method(data):
-        method = inputs.setting("quantization", "method", "rtn")
         return (
             f"The median relative output error of {count(len(data), 'rounded linear')} is "
-            f"{number(float(np.median(before)))}. Method `{method}` rounds to nearest, so the error before and after "
-            f"is the same and only one is shown.{kept}"
+            f"{number(float(np.median(before)))}. Rounding to nearest has no second step, so the error before and "
+            f"after is the same and only one is shown.{kept}"
         )
     better, worse = int((after < before).sum()), int((after > before * (1 + 1e-9)).sum())
+    rose = f"rose in {worse:,}" if worse else "rose in none"
     cut = 1 - float(np.median(after / before))
     change = f"cut by {percent(cut, 0)}" if cut >= 0 else f"raised by {percent(-cut, 0)}"
     return (
-        f"GPTQ lowered the relative output error of {better:,} of {count(len(data), 'rounded linear')} and raised that "
-        f"of {worse:,}; in the median it was {change}, from {number(float(np.median(before)))} to "
+        f"With {_method(inputs)} the relative output error fell in {better:,} of {count(len(data), 'rounded linear')} "
+        f"and {rose}; in the median it was {change}, from {number(float(np.median(before)))} to "
         f"{number(float(np.median(after)))}.{kept}"
     )
+
+
+def _method(inputs: ReportInputs) -> str:
+    method = inputs.setting("quantization", "method")
+    return str(method).upper() if method else "the method"
 
 
 def _worst(data: pd.DataFrame) -> Grid:
@@ -211,24 +259,23 @@ def _worst(data: pd.DataFrame) -> Grid:
 
 
 def _router_words(summary: Mapping[str, Any]) -> str:
-    parts = []
-    if (before := summary.get("kl_before")) is not None and (
-        after := summary.get("kl_after")
-    ) is not None:
-        moved = "lowered" if after < before else "did not lower"
-        parts.append(
-            f"{moved} the held-out KL ({number(float(before))} before, {number(float(after))} after)"
-        )
-    if (before := summary.get("changed_before")) is not None and (
-        after := summary.get("changed_after")
-    ) is not None:
-        parts.append(
-            f"the share of tokens whose experts differ from the original's went from {percent(float(before))} to "
-            f"{percent(float(after))}"
-        )
     method = f" (`{summary['method']}`)" if "method" in summary else ""
+    before, after = summary.get("kl_before"), summary.get("kl_after")
+    if before is None or after is None:
+        return f"The routers were trained{method}."
+    if after >= before:
+        return (
+            f"Training the routers{method} found none with a lower KL on held-out windows than the "
+            f"{number(float(before))} nats per token they have, so they stay as they were."
+        )
+    text = (
+        f"Training the routers{method} lowered the KL on held-out windows from {number(float(before))} to "
+        f"{number(float(after))} nats per token"
+    )
+    before, after = summary.get("changed_before"), summary.get("changed_after")
+    if before is None or after is None:
+        return f"{text}."
     return (
-        f"Training the routers{method} {'; '.join(parts)}."
-        if parts
-        else f"The routers were trained{method}."
+        f"{text}; the share of tokens whose experts differ from the original's went from {percent(float(before))} to "
+        f"{percent(float(after))}."
     )

@@ -70,14 +70,18 @@ def rank_correlation(
     keep = np.isfinite(first) & np.isfinite(second)
     first, second = first[keep], second[keep]
     count = int(first.size)
+    nothing = Correlation(np.nan, np.nan, np.nan, count, "none")
+    if count < 3:
+        return nothing
     design = _design(
         count, None if controls is None else np.asarray(controls, dtype=np.float64)[keep]
     )
     used = design.shape[1] - 1
     freedom = count - 3 - used
-    if freedom < 0 or count < 3:
-        return Correlation(np.nan, np.nan, np.nan, count, "none")
-    value = float(_correlations(first, second, design, np.ones((1, count)))[0])
+    if freedom < 0:
+        return nothing
+    everything = np.ones((1, count)), np.eye(used + 1)[None]
+    value = float(_correlations(first, second, design, *everything)[0])
     if np.isnan(value):
         return nothing
     labels = np.arange(count) if groups is None else np.asarray(groups)[keep]
@@ -122,13 +126,28 @@ def _bootstrap_spread(
     generator = np.random.default_rng(seed)
     total = int(members.max()) + 1
     step = max(1, _CHUNK // x.size)
-    spread: list[Floats] = []
+    found: list[Floats] = []
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        drawn = generator.multinomial(total, np.full(total, 1 / total), size=size)
-        spread.append(_correlations(x, y, design, drawn[:, members].astype(np.float64)))
-    found = np.clip(np.concatenate(spread), -1 + 1e-12, 1 - 1e-12)
-    return float(np.std(np.arctanh(found[np.isfinite(found)])))
+        drawn = generator.multinomial(total, np.full(total, 1 / total), size=size).astype(
+            np.float64
+        )
+        weights = drawn[:, members]
+        found.append(_correlations(x, y, design, weights, _grams(design, members, drawn)))
+    values = np.clip(np.concatenate(found), -1 + 1e-12, 1 - 1e-12)
+    return float(np.std(np.arctanh(values[np.isfinite(values)])))
+
+
+def _grams(design: Floats, members: NDArray[np.intp], drawn: Floats) -> Floats:
+    """design^T design of each resample, from the share of every group. # [b, p, p]"""
+    order = np.argsort(members, kind="stable")
+    starts = np.flatnonzero(np.diff(members[order], prepend=-1))
+    ordered = design[order]
+    columns = [
+        drawn @ np.add.reduceat(ordered[:, [column]] * ordered, starts, axis=0)
+        for column in range(design.shape[1])
+    ]
+    return np.stack(columns, axis=1)
 
 
 def _design(count: int, controls: Floats | None) -> Floats:
@@ -144,17 +163,17 @@ def _design(count: int, controls: Floats | None) -> Floats:
     return np.ascontiguousarray(basis[:, :rank], dtype=np.float64)
 
 
-def _correlations(x: Floats, y: Floats, design: Floats, weights: Floats) -> Floats:
+def _correlations(x: Floats, y: Floats, design: Floats, weights: Floats, grams: Floats) -> Floats:
     """Partial correlation of the ranks of x and y, once per row of weights [b, n]. # [b]"""
     size = x.size
     first = _weighted_ranks(x, weights) / size - 0.5
     second = _weighted_ranks(y, weights) / size - 0.5
-    gram = np.stack([(design * row[:, None]).T @ design for row in weights])
-    inverse = np.linalg.pinv(gram, rcond=1e-10, hermitian=True)
     weighted_first, weighted_second = weights * first, weights * second
     on_first, on_second = weighted_first @ design, weighted_second @ design
-    solved_first = np.einsum("bij,bj->bi", inverse, on_first)
-    solved_second = np.einsum("bij,bj->bi", inverse, on_second)
+    # a resample may miss a role or block; the ridge then picks one of the equal solutions
+    ridge = 1e-12 * np.eye(design.shape[1])
+    solved = np.linalg.solve(grams + ridge, np.stack([on_first, on_second], axis=-1))
+    solved_first, solved_second = solved[..., 0], solved[..., 1]
     both = (weighted_first * second).sum(1) - (on_first * solved_second).sum(1)
     alone_first = (weighted_first * first).sum(1) - (on_first * solved_first).sum(1)
     alone_second = (weighted_second * second).sum(1) - (on_second * solved_second).sum(1)

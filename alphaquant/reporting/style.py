@@ -125,15 +125,15 @@ def role_points(axis: Axes, x: Floats, y: Floats, of_role: NDArray[np.str_]) -> 
 
 
 def plain_log(axis: Axes, *which: str) -> None:
-    """Log axes whose ticks are plain decimals: 0.3, not 3 times ten to the minus one."""
+    """Log axes with ticks as people write them; to be called once everything is drawn."""
     for name in which:
         (axis.set_xscale if name == "x" else axis.set_yscale)("log")
         one = axis.xaxis if name == "x" else axis.yaxis
         low, high = one.get_view_interval()
-        if high < 30 * low:
+        if high < 50 * low:
             one.set_major_locator(FixedLocator(_between(low, high)))
             one.set_minor_locator(NullLocator())
-        one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+        one.set_major_formatter(FuncFormatter(lambda value, _: _decimal(value)))
 
 
 def even_ticks(amount: int) -> range:
@@ -145,7 +145,19 @@ def even_ticks(amount: int) -> range:
 
 
 def _between(low: float, high: float) -> list[float]:
-    """Round numbers of a log axis that spans less than a decade and a half."""
-    leads = (1, 1.5, 2, 3, 4, 6, 8) if high > 6 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
+    """Round numbers of a log axis that spans less than two decades."""
+    ratio = high / low
+    leads: tuple[float, ...] = (1, 2, 5) if ratio > 12 else (1, 1.5, 2, 3, 4, 6, 8)
+    if ratio < 6:
+        leads = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return [lead * 10.0**power for power in powers for lead in leads]
+
+
+def _decimal(value: float) -> str:
+    """0.05 as it is, and powers of ten where the zeros would have to be counted."""
+    if value >= 0.99e-3:
+        return f"{value:.6g}"
+    lead, power = f"{value:.1e}".split("e")
+    factor = "" if lead == "1.0" else rf"{float(lead):g}\times "
+    return rf"${factor}10^{{{int(power)}}}$"

@@ -39,7 +39,7 @@ from alphaquant.store.files import (
 
 MANIFEST = "MANIFEST.json"
 REFS = "refs.json"
-_STALE_SECONDS = 60
+_STALE_SECONDS = 10
 
 
 class ArtifactRef(BaseModel):

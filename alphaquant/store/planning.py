@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import recent_records
 from alphaquant.store.stage import Stage, lookup
+
+PlannedState: TypeAlias = Literal["cached", "skipped", "run", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PlannedStage:
     """
 
     name: str
-    state: Literal["cached", "skipped", "run", "unknown"]
+    state: PlannedState
     reason: str
     seconds: float | None
     """How long it took the last time; None when it never ran."""
@@ -42,9 +44,10 @@ def plan_stage(
     seconds = last.seconds if last else None
     waits_for = sorted(_pending(inputs))
     if waits_for:
-        waiting = f"waits for {', '.join(waits_for)}: cached if nothing changes there"
-        state, reason = ("unknown", waiting) if last and not force else ("run", "first run")
-        reason = "forced" if force else reason
+        state: PlannedState = "unknown" if last and not force else "run"
+        reason = f"waits for {', '.join(waits_for)}: cached if nothing changes there"
+        if state == "run":
+            reason = "forced" if force else "first run"
         return PlannedStage(stage.name, state, reason, seconds, Pending(stage.name))
     found = lookup(stage, store, inputs)
     record = found.record

@@ -34,8 +34,24 @@ FATAL_LOSS = 0.5
 _TOPICS = "topic"
 _SALT = "141:"
 _SKIPPED_PARTS = frozenset(
-    "test tests idle_test idlelib lib2to3 turtledemo encodings site-packages dist-packages"
-    " __pycache__ ensurepip pydoc_data distutils _distutils_hack _vendor lib-dynload".split()
+    {
+        "test",
+        "tests",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "encodings",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "ensurepip",
+        "pydoc_data",
+        "distutils",
+        "_distutils_hack",
+        "_vendor",
+        "lib-dynload",
+    }
 )
 _SKIPPED_MODULES = ("this", "_sysconfigdata")
 _RULE = re.compile(r"^\s*([=\-*~^#_+.|\"'`])\1{2,}\s*$")
@@ -64,13 +80,17 @@ def documents(split: Split) -> list[Document]:
     Python installation has lost most of its documentation.
     """
     if split not in get_args(Split):
-        raise DataError(f"builtin text has no part {split!r}; allowed: {', '.join(get_args(Split))}")
+        raise DataError(
+            f"builtin text has no part {split!r}; allowed: {', '.join(get_args(Split))}"
+        )
     return [document for document in _all_documents() if split_of(document.name) == split]
 
 
 def split_of(name: str) -> Split:
     """The part a document belongs to: eight in ten train, one calibrates, one tests."""
-    bucket = int.from_bytes(hashlib.blake2b((_SALT + name).encode(), digest_size=4).digest(), "big") % 10
+    bucket = (
+        int.from_bytes(hashlib.blake2b((_SALT + name).encode(), digest_size=4).digest(), "big") % 10
+    )
     if bucket < 8:
         return "train"
     return "calibration" if bucket == 8 else "test"

@@ -97,7 +97,9 @@ def _read_file(path: Path) -> list[str]:
                 return list(_json_lines(path, lines))
         return _read_parquet(path)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded") from error
+        raise DataError(
+            f"{path} is not UTF-8 text: byte {error.start} cannot be decoded"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -168,7 +170,7 @@ def _read_split(label: str, source: HubSource, split: str) -> list[str]:
             streaming=source.streamed,
         )
         read = list(islice(rows, MOST_ROWS)) if source.streamed else list(rows)
-    except Exception as error:  # noqa: BLE001 - hub, network and parser errors share no base class
+    except Exception as error:  # hub, network and parser errors share no base class
         if "split" in str(error).lower() and isinstance(error, ValueError):
             raise _NoSplitError from error
         raise DataError(_unreachable(label, source, split, error)) from error

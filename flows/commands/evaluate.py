@@ -20,7 +20,7 @@ from flows.commands.options import Verbs, add_assignments, add_store, add_verb
 from flows.contents import file_digests
 from flows.display import current_display, showing_progress
 from flows.logs import send_to_stderr, stdout_kept_clean
-from flows.preflight import check_files, check_places, find_model, open_store
+from flows.preflight import check_device, check_files, check_places, find_model, open_store
 from flows.publish import copy_artifact, whole_folder
 from flows.summary import scores_of
 from tasks.evaluate import evaluate as stage
@@ -58,6 +58,7 @@ def execute(options: argparse.Namespace) -> None:
         config = load_config(None, options.assignments)
         check_places(store, options.out)
         check_files(config)
+        check_device(config.execution.device)
         with showing_progress(console):
             result = _score(config, store, options.checkpoint, options.original)
         answer = _answer(store, result, options)
@@ -67,7 +68,7 @@ def execute(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
         Console().print(score_table(store, result))
-        Console().print(f"scores: {answer['table']}", soft_wrap=True)
+        Console().print(f"scores: {answer['table']}", soft_wrap=True, markup=False)
 
 
 def score_table(store: ArtifactStore, result: StageResult) -> Table:
@@ -78,7 +79,9 @@ def score_table(store: ArtifactStore, result: StageResult) -> Table:
     scores = pd.read_parquet(store.path(result.ref) / "scores.parquet")
     table = Table()
     for name in ("task", "metric", "model", "value", "low", "high"):
-        table.add_column(name, justify="right" if name in ("value", "low", "high") else "left")
+        table.add_column(
+            name, justify="right" if name in ("value", "low", "high") else "left", overflow="fold"
+        )
     for row in scores.to_dict("records"):
         numbers = (row["value"], row.get("low"), row.get("high"))
         shown = ("" if number is None or pd.isna(number) else f"{number:.5g}" for number in numbers)

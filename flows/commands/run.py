@@ -14,6 +14,7 @@ from flows import prefect_settings
 from flows.commands.options import Verbs, add_config, add_verb, config_of
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
+from flows.orphans import end_orphans
 from flows.preflight import open_store, prepare
 from flows.runner import Request
 from flows.runner import run as run_here
@@ -53,6 +54,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def _run_on_prefect(request: Request, console: Console, handler: Any) -> dict[str, Any]:
     prefect_settings.prepare()
+    end_orphans(request.store)
     with console.status("starting Prefect") if console.is_terminal else contextlib.nullcontext():
         from flows.pipeline import run_embedded
 

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from alphaquant.errors import UserError
@@ -56,7 +57,9 @@ def _history(store: ArtifactStore, stage: str) -> Table:
     for run_id in run_ids(store)[:_RUNS]:
         for entry in load_run(store, run_id)["stages"]:
             if entry["name"] == stage:
-                table.add_row(run_id, entry["state"], duration(entry["seconds"]), entry["reason"])
+                table.add_row(
+                    run_id, entry["state"], duration(entry["seconds"]), escape(entry["reason"])
+                )
     return table
 
 
@@ -64,18 +67,20 @@ def _key(console: Console, store: ArtifactStore, stage: str) -> None:
     """What separates the last two results of a stage."""
     records = recent_records(store, stage, 2)
     if not records:
-        console.print(f"{stage} never ran with the store {store.root}.")
+        console.print(f"{stage} never ran with the store {store.root}.", markup=False)
         return
     newest = records[0]
     console.print(
         f"Last computed {newest.when} in {duration(newest.seconds)}: key {newest.key}, "
         f"{len(newest.ingredients['code'])} modules of code, "
-        f"inputs {', '.join(newest.ingredients['inputs'])}."
+        f"inputs {', '.join(newest.ingredients['inputs'])}.",
+        markup=False,
     )
     if len(records) > 1:
         before = records[1]
         console.print(
-            f"Against the result before it: {explain(before.ingredients, newest.ingredients)}."
+            f"Against the result before it: {explain(before.ingredients, newest.ingredients)}.",
+            markup=False,
         )
 
 

@@ -61,7 +61,7 @@ def test_routers_stay_bf16_by_default_and_attention_only_under_ratio(policy: str
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_skip_settings_decide_when_they_are_given(policy: str) -> None:
-    plan = plan_for(policy=policy, skip_attention=True, skip_router=False, target_bits=8)
+    plan = plan_for(policy=policy, skip_attention=True, skip_router=False, target_bits=9)
     attention = [spec.name for spec in DECODER if "self_attn" in spec.name]
     assert all(plan.schemes[name] == BF16 for name in attention)
     free = plan_for(policy="uniform", skip_attention=False, skip_router=False)
@@ -129,7 +129,7 @@ def test_fused_is_the_default_and_shares_a_format_per_kernel(policy: str) -> Non
 
 @pytest.mark.parametrize("policy", ["budget", "alpha", "ratio"])
 def test_expert_granularity_shares_a_format_within_an_expert_and_not_across(policy: str) -> None:
-    plan = plan_for(policy=policy, granularity="expert")
+    plan = plan_for(policy=policy, granularity="expert", gamma=4.0)
     by_expert: dict[tuple[Any, Any], set[Scheme]] = {}
     for spec in DECODER:
         if spec.expert is not None:

@@ -25,25 +25,20 @@ def losses(alpha: pd.DataFrame | None = None, **settings: Any) -> pd.DataFrame:
 
 def test_the_loss_is_size_times_variance_times_alpha_weight_times_format_error() -> None:
     table = alpha_frame(SPECS).set_index("linear")
-    found = losses(gamma=2.0)
     ratio = table["alpha"] / table["alpha_null"]
-    for spec in SPECS[3:7]:
-        weight = (ratio[spec.name] / ratio.median()) ** 2
-        width = min(128, spec.cols)
-        factor = spec.size * math.exp(table["log_variance"][spec.name]) * weight
-        expected = [factor * gaussian_error(option, width) for option in OPTIONS]
-        scaled = found.loc[spec.name] / found.loc[spec.name, "int4-g128"] * expected[1]
-        assert scaled.tolist() == pytest.approx(expected)
-    between = found["int4-g128"][SPECS[3].name] / found["int4-g128"][SPECS[4].name]
-    first, second = SPECS[3].name, SPECS[4].name
-    variance = math.exp(table["log_variance"][first] - table["log_variance"][second])
-    weights = (ratio[first] / ratio[second]) ** 2
-    size = SPECS[3].size / SPECS[4].size
-    assert SPECS[3].cols == SPECS[4].cols or True
-    same = gaussian_error(OPTIONS[1], min(128, SPECS[3].cols)) / gaussian_error(
-        OPTIONS[1], min(128, SPECS[4].cols)
-    )
-    assert between == pytest.approx(size * variance * weights * same)
+    expected = [
+        [
+            spec.size
+            * math.exp(table["log_variance"][spec.name])
+            * (ratio[spec.name] / ratio.median()) ** 2
+            * gaussian_error(option, option.group_width(spec.cols))
+            for option in OPTIONS
+        ]
+        for spec in SPECS
+    ]
+    found = losses(gamma=2.0).to_numpy()
+    # A common factor is free: only proportions count.
+    assert np.allclose(found / found.max(), np.array(expected) / np.max(expected))
 
 
 def test_gamma_zero_ignores_alpha() -> None:

@@ -35,7 +35,7 @@ def test_fixed_linears_groups_and_menu_are_those_of_the_budget() -> None:
     config = AllocationConfig(
         formats=("int3", "int4", "int6"), overrides=(Override(pattern="*.o_proj", wq="fp8"),)
     )
-    plan = random_plan(SPECS, config, QUANTIZATION, 0)
+    plan = random_plan(SPECS, config, QUANTIZATION, 0, tolerance=0.1)
     for spec in plan.specs:
         scheme = str(plan.schemes[spec.name])
         if spec.role == "router":
@@ -64,8 +64,8 @@ def test_the_budget_policy_predicts_less_loss_than_twenty_random_plans() -> None
 def test_a_budget_that_no_plan_meets_is_an_error() -> None:
     with pytest.raises(PlanError, match="smallest plan stores"):
         random_plan(SPECS, AllocationConfig(target_bits=2.0), QUANTIZATION, 0)
+    coarse = AllocationConfig(target_bits=6.0, formats=("int3", "int4"))
     with pytest.raises(
-        PlanError, match="no random plan of 12 groups stores between 6.*use a finer"
+        PlanError, match=r"no random plan of 12 groups stores between 5\.995 and 6 b"
     ):
-        config = AllocationConfig(target_bits=6.0, formats=("int3", "int4"))
-        random_plan(SPECS, config, QUANTIZATION, 0)
+        random_plan(SPECS, coarse, QUANTIZATION, 0)

@@ -141,10 +141,9 @@ def test_measured_takes_the_direction_of_the_models_own_sensitivity(
     with reporting_to(notes):
         plan = ratio_plan(sensitivity=sensitivity, protect="measured")
     assert plan.schemes == ratio_plan(protect=twin).schemes
-    assert notes.texts == [
-        f"alpha and measured sensitivity have rank correlation {math.copysign(1, power):+.2f}: "
-        f"{twin.split('_')[0]} alpha is protected"
-    ]
+    (note,) = notes.texts
+    assert f"rank correlation {'+' if power > 0 else '-'}0.9" in note
+    assert note.endswith(f"{twin.split('_')[0]} alpha is protected")
 
 
 @pytest.mark.parametrize("same_alpha", [True, False])

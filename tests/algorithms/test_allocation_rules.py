@@ -6,7 +6,7 @@ import pytest
 
 from alphaquant.algorithms.allocation_rules import resolve_rules
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
-from alphaquant.errors import FormatError, PlanError
+from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.progress import reporting_to
 from tests.specs import moe_specs
@@ -114,21 +114,6 @@ def test_a_pattern_that_matches_nothing_lists_the_nearest_names() -> None:
 def test_a_broken_regular_expression_is_an_error_that_quotes_it() -> None:
     with pytest.raises(PlanError, match=r"'re:\(' is not a regular expression"):
         pinned({"pattern": "re:(", "wq": "int4"})
-
-
-@pytest.mark.parametrize("key", ["wq", "aq"])
-def test_an_unknown_format_names_the_override_and_the_known_formats(key: str) -> None:
-    with pytest.raises(FormatError, match=r"override '\*\.q_proj'.*int5.*int4"):
-        pinned({"pattern": "*.q_proj", key: "int5"})
-
-
-def test_an_unknown_default_activation_is_an_error() -> None:
-    with pytest.raises(FormatError, match=r"allocation\.default, aq: .*int5"):
-        resolve_rules(
-            SPECS,
-            AllocationConfig(default={"aq": "int5"}),  # type: ignore[arg-type]
-            QuantizationConfig(),
-        )
 
 
 @pytest.mark.parametrize("setting", [{"wq": "int8"}, {"aq": "fp8"}])

@@ -7,7 +7,7 @@ import pytest
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_seed import allocation_from_seed
 from alphaquant.config import QuantizationConfig
-from alphaquant.errors import PlanError
+from alphaquant.errors import FormatError, PlanError
 from tests.specs import moe_specs
 
 PLAN = {
@@ -70,4 +70,11 @@ def test_an_empty_plan_is_the_default_scheme() -> None:
 )
 def test_what_is_wrong_is_named_with_its_place(data: Any, words: str) -> None:
     with pytest.raises(PlanError, match=words):
+        allocation_from_seed(data)
+
+
+@pytest.mark.parametrize("key", ["wq", "aq"])
+def test_an_unknown_format_names_its_place_and_the_known_formats(key: str) -> None:
+    data = {"overrides": [{"pattern": "*", "wq": "int4"}, {"pattern": "*", key: "int5"}]}
+    with pytest.raises(FormatError, match=r"overrides\[1\].*'int5'.*int4.*mxfp8"):
         allocation_from_seed(data)

@@ -123,6 +123,14 @@ def test_log_variance_is_the_natural_logarithm_of_the_variance() -> None:
     assert table["log_variance"][0] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["hill", "farms"])
+def test_a_fixed_tail_size_goes_for_alpha_and_its_null(estimator: str) -> None:
+    config = AlphaConfig(estimator=estimator)  # type: ignore[arg-type]
+    table = alpha_table(checkpoint(), config, tail_size=40).set_index("linear")
+    assert (table["tail_size"].drop("router") == 40).all()
+    assert table["z"][:4].abs().max() < 4
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_weight_that_is_not_finite_is_an_error_that_names_it(bad: float) -> None:
     source = checkpoint()

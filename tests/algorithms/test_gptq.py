@@ -125,7 +125,7 @@ def test_lies_between_the_exhaustive_optimum_and_round_to_nearest() -> None:
         weight, hessian = problem(rows=1, cols=5, seed=seed)
         factor = inverse_factor(hessian, 0.01)
         options = GptqOptions(act_order=False, scale_search="none")
-        quantized, loss = gptq(weight, factor, scheme, options)
+        _, loss = gptq(weight, factor, scheme, options)
         scale = find_scales(weight, scheme).scale
         codes = torch.tensor(list(itertools.product([-2.0, -1.0, 0.0, 1.0], repeat=5)))
         best = min(float(output_error(weight - c[None] * scale, factor.damped)) for c in codes)

@@ -55,7 +55,8 @@ def test_training_is_deterministic(crude: tuple[Checkpoint, list[Path]]) -> None
     routers = trainable_routers(checkpoint, uniform(checkpoint, "int2-g16"))
     config = RouterConfig(method="kl", epochs=1, learning_rate=0.03, batch_size=4)
     first, second = (
-        train_routers(checkpoint, blocks, routers, windows(16), config, device=CPU) for _ in range(2)
+        train_routers(checkpoint, blocks, routers, windows(16), config, device=CPU)
+        for _ in range(2)
     )
     assert first.history[1:] == second.history[1:]
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
@@ -65,7 +66,9 @@ def test_one_window_is_too_few(crude: tuple[Checkpoint, list[Path]]) -> None:
     checkpoint, blocks = crude
     routers = trainable_routers(checkpoint, uniform(checkpoint, "int2-g16"))
     with pytest.raises(DataError, match="at least 2"):
-        train_routers(checkpoint, blocks, routers, windows(1), RouterConfig(method="kl"), device=CPU)
+        train_routers(
+            checkpoint, blocks, routers, windows(1), RouterConfig(method="kl"), device=CPU
+        )
 
 
 def test_quantized_routers_and_gates_of_shared_experts_do_not_train(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,13 +34,15 @@ def test_a_model_against_itself_is_perfect() -> None:
 def test_every_number_equals_its_definition() -> None:
     original, quantized, windows = random_bigram(), random_bigram(noise=0.5), random_windows(6, 9)
     p, q = (model.table.detach().double().softmax(dim=1) for model in (original, quantized))
-    pairs = [(a, b) for row in windows.tolist() for a, b in zip(row, row[1:], strict=False)]
+    pairs = [(a, b) for row in windows.tolist() for a, b in pairwise(row)]
     kl = [float((p[a] * (p[a].log() - q[a].log())).sum()) for a, _ in pairs]
     top = [(int(p[a].argmax()), int(q[a].argmax()), b) for a, b in pairs]
     scores = by_metric(compare(original, quantized, windows))
     assert scores["kl_mean"].value == pytest.approx(sum(kl) / len(kl), rel=1e-5)
     assert scores["kl_p999"].value == pytest.approx(max(kl), rel=1e-5)
-    assert scores["top1_agreement"].value == pytest.approx(sum(x == y for x, y, _ in top) / len(top))
+    assert scores["top1_agreement"].value == pytest.approx(
+        sum(x == y for x, y, _ in top) / len(top)
+    )
     flips = sum((x == b) != (y == b) for x, y, b in top)
     assert 0 < flips < len(top)
     assert scores["flips"].value == pytest.approx(flips / len(top))
@@ -69,7 +72,9 @@ def test_pairing_makes_the_ratio_far_more_certain_than_either_perplexity() -> No
     hardness = torch.randn(50, 1, generator=generator).expand(50, 20)
     noise = 0.01 * torch.randn(50, 20, generator=generator)
     nothing = torch.zeros(50, 20)
-    tokens = TokenComparison(nothing, 3 + hardness, 3.1 + hardness + noise, nothing > 1, nothing > 1)
+    tokens = TokenComparison(
+        nothing, 3 + hardness, 3.1 + hardness + noise, nothing > 1, nothing > 1
+    )
     scores = by_metric(fidelity_scores(tokens))
     ratio, perplexities = scores["perplexity_ratio"], scores["perplexity"]
     assert ratio.value == pytest.approx(math.exp(0.1), rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,9 +40,11 @@ def test_a_sure_and_right_model_has_perplexity_one() -> None:
 def test_it_is_the_exponential_of_the_mean_of_all_token_losses() -> None:
     model, windows = random_bigram(), random_windows(7, 9)
     p = model.table.detach().double().softmax(dim=1)
-    losses = [-math.log(p[a, b]) for row in windows.tolist() for a, b in zip(row, row[1:], strict=False)]
+    losses = [-math.log(p[a, b]) for row in windows.tolist() for a, b in pairwise(row)]
     assert len(losses) == 7 * 8
-    assert perplexity(model, windows) == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-6)
+    assert perplexity(model, windows) == pytest.approx(
+        math.exp(sum(losses) / len(losses)), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
@@ -54,7 +57,10 @@ def test_the_batch_size_changes_nothing_but_the_calls(batch_size: int) -> None:
 
 
 def test_bfloat16_logits_are_scored_in_fp32() -> None:
-    logits, tokens = torch.zeros(1, 3, 1000, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.int64)
+    logits, tokens = (
+        torch.zeros(1, 3, 1000, dtype=torch.bfloat16),
+        torch.zeros(1, 3, dtype=torch.int64),
+    )
     losses = next_token_losses(logits, tokens)
     assert losses.dtype == torch.float32
     assert losses.flatten().tolist() == pytest.approx([math.log(1000)] * 2)

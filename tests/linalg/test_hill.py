@@ -60,6 +60,11 @@ def test_the_tail_is_a_share_of_at_least_ten_and_leaves_a_reference(
     assert tail_count(count, fraction) == expected
 
 
+@pytest.mark.parametrize(("size", "expected"), [(5, 5), (300, 300), (9999, 499)])
+def test_a_fixed_tail_size_takes_the_place_of_the_share(size: int, expected: int) -> None:
+    assert hill_alpha(pareto(500, 3.0), tail_size=size).tail_size == expected
+
+
 def test_a_spectrum_that_is_no_power_law_fits_worse() -> None:
     uniform = torch.linspace(1, 2, 500)
     assert hill_alpha(uniform, 0.5).ks > 5 * hill_alpha(pareto(500, 3.0), 0.5).ks

@@ -32,8 +32,9 @@ def edit_config(folder: Path, **changes: object) -> None:
 
 
 def test_digest_follows_content_not_place(folder: Path, sharded: Path) -> None:
-    ours, theirs = resolve_model(ModelConfig(path=str(folder))), resolve_model(
-        ModelConfig(path=str(sharded))
+    ours, theirs = (
+        resolve_model(ModelConfig(path=str(folder))),
+        resolve_model(ModelConfig(path=str(sharded))),
     )
     assert ours.digest == theirs.digest
     assert ours.model_type == "olmoe"
@@ -66,7 +67,9 @@ def test_missing_shard_is_named_with_a_tensor(folder: Path) -> None:
         resolve(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 64, (8).to_bytes(8, "little") + b"notjson!"])
+@pytest.mark.parametrize(
+    "content", [b"", b"1234", b"\xff" * 64, (8).to_bytes(8, "little") + b"notjson!"]
+)
 def test_file_that_is_no_safetensors_is_an_error(folder: Path, content: bytes) -> None:
     shard = sorted(folder.glob("*.safetensors"))[0]
     shard.write_bytes(content)

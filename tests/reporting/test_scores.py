@@ -66,8 +66,8 @@ def test_a_numbered_series_of_plans_is_one_rival_and_a_format_is_not_a_number() 
     ]
     rows += [("heldout", "bits_per_weight", 4.25, "uniform int4")]
     rivals = Scores.of(table(*rows)).rivals()
-    assert list(rivals) == ["uniform int4, 4.25 bits", "random"]
-    assert [score.value for score in rivals["random"]] == pytest.approx([0.1, 0.2, 0.3])
+    assert [rival.text for rival in rivals] == ["uniform int4, 4.25 bits", "random (3)"]
+    assert [score.value for score in rivals[1].scores] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_a_standard_error_becomes_an_interval() -> None:
@@ -86,6 +86,7 @@ def test_a_standard_error_becomes_an_interval() -> None:
         (-0.0312, "−0.0312"),
         (123.4, "123"),
         (12345.6, "12,346"),
+        (0.00099999, "0.00100"),
         (0.0000123, "1.23e-05"),
         (-0.0000123, "−1.23e-05"),
         (3.1e8, "3.10e+08"),

@@ -37,7 +37,9 @@ def stdlib(tmp_path: Path) -> Path:
         "    def f(self):\n"
         '        """Return the third thing,\n        which is the best of them.\n\n        >>> f()\n        3\n        """\n'
     )
-    (tmp_path / "two.py").write_text('def g():\n    """Give back whatever was taken before now."""\n')
+    (tmp_path / "two.py").write_text(
+        'def g():\n    """Give back whatever was taken before now."""\n'
+    )
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "three.py").write_text('"""Tests are not part of the text at all."""\n')
     return tmp_path
@@ -100,7 +102,9 @@ def test_the_manifest_is_small_and_holds_no_text() -> None:
     assert all(" " not in name and " " not in digests for name, digests in manifest.items())
 
 
-def test_docstrings_of_modules_classes_and_functions_are_found_without_importing(stdlib: Path) -> None:
+def test_docstrings_of_modules_classes_and_functions_are_found_without_importing(
+    stdlib: Path,
+) -> None:
     assert builtin.document_names(stdlib) == ["one", "topic:loops", "two"]
     assert builtin.document_paragraphs(stdlib, "one") == [
         "One module about the first thing that comes to mind.",
@@ -144,16 +148,21 @@ def test_an_unknown_part_names_the_allowed_ones() -> None:
     ("raw", "expected"),
     [
         ("Use ``len`` and :func:`print` on *every* item.", "Use len and print on every item."),
-        ("The \"assert\" statement\n**********************", "The assert statement"),
+        ('The "assert" statement\n**********************', "The assert statement"),
         ("It’s an object – a small one.", "It's an object - a small one."),
-        ("Two lines of prose\n   that belong together.", "Two lines of prose that belong together."),
+        (
+            "Two lines of prose\n   that belong together.",
+            "Two lines of prose that belong together.",
+        ),
     ],
 )
 def test_markup_is_cleaned_out_of_prose(raw: str, expected: str) -> None:
     assert list(clean(raw)) == [expected]
 
 
-@pytest.mark.parametrize("raw", [">>> len('abc')\n3", "a = b ** 2; c = [1, 2, 3] + {4: 5}", "too short"])
+@pytest.mark.parametrize(
+    "raw", [">>> len('abc')\n3", "a = b ** 2; c = [1, 2, 3] + {4: 5}", "too short"]
+)
 def test_code_and_scraps_are_left_out(raw: str) -> None:
     assert list(clean(raw)) == []
 
@@ -171,7 +180,9 @@ def test_the_part_of_a_document_depends_on_its_name_alone(name: str) -> None:
     assert split_of(name) in DIGESTS
 
 
-def test_the_manifest_keeps_what_every_library_has(stdlib: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_manifest_keeps_what_every_library_has(
+    stdlib: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     words = "a sentence that both of the libraries carry without any change whatever"
     roots = []
     for number in ("first", "second"):

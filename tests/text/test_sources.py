@@ -36,7 +36,9 @@ def test_a_json_lines_file_is_one_document_per_line(tmp_path: Path) -> None:
 
 def test_a_parquet_file_is_one_document_per_row_and_nulls_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "some.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": ["one", None, "two"]}), file)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": [1, 2, 3], "text": ["one", None, "two"]}), file
+    )
     assert load_documents(str(file), "evaluation") == ["one", "two"]
 
 
@@ -94,7 +96,9 @@ class Hub:
         self.splits = splits
         self.asked: list[tuple[Any, ...]] = []
 
-    def load(self, path: str, name: str | None, *, split: str, data_files: Any, streaming: bool) -> Any:
+    def load(
+        self, path: str, name: str | None, *, split: str, data_files: Any, streaming: bool
+    ) -> Any:
         self.asked.append((path, name, split, data_files, streaming))
         if split not in self.splits:
             raise ValueError(f"Unknown split {split!r}.")

@@ -46,7 +46,9 @@ def test_evaluation_windows_are_the_first_whole_ones_in_order(
 
 
 @given(seed=st.integers(0, 5), samples=st.integers(1, 10))
-def test_calibration_windows_do_not_overlap_when_there_is_enough_text(seed: int, samples: int) -> None:
+def test_calibration_windows_do_not_overlap_when_there_is_enough_text(
+    seed: int, samples: int
+) -> None:
     windows = calibration_tokens(Letters(), text_of(107), samples, 10, seed)
     assert windows.shape == (samples, 10)
     assert windows.dtype == torch.int64
@@ -76,9 +78,13 @@ def test_exactly_enough_text_gives_every_window_once(caplog: pytest.LogCaptureFi
 
 
 def test_less_than_one_window_names_the_tokens_found_and_needed() -> None:
-    with pytest.raises(DataError, match=r"9 tokens, one window needs 10.*calibration\.sequence_length"):
+    with pytest.raises(
+        DataError, match=r"9 tokens, one window needs 10.*calibration\.sequence_length"
+    ):
         calibration_tokens(Letters(), text_of(9), 1, 10, seed=0)
-    with pytest.raises(DataError, match=r"9 tokens, one window needs 10.*evaluation\.sequence_length"):
+    with pytest.raises(
+        DataError, match=r"9 tokens, one window needs 10.*evaluation\.sequence_length"
+    ):
         evaluation_windows(Letters(), text_of(9), 10)
 
 
