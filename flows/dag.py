@@ -56,7 +56,6 @@ class Products:
 
     plan: Any
     checkpoint: Any
-    alpha: Any = None
     scores: Any = None
     report: Any = None
 
@@ -153,7 +152,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             "rivals": rivals,
         },
     )
-    return Products(plan, checkpoint, alphas, scores, report)
+    return Products(plan, checkpoint, scores, report)
 
 
 def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:

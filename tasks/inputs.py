@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.resolve import ModelRef
@@ -20,22 +19,11 @@ ROUTERS = "routers.safetensors"
 def open_model(model: ModelRef) -> Checkpoint:
     """The original model, headers read and checked."""
     from alphaquant.models.checkpoint import Checkpoint
+    from alphaquant.models.device import suit_threads
 
-    return Checkpoint(model.path, model.trust_remote_code)
-
-
-def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """A whole transformers model in memory, for evaluation."""
-    from transformers import AutoModelForCausalLM
-
-    from alphaquant.models.device import compute_dtype
-
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path,
-        dtype=compute_dtype(device),
-        trust_remote_code=checkpoint.trust_remote_code,
-    )
-    return model.to(device).eval()
+    checkpoint = Checkpoint(model.path, model.trust_remote_code)
+    suit_threads(checkpoint.parameters)
+    return checkpoint
 
 
 def load_tokens(store: Workbench, tokens: ArtifactRef) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from alphaquant.errors import ConfigError
+
+_SMALL_MODEL = 50_000_000
 
 
 def compute_device(name: str) -> torch.device:
@@ -28,3 +32,13 @@ def compute_device(name: str) -> torch.device:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bf16 where tensor cores multiply it, fp32 on a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def suit_threads(parameters: int) -> None:
+    """Let this thread's torch use one core for a small model, all for others.
+
+    On matrices of a few hundred columns, waking a second core costs more than it brings: the demo model
+    quantizes ten times slower on two threads than on one.
+    """
+    small = parameters < _SMALL_MODEL
+    torch.set_num_threads(1 if small else os.cpu_count() or 1)

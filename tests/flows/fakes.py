@@ -106,6 +106,10 @@ def _evaluate(out: Path, store: Workbench, *, evaluation: Any, **inputs: Any) ->
     table.to_parquet(out / "scores.parquet")
 
 
+def _compare(out: Path, store: Workbench, **inputs: Any) -> None:
+    pd.DataFrame({"task": ["heldout"], "model": ["random 1"]}).to_parquet(out / "rivals.parquet")
+
+
 def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
     (out / "figures").mkdir()
     (out / "figures" / "alpha.png").write_bytes(b"png")
@@ -122,6 +126,7 @@ BODIES: dict[str, Callable[..., Any]] = {
     "router": _router,
     "export": _export,
     "evaluate": _evaluate,
+    "compare": _compare,
     "analyze": _analyze,
 }
 

@@ -13,6 +13,8 @@ from flows.dag import STAGE_NAMES, pipeline, quantize_only
 
 MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" * 64)
 
+WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
+
 
 class Recorder:
     """Calls stages by writing down what they were given."""
@@ -44,7 +46,7 @@ def _drawn(config: RunConfig, stages: Any = pipeline) -> Recorder:
 
 
 def test_the_whole_pipeline() -> None:
-    recorder = _drawn(parse_config({"router": {"method": "kl"}}))
+    recorder = _drawn(WHOLE)
     assert recorder.given == {
         "calibration": set(),
         "alpha": set(),
@@ -54,13 +56,17 @@ def test_the_whole_pipeline() -> None:
         "router": {"calibration", "allocate", "quantize"},
         "export": {"quantize", "router"},
         "evaluate": {"allocate", "export"},
-        "analyze": {"alpha", "sensitivity", "allocate", "quantize", "router", "evaluate"},
+        "compare": {"calibration", "allocate", "quantize"},
+        "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
     }
 
 
-def test_without_router_training_the_stage_is_skipped_and_says_why() -> None:
+def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     recorder = _drawn(RunConfig())
-    assert recorder.skipped == {"router": "router.method is none"}
+    assert recorder.skipped == {
+        "router": "router.method is none",
+        "compare": "comparison names no rival plans",
+    }
     assert recorder.given["export"] == {"quantize"}
 
 
@@ -70,7 +76,7 @@ def test_the_short_way_scores_nothing() -> None:
 
 
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:
-    recorder = _drawn(parse_config({"router": {"method": "kl"}}))
+    recorder = _drawn(WHOLE)
     assert list(recorder.given) == list(STAGE_NAMES)
 
 

@@ -26,7 +26,8 @@ ALL = [
     "export",
     "evaluate",
 ]
-ALL += ["analyze"]
+ALL += ["compare", "analyze"]
+SKIPPED = {"router": "skipped", "compare": "skipped"}
 
 
 def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
@@ -90,9 +91,9 @@ def test_what_stages_print_does_not_reach_stdout(cli: Cli, monkeypatch: pytest.M
 
 def test_a_second_run_runs_nothing(cli: Cli) -> None:
     first = cli(*RUN, "--json")
-    assert first.states == dict.fromkeys(ALL, "ran") | {"router": "skipped"}
+    assert first.states == dict.fromkeys(ALL, "ran") | SKIPPED
     second = cli(*RUN, "--json")
-    assert second.states == dict.fromkeys(ALL, "cached") | {"router": "skipped"}
+    assert second.states == dict.fromkeys(ALL, "cached") | SKIPPED
     assert second.json["blocks"] == {"ran": 0, "cached": 2}
     assert second.json["scores"] == first.json["scores"]
 
@@ -256,10 +257,10 @@ def test_an_unknown_option_is_exit_status_2(cli: Cli) -> None:
 
 def test_plan_agrees_with_the_run_that_follows(cli: Cli) -> None:
     before = cli("plan", "--model", "model", "--json")
-    assert before.states == dict.fromkeys(ALL, "run") | {"router": "skipped"}
+    assert before.states == dict.fromkeys(ALL, "run") | SKIPPED
     cli(*RUN)
     after = cli("plan", "--model", "model", "--json")
-    assert after.states == dict.fromkeys(ALL, "cached") | {"router": "skipped"}
+    assert after.states == dict.fromkeys(ALL, "cached") | SKIPPED
     table = cli("plan", "--model", "model", "--set", "allocation.target_bits=5").stdout
     assert "allocation.target_bits 4.25 -> 5.0" in " ".join(table.replace("│", " ").split())
 
