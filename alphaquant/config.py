@@ -211,7 +211,7 @@ class RouterConfig(Section):
 
     method: Literal["none", "kl", "ce"] = "none"
     """kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(4, ge=1)
     """Passes over the calibration windows."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW on fp32 router weights."""

@@ -24,7 +24,7 @@ from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
 
 _HELD_OUT = 8  # one window in so many is held out
-_CHECKS_PER_EPOCH = 4
+_CHECKS_PER_EPOCH = 2
 _WARMUP = 0.1  # share of the steps
 
 

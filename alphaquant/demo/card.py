@@ -10,7 +10,6 @@ from alphaquant.demo import DEMO_LENGTH
 from alphaquant.demo.measure import Figures
 
 _CARD = """---
-license: apache-2.0
 language: en
 pipeline_tag: text-generation
 ---
