@@ -21,7 +21,7 @@ from alphaquant.algorithms.allocation_seed import allocation_from_seed
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_block
-from alphaquant.config import AlphaConfig, QuantizationConfig
+from alphaquant.config import AlphaConfig, QuantizationConfig, parse_config
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.device import compute_device
@@ -55,17 +55,19 @@ class GPTQConfig:
         """Rotation is refused rather than ignored."""
         if self.use_hadamard:
             raise ConfigError("use_hadamard=True is not available in this version; use False")
+        self.quantization("gptq")
 
     def quantization(self, method: str) -> QuantizationConfig:
         """The same settings as a run knows them."""
-        return QuantizationConfig(
-            method=method,
-            group_size=self.groupsize,
-            block_size=self.blocksize,
-            damping=self.percdamp,
-            act_order=self.actorder,
-            static_groups=self.static_groups,
-        )
+        settings = {
+            "method": method,
+            "group_size": self.groupsize,
+            "block_size": self.blocksize,
+            "damping": self.percdamp,
+            "act_order": self.actorder,
+            "static_groups": self.static_groups,
+        }
+        return parse_config({"quantization": settings}).quantization
 
 
 class CalibrationDataLoader:
@@ -118,7 +120,7 @@ def plan_model_layer_schemes(
 
     The unit is a linear, whatever module holds it, so `target_module_classes` selects nothing.
     """
-    plan = _plan(LiveCheckpoint(model), cfg, QuantizationConfig())
+    plan = _plan(LiveCheckpoint(model), cfg, GPTQConfig().quantization("gptq"))
     return [
         (name, plan.seed_form(name)) for name in plan.schemes if plan.schemes[name].format != "bf16"
     ]
@@ -141,6 +143,11 @@ def gptq_quantize_model(
     windows = list(dataloader)
     if not windows:
         raise DataError("the dataloader is empty; GPTQ needs calibration windows")
+    shapes = {tuple(window.shape) for window in windows}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 2:
+        raise DataError(
+            f"calibration windows are [1, seqlen] of one length; found {sorted(shapes)}"
+        )
     config = (gptq_config or GPTQConfig()).quantization("gptq")
     return _quantize(model, torch.cat(windows), layer_config, device, config, model_type, dtype)
 

@@ -213,7 +213,7 @@ class RouterConfig(Section):
     """kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
     epochs: int = Field(4, ge=1)
     """Passes over the calibration windows."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW on fp32 router weights."""
     batch_size: int = Field(8, ge=1)
     """Windows per training step."""

@@ -47,6 +47,17 @@ class StoreError(AlphaQuantError):
     """An artifact is missing or damaged, or the store cannot be written."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line; its type when it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"unknown or missing {lines[0]}"
+    # huggingface's validation puts the reason under a heading
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> str:
     """The allowed names closest to `name`, for the end of an error message."""
     names = sorted(set(allowed))

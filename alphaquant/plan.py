@@ -84,7 +84,7 @@ class QuantPlan:
         # routers are kept by default, so a quantized one has to be named
         routers = {spec.name for spec in self.specs if spec.role == "router"}
         overrides = [
-            {"pattern": name} | ({"skip": True} if form["wq"] == "bf16" else form)
+            {"pattern": name} | ({"skip": True} if form == {"wq": "bf16", "aq": None} else form)
             for name, form in forms.items()
             if form != default or name in routers
         ]

@@ -46,6 +46,13 @@ def reporting_to(target: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Keep the progress of inner work to itself while the context is open."""
+    with reporting_to(_Silent()):
+        yield
+
+
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield `items`, reporting after each one that it is done."""
     target = reporter()

@@ -66,24 +66,10 @@ Stages: TypeAlias = Callable[[RunConfig, ModelRef, Call], Products]
 def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """Compress a model, score it and report."""
     here, rounding = config.execution, config.quantization
-    tokens = call(
-        calibration,
-        model=model,
-        calibration=config.calibration,
-        files=file_digests([config.calibration.dataset]),
-    )
+    tokens = _tokens(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     losses = call(
-        sensitivity,
-        model=model,
-        tokens=tokens,
-        formats=config.allocation.formats,
-        group_size=rounding.group_size,
-        symmetric=rounding.symmetric,
-        scale_search=rounding.scale_search,
-        damping=rounding.damping,
-        expert_shrinkage=rounding.expert_shrinkage,
-        execution=here,
+        sensitivity, model=model, tokens=tokens, **_sensitivity_settings(config), execution=here
     )
     plan = call(
         allocate,
@@ -118,8 +104,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         files=file_digests([config.evaluation.dataset, *config.evaluation.tasks]),
         execution=here,
     )
-    asked = config.comparison.uniform or config.comparison.random
-    if not asked:
+    if not (config.comparison.uniform or config.comparison.random):
         rivals = call.skip(compare, "comparison names no rival plans")
     else:
         rivals = call(
@@ -128,13 +113,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             plan=plan,
             blocks=blocks,
             tokens=tokens,
-            allocation=config.allocation,
-            quantization=rounding,
-            comparison=config.comparison,
-            dataset=config.evaluation.dataset,
-            sequence_length=config.evaluation.sequence_length,
-            limit=config.evaluation.limit,
-            files=file_digests([config.evaluation.dataset]),
+            **_compare_settings(config),
             execution=here,
         )
     report = call(
@@ -158,12 +137,10 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
 def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """The short way: one format for all linears, no scores."""
     here, rounding = config.execution, config.quantization
-    tokens = call(
-        calibration,
-        model=model,
-        calibration=config.calibration,
-        files=file_digests([config.calibration.dataset]),
-    )
+    if needs_calibration(config):
+        tokens = _tokens(config, model, call)
+    else:
+        tokens = call.skip(calibration, "method rtn looks at no inputs")
     plan = call(
         allocate,
         model=model,
@@ -177,3 +154,43 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     )
     checkpoint = call(export, model=model, blocks=blocks, routers=None, export=config.export)
     return Products(plan, checkpoint)
+
+
+def needs_calibration(config: RunConfig) -> bool:
+    """Whether the short way looks at calibration text; rounding to nearest does not."""
+    return config.quantization.method != "rtn"
+
+
+def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
+    return call(
+        calibration,
+        model=model,
+        calibration=config.calibration,
+        files=file_digests([config.calibration.dataset]),
+    )
+
+
+def _sensitivity_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
+    rounding = config.quantization
+    return {
+        "formats": config.allocation.formats,
+        "group_size": rounding.group_size,
+        "symmetric": rounding.symmetric,
+        "scale_search": rounding.scale_search,
+        "damping": rounding.damping,
+        "expert_shrinkage": rounding.expert_shrinkage,
+    }
+
+
+def _compare_settings(config: RunConfig) -> dict[str, Any]:
+    """What decides rivals and their scores: not the tasks, which only the run's own plan is given."""
+    return {
+        "allocation": config.allocation,
+        "quantization": config.quantization,
+        "comparison": config.comparison,
+        "dataset": config.evaluation.dataset,
+        "sequence_length": config.evaluation.sequence_length,
+        "limit": config.evaluation.limit,
+        "files": file_digests([config.evaluation.dataset]),
+    }

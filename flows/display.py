@@ -29,6 +29,7 @@ from alphaquant.store.stage import StageResult
 
 _LOG = logging.getLogger("alphaquant.run")
 _PLAIN_INTERVAL = 10.0
+_MAIN_METRICS = ("acc_norm", "acc", "bits_per_byte")
 _STYLES = {"ran": "bold green", "cached": "cyan", "skipped": "dim"}
 
 
@@ -195,17 +196,16 @@ def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if perplexity:
         yield (
             "perplexity",
-            f"{perplexity['original']:.4f} original, {perplexity['quantized']:.4f} quantized",
+            f"{perplexity['original']:#.4g} original, {perplexity['quantized']:#.4g} quantized",
         )
     if scores.get("kl") is not None:
-        yield "KL to the original", f"{scores['kl']:.5f} nats per token"
+        yield "KL to the original", f"{scores['kl']:#.3g} nats per token"
     if scores.get("top1_agreement") is not None:
-        yield "same top token", f"{scores['top1_agreement']:.2%}"
+        yield "same top token", f"{scores['top1_agreement']:.1%}"
     for task, metrics in scores.get("tasks", {}).items():
-        for metric, values in metrics.items():
-            if "original" not in values:
-                continue
-            yield f"{task} {metric}", ", ".join(f"{values[m]:.5g} {m}" for m in values)
+        if (metric := _main_metric(metrics)) is not None:
+            shown = (f"{_score(metric, value)} {model}" for model, value in metrics[metric].items())
+            yield f"{task} {metric}", ", ".join(shown)
     blocks = summary["blocks"]
     states = [stage["state"] for stage in summary["stages"]]
     counts = [f"{states.count(state)} {state}" for state in ("ran", "cached", "skipped")]
@@ -214,3 +214,14 @@ def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "checkpoint", str(summary["checkpoint"])
     if summary.get("report"):
         yield "report", str(summary["report"])
+
+
+def _main_metric(metrics: dict[str, dict[str, float]]) -> str | None:
+    """The one metric of a task that a summary shows; None when the original has no score."""
+    comparable = [metric for metric, values in metrics.items() if "original" in values]
+    preferred = [metric for metric in _MAIN_METRICS if metric in comparable]
+    return next(iter([*preferred, *comparable]), None)
+
+
+def _score(metric: str, value: float) -> str:
+    return f"{value:.1%}" if metric.startswith("acc") else f"{value:#.4g}"

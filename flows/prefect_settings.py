@@ -20,6 +20,8 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "alphaquant",
 }
+# loggers of the threads that send logs and events to the server; named outside "prefect"
+_SENDERS = ("APILogWorker", "EventsWorker")
 
 
 def prepare() -> None:
@@ -40,6 +42,6 @@ def quiet_terminal(handlers: list[logging.Handler]) -> None:
 
 
 def _is_for_people(record: logging.LogRecord) -> bool:
-    if record.name.startswith(("prefect.flow_runs", "prefect.task_runs")):
+    if record.name.startswith(("prefect.flow_runs", "prefect.task_runs", *_SENDERS)):
         return False
     return not record.name.startswith("prefect") or record.levelno >= logging.WARNING

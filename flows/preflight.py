@@ -9,7 +9,7 @@ from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError, DataError, nearest
 from alphaquant.models.resolve import ModelRef, read_config, resolve_model
 from alphaquant.store.artifacts import ArtifactStore
-from flows.dag import STAGE_NAMES, Stages, pipeline
+from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only
 from flows.publish import check_target, check_writable
 from flows.runner import Request
 
@@ -36,7 +36,7 @@ def prepare(
     """
     check_force(force)
     check_places(store, out)
-    check_files(config)
+    check_files(config, calibrated=stages is not quantize_only or needs_calibration(config))
     model = find_model(config, store)
     check_plan(config, model)
     if not dry:
@@ -69,10 +69,10 @@ def check_force(stages: tuple[str, ...]) -> None:
             )
 
 
-def check_files(config: RunConfig) -> None:
+def check_files(config: RunConfig, *, calibrated: bool = True) -> None:
     """Raise DataError for a text or task file that is not there."""
     named = {
-        "calibration.dataset": [config.calibration.dataset],
+        "calibration.dataset": [config.calibration.dataset] if calibrated else [],
         "evaluation.dataset": [config.evaluation.dataset],
         "evaluation.tasks": list(config.evaluation.tasks),
     }

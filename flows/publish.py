@@ -62,6 +62,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
             out.rename(old)
         draft.rename(out)
     finally:
+        if old.exists() and not out.exists():  # the draft did not get there
+            old.rename(out)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

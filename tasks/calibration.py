@@ -27,6 +27,7 @@ def calibration(
     """Write `tokens.safetensors`: int64 [samples, length]. `files`, the text's digest, is for the key."""
     from safetensors.torch import save_file
 
+    from alphaquant.models.checkpoint import check_vocabulary
     from alphaquant.text.sources import load_documents
     from alphaquant.text.windows import calibration_tokens
 
@@ -43,4 +44,5 @@ def calibration(
         length,
         calibration.seed,
     )
+    check_vocabulary(checkpoint, tokens)
     save_file({"tokens": tokens}, out / TOKENS)

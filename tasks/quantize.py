@@ -24,13 +24,14 @@ def quantize(
     *,
     model: ModelRef,
     plan: ArtifactRef,
-    tokens: ArtifactRef,
+    tokens: ArtifactRef | None,
     quantization: QuantizationConfig,
     execution: ExecutionConfig,
 ) -> None:
     """Write `refs.json`, the blocks' artifacts in order, and `errors.parquet`, one row per linear.
 
-    Each finished block is kept at once, so an interrupted stage goes on behind the last one.
+    Each finished block is kept at once, so an interrupted stage goes on behind the last one. Method rtn
+    works without `tokens`.
     """
     import pandas as pd
 
@@ -44,7 +45,7 @@ def quantize(
     folders = quantize_blocks(
         checkpoint,
         QuantPlan.load(store.path(plan), checkpoint.specs),
-        load_tokens(store, tokens),
+        load_tokens(store, tokens) if tokens else None,
         quantization,
         device=compute_device(execution.device),
         batch_size=execution.batch_size,

@@ -7,6 +7,8 @@ import pytest
 from alphaquant.config import RunConfig, load_config, parse_config
 from alphaquant.errors import ConfigError, UserError
 
+ROOT = Path(__file__).parent.parent
+
 
 def test_assignments_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
@@ -88,3 +90,16 @@ def test_every_setting_is_described() -> None:
         fields = section.annotation.model_fields  # type: ignore[union-attr]
         undocumented = [key for key, field in fields.items() if not field.description]
         assert not undocumented, f"{name}: {undocumented}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "deployments").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_shipped_run_configs_load(path: Path) -> None:
+    assert load_config(path).model.path
+
+
+def test_defaults_of_the_readme_sections_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in RunConfig.model_fields:
+        assert f"| `{name}`" in text, f"README.md does not mention config section {name}"

@@ -8,6 +8,7 @@ the last one that has an aq its activation format.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from alphaquant.algorithms.allocation_groups import BF16
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
-from alphaquant.errors import PlanError, nearest
+from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
 from alphaquant.progress import reporter
@@ -94,10 +95,31 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     if not matched:
         raise PlanError(
             f"override pattern {pattern!r} matches no linear; nearest names: "
-            f"{nearest(pattern.removeprefix('re:'), names)}. Patterns are globs over whole names "
+            f"{', '.join(_nearest_names(pattern, names))}. Patterns are globs over whole names "
             "without .weight, or regular expressions after re:"
         )
     return matched
+
+
+def _nearest_names(pattern: str, names: Sequence[str], count: int = 3) -> list[str]:
+    """Names like the pattern as a whole or in one part, each an example of those that differ in numbers."""
+    wanted = _without_numbers(re.sub(r"[*?^$\\]+", "", pattern.removeprefix("re:")).strip("."))
+    examples: dict[str, str] = {}
+    for name in sorted(names):
+        examples.setdefault(_without_numbers(name), name)
+    return [
+        examples[form] for form in sorted(examples, key=lambda f: -_likeness(wanted, f))[:count]
+    ]
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
+
+
+def _likeness(wanted: str, name: str) -> float:
+    last = wanted.rpartition(".")[2]
+    pairs = [(wanted, name), *((last, part) for part in name.split("."))]
+    return max(difflib.SequenceMatcher(None, one, other).ratio() for one, other in pairs)
 
 
 def _override_scheme(

@@ -21,6 +21,7 @@ from alphaquant.linalg.farms import farms_alpha
 from alphaquant.linalg.hill import MIN_TAIL, HillFit, hill_alpha
 from alphaquant.linalg.null import alpha_null
 from alphaquant.linalg.spectrum import spectrum
+from alphaquant.models.device import available_cores
 from alphaquant.models.linear import LinearSpec
 from alphaquant.progress import track
 
@@ -61,7 +62,9 @@ def alpha_table(
     solve = partial(_row, checkpoint, config, tail_size)
     try:
         # One torch thread per worker: the pool already fills the cores, and sums keep their order.
-        with ThreadPoolExecutor(workers or threads, "alpha", torch.set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(
+            workers or available_cores(), "alpha", torch.set_num_threads, (1,)
+        ) as pool:
             solved = pool.map(solve, checkpoint.specs)
             rows = list(track(solved, "alpha", len(checkpoint.specs)))
     finally:

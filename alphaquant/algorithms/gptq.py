@@ -54,10 +54,11 @@ def gptq(
     """
     options = options or GptqOptions()
     original = weight.float()
-    diagonal = factor.damped.diagonal(dim1=-2, dim2=-1)
-    scales = find_scales(original, scheme, **search_of(options.scale_search, diagonal))
+    scales = find_scales(original, scheme, **search_of(options.scale_search, factor.energy))
     walk = _activation_order(factor) if options.act_order else _Walk(None, factor.upper)
-    refresher = None if _static(scheme, options) else _Refresher(scheme, options, diagonal, scales)
+    refresher = (
+        None if _static(scheme, options) else _Refresher(scheme, options, factor.energy, scales)
+    )
     values, loss = _round_columns(walk, original, scheme, scales, options, refresher)
     return encode(walk.put_back(values), scales, scheme), loss
 
@@ -93,8 +94,7 @@ class _Walk:
 
 
 def _activation_order(factor: InverseFactor) -> _Walk:
-    diagonal = factor.damped.diagonal(dim1=-2, dim2=-1)
-    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    order = factor.energy.argsort(dim=-1, descending=True, stable=True)
     return _Walk(order, factor.permuted(order).upper)
 
 

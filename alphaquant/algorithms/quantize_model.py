@@ -84,16 +84,18 @@ def quantize_blocks(
     folders: list[Path] = []
     for index in range(checkpoint.blocks):
         reporter().update("block", index, checkpoint.blocks)
-        specs = [
-            spec
-            for spec in checkpoint.block_specs(index)
-            if plan.schemes[spec.name].format != "bf16"
-        ]
+        every = checkpoint.block_specs(index)
+        specs = [spec for spec in every if plan.schemes[spec.name].format != "bf16"]
         ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
         folder = blocks.get(index, ingredients)
         if folder is None:
-            observed = walker.observe(index, specs, folders)
-            weights, errors = _quantize_block(checkpoint, specs, plan, observed, device, config)
+            if any(spec.expert is not None for spec in specs):
+                # kept experts count in the mean that the others are shrunk towards
+                solved = [s for s in every if s in specs or s.expert is not None]
+            else:
+                solved = specs
+            observed = walker.observe(index, solved, folders)
+            weights, errors = _quantize_block(checkpoint, solved, plan, observed, device, config)
             folder = blocks.put(
                 index,
                 ingredients,
@@ -154,6 +156,8 @@ def _quantize_block(
     rows: list[dict[str, Any]] = []
     for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes):
         scheme = plan.schemes[stack.specs[0].name]
+        if scheme.format == "bf16":
+            continue
         weight = torch.stack(
             [
                 finite(checkpoint.weight(spec.name), spec.name).to(device).float()
@@ -165,7 +169,7 @@ def _quantize_block(
         for position, spec in enumerate(stack.specs):
             done[spec.name] = quantized[position]
         rows += _errors(weight, quantized, factor, stack, scheme)
-    return {spec.name: done[spec.name] for spec in specs}, error_table(rows)
+    return {s.name: done[s.name] for s in specs if s.name in done}, error_table(rows)
 
 
 def _solve(

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.quantized_block import kept
 from alphaquant.algorithms.router_models import Student, Teacher
 from alphaquant.config import RouterConfig
 from alphaquant.errors import DataError
@@ -113,12 +114,13 @@ def train_routers(
             reporter().note(f"router: stopped early at step {step} of {steps}")
             break
     stored = {
-        spec.name: best[spec.name].to(checkpoint.weight(spec.name).dtype).cpu() for spec in routers
+        spec.name: kept(best[spec.name].to(checkpoint.weight(spec.name).dtype)).cpu()
+        for spec in routers
     }
     student.load({name: tensor.float() for name, tensor in stored.items()})
     kl_after, choices = student.held_out(teacher, held)
     if kl_after >= kl_before:  # rounding to the stored dtype may cost more than training brought
-        kl_after, stored = kl_before, {s.name: checkpoint.weight(s.name) for s in routers}
+        kl_after, stored = kl_before, {s.name: kept(checkpoint.weight(s.name)) for s in routers}
         student.load({name: tensor.float() for name, tensor in stored.items()})
         _, choices = student.held_out(teacher, held)
     changed_after = teacher.changed(choices)

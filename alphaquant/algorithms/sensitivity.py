@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
 from alphaquant.algorithms.stacks import Stack, stacks
@@ -28,7 +28,9 @@ from alphaquant.models.device import compute_dtype
 from alphaquant.models.observe import output_gradients, run_and_collect
 from alphaquant.progress import track
 
-FISHER_WINDOWS = 32  # windows of the backward pass; the Hessians use all
+FISHER_TOKENS = (
+    16_384  # of the backward pass, which keeps every block's inputs; the Hessians use all
+)
 
 
 def sensitivity_table(
@@ -49,18 +51,18 @@ def sensitivity_table(
     GPTQ; `local_loss` the share of the linear's output energy that is lost.
     """
     model = BlockModel(checkpoint, device, compute_dtype(device))
-    fisher_batches = -(-min(FISHER_WINDOWS, tokens.shape[0]) // batch_size)
+    windows = max(1, min(tokens.shape[0], FISHER_TOKENS // tokens.shape[1]))
     hidden = model.embed(tokens, batch_size)
     inputs: list[list[Tensor]] = []
     moved: dict[tuple[str, Scheme], tuple[Tensor, float]] = {}
     for index in track(range(checkpoint.blocks), "block forward", checkpoint.blocks):
-        inputs.append([batch.cpu() for batch in hidden[:fisher_batches]])
+        inputs.append([batch.cpu() for batch in _first(hidden, windows)])
         specs = checkpoint.block_specs(index)
         block = model.block(index)
         accumulators, hidden = run_and_collect(model, block, index, specs, hidden)
         for stack in stacks(specs, accumulators, expert_shrinkage):
             moved |= _moved_rows(checkpoint, stack, schemes, damping, scale_search)
-    fisher = _fisher(model, hidden[:fisher_batches], inputs, seed)
+    fisher = _fisher(model, _first(hidden, windows), inputs, seed)
     return pd.DataFrame(
         [
             {
@@ -93,8 +95,9 @@ def _moved_rows(
         [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
     )
     factor = inverse_factor(stack.hessian, damping)
-    variance = factor.conditional_variance / 2  # the Hessian is twice the mean outer product
-    search = search_of(scale_search, stack.hessian.diagonal(dim1=-2, dim2=-1))
+    # the Hessian is twice the mean outer product; a dead column changes no output
+    variance = factor.conditional_variance / 2 * (factor.energy > 0)
+    search = search_of(scale_search, factor.energy)
     energy = output_error(weight, stack.hessian) / 2
     result = {}
     for scheme in schemes:
@@ -110,8 +113,11 @@ def _fisher(
     model: BlockModel, last: list[Tensor], inputs: list[list[Tensor]], seed: int
 ) -> dict[str, Tensor]:
     """Mean over tokens of squared output gradients, `{linear: [out]}` on the CPU."""
-    checkpoint = model.checkpoint
-    gradients = [_head_gradient(model, batch, seed + i) for i, batch in enumerate(last)]
+    checkpoint, head = model.checkpoint, model.head()
+    gradients, window = [], 0
+    for batch in last:
+        gradients.append(_head_gradient(model, head, batch, seed + window))
+        window += batch.shape[0]
     count = sum(batch.shape[0] * batch.shape[1] for batch in last)
     fisher: dict[str, Tensor] = {}
     for index in track(reversed(range(checkpoint.blocks)), "block backward", checkpoint.blocks):
@@ -127,14 +133,29 @@ def _fisher(
     return fisher
 
 
-def _head_gradient(model: BlockModel, batch: Tensor, seed: int) -> Tensor:
-    """Gradient at the last block's output of the loss on labels drawn from the model itself."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = batch.detach().to(model.device).requires_grad_(True)
-    with torch.enable_grad():
-        logits = model.head()(model.final_norm(hidden)).float()
-        log_p = torch.log_softmax(logits, -1).flatten(0, 1)  # [tokens, vocabulary]
-        labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-        loss = -log_p.gather(1, labels.to(log_p.device)).sum()
-        (gradient,) = torch.autograd.grad(loss, hidden)
-    return gradient
+def _first(batches: list[Tensor], windows: int) -> list[Tensor]:
+    """The batches that hold the first `windows` windows, the last one cut."""
+    chosen = []
+    for batch in batches:
+        if windows <= 0:
+            break
+        chosen.append(batch[:windows])
+        windows -= batch.shape[0]
+    return chosen
+
+
+def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int) -> Tensor:
+    """Gradient at the last block's output of the loss on labels drawn from the model itself.
+
+    Every window draws with a seed of its own, so that the size of batches decides nothing.
+    """
+    gradients = []
+    for number, window in enumerate(batch):
+        generator = torch.Generator().manual_seed(seed + number)
+        hidden = window.detach().to(model.device).requires_grad_(True)
+        with torch.enable_grad():
+            log_p = torch.log_softmax(head(model.final_norm(hidden)).float(), -1)
+            labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+            loss = -log_p.gather(1, labels.to(log_p.device)).sum()
+            gradients.append(torch.autograd.grad(loss, hidden)[0])
+    return torch.stack(gradients)

@@ -33,8 +33,8 @@ documentation and knows nothing.
 | after rounding every matrix but the routers to the nearest int2 (128 weights per scale) | {int2:.1f} |
 | load of the busiest and the idlest expert (even: 1) | {busiest:.2f}, {idlest:.2f} |
 
-Reproduce it with `python -m alphaquant.demo.train --out DIR --seed {seed} --steps {steps}`. Bit-equal
-weights need the same versions, machine type and number of threads; the figures hold anyhow.
+Reproduce it with `python -m alphaquant.demo.train --out DIR --seed {seed} --steps {steps}`. The
+same versions on the same kind of CPU give the same bytes.
 """
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from alphaquant.config import EvaluationConfig
-from alphaquant.errors import ModelError
+from alphaquant.errors import ModelError, first_line
 from alphaquant.evaluation.activations import simulated_activations
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import answer_tasks, paired_changes
 from alphaquant.evaluation.scores import ORIGINAL, QUANTIZED, Score, scores_table
-from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_dtype
 from alphaquant.progress import reporter
 from alphaquant.text.sources import load_documents
@@ -51,6 +51,7 @@ def evaluate_checkpoint(
         if config.perplexity:
             documents = load_documents(config.dataset, "evaluation")
             windows = evaluation_windows(original.tokenizer, documents, length, config.limit)
+            check_vocabulary(original, windows)
             scores += compare(first, second, windows, batch_size=batch_size, device=device)
         if config.tasks:
             runs = [
@@ -77,8 +78,7 @@ def load_model(folder: Path, device: torch.device, trust_remote_code: bool = Fal
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=compute_dtype(device), trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"transformers cannot load {folder}: {reason}") from error
+    except LOADING_ERRORS as error:
+        raise ModelError(f"transformers cannot load {folder}: {first_line(error)}") from error
     loaded: nn.Module = model.to(device).eval()
     return loaded

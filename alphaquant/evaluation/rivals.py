@@ -31,7 +31,7 @@ from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import reporter, track
+from alphaquant.progress import reporter, track, unreported
 
 OWN_PLAN = "own plan, routers untrained"
 
@@ -54,7 +54,7 @@ def rival_scores(
     scores = ruler.measure(OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, unreported():
             blocks = quantize_blocks(
                 checkpoint,
                 plan,
@@ -76,8 +76,14 @@ def _rivals(
     comparison: ComparisonConfig,
 ) -> Iterator[tuple[str, QuantPlan, QuantizationConfig]]:
     for text in comparison.uniform:
-        uniform = AllocationConfig(
-            policy="uniform", default=DefaultScheme(wq=text), skip_router=allocation.skip_router
+        # every value from the given section or spelled out: defaults of the config are in no key
+        uniform = allocation.model_copy(
+            update={
+                "policy": "uniform",
+                "default": DefaultScheme(wq=text, aq=None, group_size=None),
+                "overrides": (),
+                "skip_attention": False,
+            }
         )
         plan = allocate(checkpoint.specs, uniform, quantization)
         for method in comparison.methods:
@@ -139,6 +145,9 @@ class _Ruler:
     def _divergence(self, original: Tensor, ours: Tensor) -> Tensor:
         """Mean token KL of each window `[windows]`, over the tokens that predict another of the window."""
         head = self._model.get_output_embeddings()
-        log_p = torch.log_softmax(head(original.to(self._device)[:, :-1]).float(), -1)
-        log_q = torch.log_softmax(head(ours[:, :-1]).float(), -1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
+        means = []
+        for first, second in zip(original, ours, strict=True):  # one window's logits at a time
+            log_p = torch.log_softmax(head(first[:-1].to(self._device)).float(), -1)
+            log_q = torch.log_softmax(head(second[:-1]).float(), -1)
+            means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        return torch.stack(means)

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.export.safetensors_writer import write_safetensors
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.progress import track
 
@@ -22,25 +22,24 @@ def export_dense(
     routers: Mapping[str, Tensor],
     out: Path,
 ) -> None:
-    """Write a checkpoint folder under the original tensor names and shards, one shard in memory.
+    """Write a checkpoint folder under the original tensor names and shards, one block in memory.
 
     `routers` (by linear name) replace the kept ones. Every file that is no weight is copied.
     """
     _copy_files(checkpoint.path, out)
     files = sorted({entry.file for entry in checkpoint.entries.values()})
     quantized = _BlockReader(checkpoint, blocks)
+
+    def value_of(name: str) -> Tensor:
+        linear = name.removesuffix(".weight")
+        value = routers.get(linear)
+        if value is None:
+            value = quantized.get(linear)
+        return checkpoint.tensor(name) if value is None else value
+
     for file in track(files, "shard", len(files)):
-        tensors: dict[str, Tensor] = {}
-        for name, entry in checkpoint.entries.items():
-            if entry.file != file:
-                continue
-            linear = name.removesuffix(".weight")
-            original = checkpoint.tensor(name)
-            value = routers.get(linear)
-            if value is None:
-                value = quantized.get(linear)
-            tensors[name] = original if value is None else value.to(original.dtype).contiguous()
-        save_file(tensors, out / file.name, metadata={"format": "pt"})
+        entries = {name: e for name, e in checkpoint.entries.items() if e.file == file}
+        write_safetensors(out / file.name, entries, value_of)
 
 
 class _BlockReader:

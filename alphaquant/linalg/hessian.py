@@ -67,6 +67,7 @@ class InverseFactor:
     root: Tensor  # [..., in, in] R
     damped: Tensor  # [..., in, in] H + λI
     damping: Tensor  # [...] share of the mean diagonal that was added
+    energy: Tensor  # [..., in] diagonal of H itself: zero where no input arrives
 
     @functools.cached_property
     def upper(self) -> Tensor:
@@ -87,19 +88,19 @@ class InverseFactor:
         matrix = self.damped.gather(-2, order[..., :, None].expand_as(self.damped))
         matrix = matrix.gather(-1, order[..., None, :].expand_as(matrix))
         lower = torch.linalg.cholesky(matrix.flip(-2, -1))
-        return InverseFactor(lower.flip(-2, -1), matrix, self.damping)
+        energy = self.energy.gather(-1, order)
+        return InverseFactor(lower.flip(-2, -1), matrix, self.damping, energy)
 
 
 def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
-    """H + damping * mean(diag H) I, with ones on the diagonal of columns that no input reaches.
+    """H + damping * mean(diag H) I; the identity is added to a Hessian that no input reached.
 
-    Such dead columns are uncoupled from all others, so they are rounded and disturb nobody.
+    Dead columns (no input reaches them) are uncoupled from all others: they are rounded and disturb nobody.
     """
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     share = torch.as_tensor(damping, dtype=hessian.dtype, device=hessian.device)
-    added = share[..., None] * diagonal.mean(-1, keepdim=True)
-    dead = diagonal == 0
-    return hessian + torch.diag_embed(torch.where(dead, torch.ones_like(diagonal), added))
+    added = torch.where(mean > 0, share[..., None] * mean, torch.ones_like(mean))
+    return hessian + torch.diag_embed(added.expand(hessian.shape[:-1]))
 
 
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
@@ -117,7 +118,8 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
         damped = damp(hessian, share)
         lower, info = torch.linalg.cholesky_ex(damped.flip(-2, -1))
         if not bool(info.any()):
-            return InverseFactor(lower.flip(-2, -1), damped, share)
+            energy = hessian.diagonal(dim1=-2, dim2=-1)
+            return InverseFactor(lower.flip(-2, -1), damped, share, energy)
         share = torch.where(info > 0, (share * _RAISE).clamp(min=1e-4), share)
 
 

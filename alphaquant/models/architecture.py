@@ -50,13 +50,20 @@ class Architecture:
         """Whether decoder block `block` holds routed experts."""
         if self.experts_key is None:
             return False
-        step = config.get("decoder_sparse_step") or 1
-        dense = config.get("mlp_only_layers") or ()
+        step = (
+            required_int(config, "decoder_sparse_step") if config.get("decoder_sparse_step") else 1
+        )
+        dense = config.get("mlp_only_layers") or []
+        if not isinstance(dense, list | tuple):
+            raise ModelError(
+                f"config.json has mlp_only_layers: {dense!r}; it must be a list of block numbers. "
+                "Mend it, or download the model again."
+            )
         return block not in dense and (block + 1) % step == 0
 
     def experts_per_block(self, config: Mapping[str, Any]) -> int:
         """Number of routed experts of one MoE block; 0 for a dense model."""
-        return int(config[self.experts_key]) if self.experts_key else 0
+        return required_int(config, self.experts_key) if self.experts_key else 0
 
     def linears(
         self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
@@ -66,14 +73,38 @@ class Architecture:
         `shapes` maps tensor names on disk to their shapes. Raises ModelError for a tensor that the
         architecture needs and the checkpoint lacks.
         """
+        tied = bool(config.get("tie_word_embeddings", False))
+        blocks = required_int(config, "num_hidden_layers")
+        self._require_ends(shapes, tied)
         specs = [
-            spec
-            for block in range(int(config["num_hidden_layers"]))
-            for spec in self._block_linears(config, shapes, block)
+            spec for block in range(blocks) for spec in self._block_linears(config, shapes, block)
         ]
-        if "lm_head.weight" in shapes and not config.get("tie_word_embeddings", False):
+        if not tied:
             specs.append(_spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head"))
         return specs
+
+    def _require_ends(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Raise ModelError for a missing embedding, final norm or untied output projection."""
+        needed = {f"{self.embedding}.weight": 2, f"{self.final_norm}.weight": 1}
+        if not tied:
+            needed["lm_head.weight"] = 2
+        for name, dimensions in needed.items():
+            shape = shapes.get(name)
+            if shape is None:
+                reason = (
+                    " (config.json does not set tie_word_embeddings to true)"
+                    if name == "lm_head.weight"
+                    else ""
+                )
+                raise ModelError(
+                    f"tensor {name} is missing from the checkpoint{reason}; nearest: "
+                    f"{nearest(name, shapes)}. Download the model again, or check its config.json."
+                )
+            if len(shape) != dimensions:
+                raise ModelError(
+                    f"tensor {name} has shape {list(shape)}; it needs {dimensions} dimensions. "
+                    "Download the model again."
+                )
 
     def _block_linears(
         self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], block: int
@@ -137,6 +168,18 @@ class Architecture:
     def disk_name(self, name: str) -> str:
         """Name on disk of a name inside transformers' module tree (experts unfused)."""
         return _substitute(name, self.disk_names)
+
+
+def required_int(config: Mapping[str, Any], key: str) -> int:
+    """A count of config.json. Raises ModelError naming the key unless it is an integer from 1 on."""
+    value = config.get(key)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    found = f"has {key}: {value!r}" if key in config else f"has no {key}"
+    raise ModelError(
+        f"config.json {found}; it must be an integer of at least 1. "
+        "Mend it, or download the model again."
+    )
 
 
 def _substitute(name: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphaquant.errors import ModelError
-from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.errors import ModelError, first_line
+from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
 from alphaquant.models.experts import unfuse
 
 
@@ -48,15 +48,23 @@ class BlockModel:
         self.dtype = dtype
         config = copy.deepcopy(checkpoint.config)
         config.use_cache = False
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-            )
-        self._inner: Any = skeleton.model.eval()
+        try:
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
+                )
+            inner = skeleton.model.eval()
+            rotary = type(inner.rotary_emb)(config=config)
+        except LOADING_ERRORS as error:
+            raise ModelError(
+                f"transformers cannot build the model of {checkpoint.path / 'config.json'} "
+                f"({first_line(error)}). Mend it, or download the model again."
+            ) from error
+        self._inner: Any = inner
         self._templates: list[nn.Module] = list(self._inner.layers)
         self._inner.layers = nn.ModuleList(_Recorder(block) for block in self._templates)
         architecture = checkpoint.architecture
-        self._inner.rotary_emb = type(self._inner.rotary_emb)(config=config).to(device)
+        self._inner.rotary_emb = rotary.to(device)
         self._place(self._inner.embed_tokens, f"{architecture.embedding}.weight")
         self._place(self._inner.norm, f"{architecture.final_norm}.weight")
         self.final_norm: nn.Module = self._inner.norm
@@ -71,11 +79,11 @@ class BlockModel:
         unfuse(template, share=False)
         block = template.to_empty(device=self.device).eval()
         architecture = self.checkpoint.architecture
+        prefix = f"{architecture.blocks}.{index}."
         state = {
-            architecture.module_name(name): tensor.to(self.device, self.dtype)
+            architecture.module_name(name): self._cast(tensor, f"{prefix}{name}")
             for name, tensor in self.checkpoint.block_tensors(index).items()
         }
-        prefix = f"{architecture.blocks}.{index}."
         for linear, weight in (weights or {}).items():
             name = architecture.module_name(linear.removeprefix(prefix))
             state[f"{name}.weight"] = weight.to(self.device, self.dtype)
@@ -116,11 +124,24 @@ class BlockModel:
                 yield self.run(block, index, batch).to(batch.device)
 
     def head(self) -> nn.Linear:
-        """The output projection `[vocabulary, hidden]`, tied or not."""
-        architecture = self.checkpoint.architecture
-        tied = "lm_head.weight" not in self.checkpoint.entries
-        name = f"{architecture.embedding}.weight" if tied else "lm_head.weight"
-        weight = self.checkpoint.tensor(name).to(self.device, self.dtype)
+        """The output projection `[vocabulary, hidden]`, tied or not, as config.json says.
+
+        Raises ModelError for a tied model whose own lm_head.weight differs: transformers would
+        not tie it.
+        """
+        embedding = f"{self.checkpoint.architecture.embedding}.weight"
+        tied = bool(self.checkpoint.config.tie_word_embeddings)
+        name = embedding if tied else "lm_head.weight"
+        stored = self.checkpoint.tensor(name)
+        if tied and "lm_head.weight" in self.checkpoint.entries:
+            own = self.checkpoint.tensor("lm_head.weight")
+            if not torch.equal(own.to(stored.device, stored.dtype), stored):
+                raise ModelError(
+                    f"config.json of {self.checkpoint.path} has tie_word_embeddings: true, but "
+                    f"lm_head.weight differs from {embedding}. Set tie_word_embeddings to false, "
+                    "or remove lm_head.weight."
+                )
+        weight = self._cast(stored, name)
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight = nn.Parameter(weight, requires_grad=False)
         return head
@@ -145,5 +166,11 @@ class BlockModel:
         return (first[0],)
 
     def _place(self, module: nn.Module, name: str) -> None:
-        weight = self.checkpoint.tensor(name).to(self.device, self.dtype)
+        weight = self._cast(self.checkpoint.tensor(name), name)
         module.weight = nn.Parameter(weight, requires_grad=False)
+
+    def _cast(self, tensor: Tensor, name: str) -> Tensor:
+        """A stored tensor on the device. Raises ModelError when it holds NaN or infinity."""
+        if tensor.is_floating_point():
+            finite(tensor, name)
+        return tensor.to(self.device, self.dtype)

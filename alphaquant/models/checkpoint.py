@@ -8,14 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alphaquant.errors import ModelError
-from alphaquant.models.architecture import Architecture, architecture_of
+from alphaquant.errors import ModelError, first_line
+from alphaquant.models.architecture import Architecture, architecture_of, required_int
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.resolve import read_config
 from alphaquant.models.tensors import TensorEntry, tensor_index
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
+"""What transformers raises when a model's small files are wrong."""
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "*.model",
+    "*.tiktoken",
+)
+_SMALLEST_VOCABULARY = 16
 
 
 class Checkpoint:
@@ -29,36 +53,60 @@ class Checkpoint:
         self.entries: dict[str, TensorEntry] = tensor_index(self.path)
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.specs: list[LinearSpec] = self.architecture.linears(self.raw_config, shapes)
-        self.blocks = int(self.raw_config["num_hidden_layers"])
+        self.blocks = required_int(self.raw_config, "num_hidden_layers")
         self._handles: dict[Path, Any] = {}
         self._opening = threading.Lock()
 
     @functools.cached_property
     def config(self) -> Any:
-        """The transformers config."""
+        """The transformers config. Raises ModelError when transformers refuses config.json."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        except LOADING_ERRORS as error:
+            raise ModelError(
+                f"transformers refuses {self.path / 'config.json'} ({first_line(error)}). "
+                "Mend it, or download the model again."
+            ) from error
 
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer. Raises ModelError when the folder has none that loads."""
         from transformers import AutoTokenizer
 
+        advice = (
+            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
+        )
+        # without them transformers makes an empty tokenizer; remote code may name its files freely
+        if not self.trust_remote_code and not any(
+            any(self.path.glob(pattern)) for pattern in _TOKENIZER_FILES
+        ):
+            raise ModelError(
+                f"{self.path} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). {advice}"
+            )
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 self.path, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            size = len(tokenizer)
+        except LOADING_ERRORS as error:
             raise ModelError(
-                f"no tokenizer loads from {self.path} ({str(error).splitlines()[0]}). Put the "
-                "tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
+                f"no tokenizer loads from {self.path} ({first_line(error)}). {advice}"
             ) from error
+        if size < _SMALLEST_VOCABULARY:
+            raise ModelError(
+                f"the tokenizer of {self.path} has {size} tokens, a vocabulary has at least "
+                f"{_SMALLEST_VOCABULARY}: its files are incomplete. {advice}"
+            )
+        return tokenizer
 
     @property
     def context_length(self) -> int:
         """Positions the model was made for."""
-        return int(self.raw_config.get("max_position_embeddings") or 2048)
+        if not self.raw_config.get("max_position_embeddings"):
+            return 2048
+        return required_int(self.raw_config, "max_position_embeddings")
 
     @property
     def parameters(self) -> int:
@@ -104,13 +152,26 @@ class Checkpoint:
 
 def finite(weight: Tensor, name: str) -> Tensor:
     """The weight itself. Raises ModelError naming it when it holds NaN or infinity."""
-    if not bool(torch.isfinite(weight).all()):
-        bad = int((~torch.isfinite(weight)).sum())
+    # torch has no isfinite of 8-bit floats
+    values = weight if weight.element_size() > 1 else weight.float()
+    if not bool(torch.isfinite(values).all()):
+        bad = int((~torch.isfinite(values)).sum())
         raise ModelError(
             f"weight {name} holds {bad} NaN or infinite values of {weight.numel()}; "
             "the checkpoint is damaged or training diverged. Fix the weight and run again."
         )
     return weight
+
+
+def check_vocabulary(checkpoint: Checkpoint, tokens: Tensor) -> None:
+    """Raise ModelError when a token id has no row in the model's embedding."""
+    largest = int(tokens.max())
+    rows = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"].shape[0]
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer gives id {largest}, the embedding has {rows} rows: tokenizer and "
+            f"weights are of different models. Put the model's own tokenizer in {checkpoint.path}."
+        )
 
 
 def _product(shape: tuple[int, ...]) -> int:

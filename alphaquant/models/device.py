@@ -21,6 +21,10 @@ def compute_device(name: str) -> torch.device:
         raise ConfigError(
             f"execution.device {name!r} is not a device; allowed: auto, cpu, cuda, cuda:N"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"execution.device {name!r} is not supported; allowed: auto, cpu, cuda, cuda:N"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"execution.device {name!r} is not there: this machine has {torch.cuda.device_count()} "
@@ -41,4 +45,13 @@ def suit_threads(parameters: int) -> None:
     quantizes ten times slower on two threads than on one.
     """
     small = parameters < _SMALL_MODEL
-    torch.set_num_threads(1 if small else os.cpu_count() or 1)
+    torch.set_num_threads(1 if small else available_cores())
+
+
+def available_cores() -> int:
+    """Cores this process may use, fewer where OMP_NUM_THREADS says so."""
+    wish = os.environ.get("OMP_NUM_THREADS", "")
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return min(cores, int(wish)) if wish.isdecimal() and int(wish) > 0 else cores

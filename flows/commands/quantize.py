@@ -98,7 +98,8 @@ def config_of(options: argparse.Namespace) -> RunConfig:
 
 
 def default_folder(options: argparse.Namespace) -> Path:
-    """`llama_GPTQ_w4_g128_headbf16`, in the current folder."""
-    base = Path(options.src.rstrip("/")).name
+    """`llama_GPTQ_w4_g128_headbf16`, in the current folder; `.` is called by its real name."""
+    source = Path(options.src).expanduser()
+    base = (source.resolve() if source.is_dir() else source).name
     size = f"w{options.bits}_g{options.group_size}"
     return Path(f"{base}_{options.method.upper()}_{size}_headbf16")

@@ -111,6 +111,12 @@ def test_a_pattern_that_matches_nothing_lists_the_nearest_names() -> None:
         pinned({"pattern": "model.layers.0.self_attn.qproj", "wq": "int4"})
 
 
+@pytest.mark.parametrize("pattern", ["*q_prj", "*.self_attn.q_prj", r"re:.*\.q_prj$"])
+def test_globs_are_compared_with_the_last_parts_of_names(pattern: str) -> None:
+    with pytest.raises(PlanError, match=r"nearest names: model\.layers\.0\.self_attn\.q_proj, "):
+        pinned({"pattern": pattern, "wq": "int4"})
+
+
 def test_a_broken_regular_expression_is_an_error_that_quotes_it() -> None:
     with pytest.raises(PlanError, match=r"'re:\(' is not a regular expression"):
         pinned({"pattern": "re:(", "wq": "int4"})

@@ -177,7 +177,7 @@ def test_nan_weight_is_named(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     checkpoint = Checkpoint(source)
-    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj holds 1 NaN"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj(\.weight)? holds 1 NaN"):
         quantize(checkpoint, uniform(checkpoint, "int4-g16"), tmp_path / "b")
 
 
@@ -230,3 +230,48 @@ def test_rounding_to_nearest_needs_no_tokens(tmp_path: Path) -> None:
         ours, theirs = load_block(one), load_block(other)
         assert all(torch.equal(ours[n].dequantize(), theirs[n].dequantize()) for n in theirs)
         assert (load_errors(one)["error"] == load_errors(one)["error_rtn"]).all()
+
+
+def test_sensitivity_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    schemes = [Scheme.parse("int3-g16")]
+    one, other = (
+        sensitivity_table(checkpoint, windows(11), schemes, device=CPU, batch_size=size)
+        for size in (3, 11)
+    )
+    ratio = one["predicted_loss"] / other["predicted_loss"]
+    assert ratio.between(0.98, 1.02).all()
+
+
+def test_dead_inputs_cost_nothing(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m", "llama")
+    tensors = load_file(source / "model.safetensors")
+    for name in tensors:
+        if name.endswith("input_layernorm.weight"):
+            tensors[name][::2] = 0  # half of the attention's inputs never fire
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    schemes = [Scheme.parse("int3-g16")]
+    before = sensitivity_table(Checkpoint(source), windows(), schemes, device=CPU)
+    name = "model.layers.0.self_attn.q_proj"
+    tensors[f"{name}.weight"][:, ::2] *= 2
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    after = sensitivity_table(Checkpoint(source), windows(), schemes, device=CPU)
+    losses = [t.set_index("linear")["predicted_loss"][name] for t in (before, after)]
+    assert losses[1] < 1.5 * losses[0]
+
+
+def test_an_unreached_expert_leans_on_kept_experts_too(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m", "olmoe")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.mlp.gate.weight"].zero_()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Checkpoint(source)
+    plan = uniform(checkpoint, "int3-g16")
+    probe = load_errors(quantize(checkpoint, plan, tmp_path / "a")[0])
+    starved = probe[(probe["tokens"] == 0) & (probe["role"] == "up")]["linear"].iloc[0]
+    schemes = {n: s if n == starved else Scheme("bf16") for n, s in plan.schemes.items()}
+    alone = load_errors(quantize(checkpoint, QuantPlan(plan.specs, schemes), tmp_path / "b")[0])
+    assert list(alone["linear"]) == [starved]
+    assert alone["error"].iloc[0] == pytest.approx(
+        float(probe.set_index("linear")["error"][starved]), rel=1e-4
+    )

@@ -75,6 +75,12 @@ def test_the_short_way_scores_nothing() -> None:
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
 
 
+def test_rounding_to_nearest_needs_no_calibration() -> None:
+    recorder = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_only)
+    assert recorder.skipped == {"calibration": "method rtn looks at no inputs"}
+    assert recorder.given["quantize"] == {"allocate"}
+
+
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:
     recorder = _drawn(WHOLE)
     assert list(recorder.given) == list(STAGE_NAMES)

@@ -107,9 +107,16 @@ def test_the_summary_fits_one_screen_and_holds_the_numbers() -> None:
         "blocks": {"ran": 1, "cached": 3},
         "scores": {
             "perplexity": {"original": 12.5, "quantized": 12.75},
-            "kl": 0.0123,
+            "kl": 0.012345,
             "top1_agreement": 0.912,
-            "tasks": {"builtin_cloze": {"acc": {"original": 0.6, "quantized": 0.55}}},
+            "tasks": {
+                "builtin_cloze": {
+                    "acc": {"original": 0.6, "quantized": 0.55},
+                    "acc_norm": {"original": 0.4, "quantized": 0.375},
+                    "acc_norm_change": {"quantized": -0.025},
+                },
+                "builtin_rolling": {"bits_per_byte": {"original": 1.5, "quantized": 1.53333}},
+            },
         },
         "checkpoint": "runs/demo-4.25/checkpoint",
         "report": "runs/demo-4.25/report.html",
@@ -118,15 +125,17 @@ def test_the_summary_fits_one_screen_and_holds_the_numbers() -> None:
     Console(file=screen, width=100).print(summary_table(summary))
     for shown in (
         "4.247",
-        "12.5000 original, 12.7500 quantized",
-        "0.01230 nats per token",
-        "91.20%",
-        "0.6 original, 0.55 quantized",
+        "12.50 original, 12.75 quantized",
+        "0.0123 nats per token",
+        "91.2%",
+        "40.0% original, 37.5% quantized",
+        "1.500 original, 1.533 quantized",
         "1 ran, 1 cached, 1 skipped",
         "1 ran, 3 cached",
         "runs/demo-4.25/report.html",
     ):
         assert shown in screen.getvalue()
+    assert screen.getvalue().count("builtin_cloze") == 1
 
 
 def test_a_summary_without_scores_has_no_empty_lines() -> None:

@@ -90,3 +90,24 @@ def test_a_failure_while_filling_leaves_the_old_folder_and_no_other(tmp_path: Pa
 def _fail_in(draft: Path) -> None:
     (draft / "half").write_text("")
     raise KeyError
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_draft_that_cannot_be_put_in_place_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").write_text('{"run_id": "1"}')
+    rename = Path.rename
+
+    def fail_for_the_draft(source: Path, target: Path) -> Path:
+        if target == out and not source.name.endswith(".old"):
+            raise failure
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_draft)
+    with pytest.raises(failure), whole_folder(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert json.loads((out / "summary.json").read_text()) == {"run_id": "1"}

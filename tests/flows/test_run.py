@@ -50,7 +50,7 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
         "summary.json",
     }
     assert "runs/model-4.25/checkpoint" in ending.stdout
-    assert "10.0000 original, 11.0000 quantized" in ending.stdout
+    assert "10.00 original, 11.00 quantized" in ending.stdout
 
 
 def test_json_is_exactly_the_summary(cli: Cli, tmp_path: Path) -> None:
@@ -298,6 +298,22 @@ def test_quantize_names_its_folder_after_the_model_and_the_scheme(cli: Cli, tmp_
         "model.safetensors",
     }
     assert list(ending.states) == ["calibration", "allocate", "quantize", "export"]
+    assert ending.states["calibration"] == "skipped"
+
+
+def test_quantize_names_its_folder_after_the_folder_that_a_dot_means(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "model")
+    options = ("--store", str(tmp_path / "store"), "--json")
+    ending = cli("quantize", "--src", ".", "--bits", "8", *options)
+    assert ending.json["checkpoint"] == "model_GPTQ_w8_g128_headbf16"
+
+
+def test_only_methods_that_look_at_inputs_need_the_calibration_file(cli: Cli) -> None:
+    options = ("--src", "model", "--calib", "missing.txt", "--json")
+    assert cli("quantize", "--method", "gptq", *options).status == 2
+    assert cli("quantize", "--method", "rtn", *options).status == 0
 
 
 def test_quantize_goes_into_the_named_folder_with_the_named_options(

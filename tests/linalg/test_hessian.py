@@ -98,3 +98,12 @@ def test_output_error_equals_the_error_on_the_inputs() -> None:
     d = torch.randn(3, 6, dtype=torch.float64)
     expected = 2 * (x @ d.T).square().sum() / 50
     torch.testing.assert_close(output_error(d, 2 * x.T @ x / 50), expected)
+
+
+def test_dead_columns_get_the_damping_of_all() -> None:
+    hessian = 1e-3 * gram(64, 6)
+    hessian[2] = 0
+    hessian[:, 2] = 0
+    damped = damp(hessian, 0.01)
+    assert float(damped[2, 2]) == pytest.approx(0.01 * float(hessian.diagonal().mean()))
+    assert torch.equal(damp(torch.zeros(3, 3), 0.01), torch.eye(3))

@@ -1,0 +1,87 @@
+"""A safetensors file written tensor by tensor: the header first, from shapes that are known before."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alphaquant.errors import ModelError
+from alphaquant.models.tensors import TensorEntry
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_ALIGNMENT = 8
+_SLICE = 1 << 26
+
+
+def write_safetensors(
+    path: Path, entries: Mapping[str, TensorEntry], tensor: Callable[[str], Tensor]
+) -> None:
+    """Write `entries` in their order, each as `tensor(name)` cast to the entry's dtype.
+
+    One tensor is in memory at a time. Wide dtypes go first, as the safetensors library has it, so
+    that each tensor is aligned. Raises ModelError for an unknown dtype or another shape.
+    """
+    order = sorted(entries, key=lambda name: -_dtype(name, entries[name]).itemsize)
+    with path.open("wb") as file:
+        file.write(_header(entries, order))
+        for name in order:
+            entry, value = entries[name], tensor(name)
+            if tuple(value.shape) != entry.shape:
+                raise ModelError(
+                    f"tensor {name} has shape {list(value.shape)}, {entry.file.name} has "
+                    f"{list(entry.shape)}; quantize the model again"
+                )
+            flat = value.detach().to("cpu", _dtype(name, entry)).reshape(-1).contiguous()
+            data = flat.view(torch.uint8).numpy()
+            for start in range(0, len(data), _SLICE):
+                file.write(data[start : start + _SLICE].data)
+
+
+def _header(entries: Mapping[str, TensorEntry], order: list[str]) -> bytes:
+    """The header's length in 8 bytes and the header, padded to whole words."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in order:
+        entry = entries[name]
+        end = start + math.prod(entry.shape) * _dtype(name, entry).itemsize
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _dtype(name: str, entry: TensorEntry) -> torch.dtype:
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise ModelError(
+            f"tensor {name} of {entry.file} has dtype {entry.dtype}; allowed: {', '.join(DTYPES)}. "
+            "Save the model in one of these."
+        )
+    return dtype

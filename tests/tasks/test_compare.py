@@ -1,0 +1,46 @@
+"""Stage compare: what its rivals are made of stands in its key."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alphaquant.algorithms.allocation import allocate
+from alphaquant.config import (
+    AllocationConfig,
+    ComparisonConfig,
+    DefaultScheme,
+    Override,
+    QuantizationConfig,
+)
+from alphaquant.evaluation import rivals
+from tests.specs import moe_specs
+
+
+def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[AllocationConfig] = []
+
+    def keep(specs: Any, config: AllocationConfig, quantization: QuantizationConfig) -> Any:
+        used.append(config)
+        return allocate(specs, config, quantization)
+
+    monkeypatch.setattr(rivals, "allocate", keep)
+    own = AllocationConfig(
+        policy="ratio",
+        target_bits=3.5,
+        skip_router=False,
+        overrides=(Override(pattern="*.q_proj", skip=True),),
+        default=DefaultScheme(aq="fp8", group_size=16),
+    )
+    checkpoint: Any = SimpleNamespace(specs=moe_specs())
+    comparison = ComparisonConfig(uniform=("int4",), methods=("rtn",))
+    plan: Any = SimpleNamespace(bits_per_weight=3.5)
+    ((_, uniform, _),) = rivals._rivals(checkpoint, plan, own, QuantizationConfig(), comparison)
+    assert set(map(str, uniform.schemes.values())) == {"int4-g128"}
+    assert not uniform.activations
+    assert used[0].target_bits == own.target_bits
+    assert used[0].default.model_fields_set == set(DefaultScheme.model_fields)
