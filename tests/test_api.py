@@ -100,8 +100,8 @@ def test_wrong_use_is_explained(model: torch.nn.Module, tmp_path: Path) -> None:
         alphaquant.GPTQConfig(use_hadamard=True)
     with pytest.raises(ConfigError, match="0 is not a group size"):
         alphaquant.GPTQConfig(groupsize=0)
+    uneven = [torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 9, dtype=torch.long)]
     with pytest.raises(DataError, match="of one length"):
-        uneven = [torch.zeros(1, 8, dtype=torch.long), torch.zeros(1, 9, dtype=torch.long)]
         alphaquant.gptq_quantize_model(model, uneven, CONFIG, device="cpu")
     with pytest.raises(DataError, match="tokenizer"):
         alphaquant.CalibrationDataLoader()
