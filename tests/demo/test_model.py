@@ -103,7 +103,9 @@ def test_the_card_states_the_measured_figures(
     tokenizer: Any, model: Any, windows: Tensor, heldout_perplexity: float
 ) -> None:
     card = (demo_model_path() / "README.md").read_text(encoding="utf-8")
-    rows = dict(line.strip("| ").split(" | ") for line in card.splitlines() if " | " in line.strip("| "))
+    rows = dict(
+        line.strip("| ").split(" | ") for line in card.splitlines() if " | " in line.strip("| ")
+    )
     assert rows["parameters"].startswith(f"{sum(p.numel() for p in model.parameters()):,}")
     stated = next(value for name, value in rows.items() if name.startswith("held-out perplexity"))
     assert math.log(float(stated)) == pytest.approx(math.log(heldout_perplexity), abs=0.15)
