@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,8 +43,14 @@ def check_writable(folder: Path, option: str) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise UserError(f"{existing} is a file, so {folder} cannot be a folder. Change {option}.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"no permission to write in {existing}. Name another folder with {option}.")
+    try:
+        # asking for permission is not enough: file systems may be read-only or virtual
+        tempfile.TemporaryDirectory(dir=existing, prefix=".alphaquant-").cleanup()
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {existing} ({error.strerror}: no permission, or a read-only file system). "
+            f"Name another folder with {option}."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,12 @@ def test_an_interrupted_run_says_that_it_resumes_and_does(
         signal.raise_signal(signal.SIGINT)
 
     use_fake_stages(monkeypatch, allocate=interrupted)
-    ending = cli(*RUN)
+    # a shell that starts the tests in the background has them ignore the signal
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        ending = cli(*RUN)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert ending.status == 130
     assert "the same command resumes" in ending.stderr
     assert not (tmp_path / "runs").exists()
@@ -243,10 +250,13 @@ def test_wrong_input_is_exit_status_2_one_message_and_nothing_written(
 def test_a_folder_without_write_permission_is_the_users_error(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
     ending = cli(*RUN)
     assert ending.status == 2
-    assert "no permission to write" in ending.stderr
+    assert "Permission denied: no permission" in ending.stderr
 
 
 def test_an_unknown_option_is_exit_status_2(cli: Cli) -> None:
