@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from alphaquant.errors import DataError, nearest
+from alphaquant.errors import DataError, first_line, nearest
 from alphaquant.evaluation.bootstrap import (
     bootstrap_score,
     resample_weights,
@@ -153,7 +153,7 @@ def load_tasks(tasks: Sequence[str]) -> list[Any]:
 
 
 def _unloadable(name: str, error: Exception) -> str:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = first_line(error)
     if name.endswith((".yaml", ".yml")):
         return f"cannot use the task file {name}: {type(error).__name__}: {reason}"
     return (

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from alphaquant.errors import DataError
+from alphaquant.errors import DataError, first_line
 from alphaquant.text.builtin import documents
 
 Part = Literal["calibration", "evaluation"]
@@ -183,7 +183,7 @@ def _read_split(label: str, source: HubSource, split: str) -> list[str]:
 
 
 def _unreachable(label: str, source: HubSource, split: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return (
         f"cannot load split {split!r} of {source.path} from the hub for {label!r}: {reason}. "
         f"Without a network (or with HF_HUB_OFFLINE=1) name a local {', '.join(FILE_TYPES)} file, "
