@@ -28,7 +28,7 @@ def stage_entries(store: ArtifactStore, results: Sequence[StageResult]) -> list[
             "reason": result.reason,
             "seconds": round(result.seconds, 3),
             "key": result.key,
-            "artifact": str(store.path(result.ref)) if result.ref else None,
+            "artifact": str(store.place(result.ref)) if result.ref else None,
         }
         for result in results
     ]

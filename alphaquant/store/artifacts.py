@@ -36,6 +36,7 @@ from alphaquant.store.files import (
     write_json,
     writing_to,
 )
+from alphaquant.store.lock import locked
 
 MANIFEST = "MANIFEST.json"
 REFS = "refs.json"
@@ -79,11 +80,16 @@ class ArtifactStore:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()
+        self.location = str(self.root)
         self._swept = False
 
-    def path(self, ref: ArtifactRef) -> Path:
-        """Where the files of an artifact are (it may not exist)."""
+    def place(self, ref: ArtifactRef) -> Path:
+        """Where the files of an artifact are or would be on this machine."""
         return self.root / "objects" / ref.kind / ref.digest[:2] / ref.digest
+
+    def path(self, ref: ArtifactRef) -> Path:
+        """Folder of an artifact that is to be read."""
+        return self.place(ref)
 
     @contextlib.contextmanager
     def draft(self, kind: str) -> Iterator[Draft]:
@@ -122,7 +128,7 @@ class ArtifactStore:
 
     def problem(self, ref: ArtifactRef, *, full: bool = False) -> str | None:
         """What is wrong with an artifact in a few words, or None."""
-        folder = self.path(ref)
+        folder = self.place(ref)
         try:
             manifest = (folder / MANIFEST).read_bytes()
         except OSError:
@@ -152,13 +158,29 @@ class ArtifactStore:
 
     def children(self, ref: ArtifactRef) -> dict[str, ArtifactRef]:
         """Artifacts that this one is made of, by name: what its `refs.json` lists."""
-        listing = read_json(self.path(ref) / REFS) or {}
+        listing = read_json(self.place(ref) / REFS) or {}
         return {name: ArtifactRef.model_validate(entry) for name, entry in listing.items()}
 
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the store; None when it is absent or torn."""
+        return read_json(self.root / name)
+
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file below the root, whole."""
+        """Write a JSON file of the store, whole."""
         with writing_to(self.root):
             write_json(self.root / name, value)
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the JSON files in a folder of the store, the one written last first."""
+        found = []
+        for path in (self.root / folder).glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path.stem))
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def locked(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
+        """Hold a lock that everybody who uses this store respects; a waiter says what it waits for."""
+        return locked(self.root, name, what)
 
     def _commit(self, draft: Draft) -> ArtifactRef:
         entries: list[dict[str, Any]] = []
@@ -186,13 +208,13 @@ class ArtifactStore:
             digest=hashlib.sha256(manifest).hexdigest(),
             size=sum(entry["size"] for entry in entries),
         )
-        if self._place(draft.path, ref):
+        if self._settle(draft.path, ref):
             self._remember(ref, marks)
         return ref
 
-    def _place(self, folder: Path, ref: ArtifactRef) -> bool:
+    def _settle(self, folder: Path, ref: ArtifactRef) -> bool:
         """Rename a finished draft to its final place; False when an equal, sound object is there."""
-        target = self.path(ref)
+        target = self.place(ref)
         target.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(3):
             try:

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
-from alphaquant.store.files import read_json
 from alphaquant.store.keys import differences, digest_of
 
 _COMPARED = 50
@@ -55,7 +54,7 @@ class KeyRecord(BaseModel):
 
 def load_record(store: ArtifactStore, stage: str, key: str) -> KeyRecord | None:
     """The record of one key; None when it is absent or torn."""
-    value = read_json(store.root / "keys" / stage / f"{key}.json")
+    value = store.read_json(f"keys/{stage}/{key}.json")
     try:
         return None if value is None else KeyRecord.model_validate(value)
     except ValidationError:
@@ -69,14 +68,8 @@ def save_record(store: ArtifactStore, record: KeyRecord) -> None:
 
 def recent_records(store: ArtifactStore, stage: str, count: int = _COMPARED) -> list[KeyRecord]:
     """The newest records of a stage, newest first."""
-    folder = store.root / "keys" / stage
-    paths = (
-        [(path.stat().st_mtime_ns, path) for path in folder.glob("*.json")]
-        if folder.is_dir()
-        else []
-    )
-    newest = sorted(paths, reverse=True)[:count]
-    return [record for _, path in newest if (record := load_record(store, stage, path.stem))]
+    newest = store.names(f"keys/{stage}")[:count]
+    return [record for key in newest if (record := load_record(store, stage, key))]
 
 
 def why_new(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 from alphaquant.errors import UserError
 from alphaquant.store.artifacts import ArtifactStore
-from alphaquant.store.files import read_json
 
 
 def new_run_id() -> str:
@@ -27,12 +26,7 @@ def save_run(store: ArtifactStore, manifest: dict[str, Any]) -> None:
 
 def run_ids(store: ArtifactStore) -> list[str]:
     """All runs, newest first."""
-    folder = store.root / "runs"
-    return (
-        sorted((path.stem for path in folder.glob("*.json")), reverse=True)
-        if folder.is_dir()
-        else []
-    )
+    return sorted(store.names("runs"), reverse=True)
 
 
 def load_run(store: ArtifactStore, run_id: str) -> dict[str, Any]:
@@ -43,7 +37,7 @@ def load_run(store: ArtifactStore, run_id: str) -> dict[str, Any]:
         found = "no run" if not matches else f"{len(matches)} runs"
         hint = f"the newest: {', '.join(known[:3])}" if known else "the store holds no runs yet"
         raise UserError(f"{run_id!r} names {found} of {store.root}; {hint}")
-    manifest = read_json(store.root / "runs" / f"{matches[0]}.json")
+    manifest = store.read_json(f"runs/{matches[0]}.json")
     if not isinstance(manifest, dict):
         raise UserError(f"the manifest of run {matches[0]} in {store.root} cannot be read")
     return manifest

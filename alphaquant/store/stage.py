@@ -15,7 +15,6 @@ from typing import Any, Literal
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.fingerprint import code_fingerprint
 from alphaquant.store.keys import canonical
-from alphaquant.store.lock import locked
 from alphaquant.store.records import (
     KeyRecord,
     key_of,
@@ -139,7 +138,7 @@ def run_stage(
     found = lookup(stage, store, inputs)
     if found.miss is None and not force:
         return _hit(found, stage, started)
-    with locked(store.root, f"{stage.name}-{found.key}", stage.name):
+    with store.locked(f"{stage.name}-{found.key}", stage.name):
         if not force:
             found = lookup(stage, store, inputs)
             if found.miss is None:

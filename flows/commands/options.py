@@ -29,7 +29,6 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     """Where artifacts are kept."""
     parser.add_argument(
         "--store",
-        type=Path,
         metavar="DIR",
         help="artifact store (ALPHAQUANT_STORE, else artifacts/)",
     )

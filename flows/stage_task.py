@@ -1,0 +1,41 @@
+"""A stage as a Prefect task: seen, timed and failed in the UI, computed and cached by our own store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.stage import Stage, StageResult, run_stage
+
+
+def run_as_task(
+    stage: Stage, store: ArtifactStore, inputs: dict[str, Any], *, force: bool
+) -> StageResult:
+    """Run a stage as a Prefect task of its name; a hit ends in the state Cached with its reason."""
+    results: list[StageResult] = []
+
+    def work(artifacts: list[ArtifactRef]) -> ArtifactRef | State[ArtifactRef | None] | None:
+        result = run_stage(stage, store, inputs, force=force)
+        results.append(result)
+        if result.state == "ran":
+            return result.ref
+        return Completed(name=result.state.title(), message=result.reason, data=result.ref)
+
+    # Prefect draws its graph by the values that a task gets from others: artifacts and nothing else
+    run_task = task(name=stage.name, cache_policy=NO_CACHE, persist_result=False)(work)
+    run_task(list(_artifacts(inputs)))
+    return results[0]
+
+
+def _artifacts(value: Any) -> Iterator[ArtifactRef]:
+    if isinstance(value, ArtifactRef):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _artifacts(part)
