@@ -21,7 +21,8 @@ from alphaquant.algorithms.allocation_seed import allocation_from_seed
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_block
-from alphaquant.config import AlphaConfig, QuantizationConfig, parse_config
+from alphaquant.config import AlphaConfig, QuantizationConfig
+from alphaquant.config_file import parse_config
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.device import compute_device

@@ -5,24 +5,16 @@ Imports no torch. Sections are values: a stage receives only the sections it dep
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from alphaquant.errors import ConfigError, nearest
+from alphaquant.config_section import Section, offer, offer_list
 from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.table import FORMATS
 
 DEFAULT_MENU = ("int2", "int3", "int4", "int6", "int8", "mxfp4", "mxfp6", "mxfp8", "bf16")
-
-
-class Section(BaseModel):
-    """A frozen group of settings; an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
-    )
+_NAMES = tuple(FORMATS)
 
 
 def _checked_format(value: str | None) -> str | None:
@@ -76,10 +68,10 @@ class Override(Section):
     """One rule of a plan: linears whose name matches get this format."""
 
     pattern: str
-    """Glob over linear names, or a regular expression after `re:`."""
-    wq: str | None = None
-    """Weight format, such as int4 or mxfp8."""
-    aq: str | None = None
+    """Glob over linear names, such as model.layers.0.*, or a regular expression after re:"""
+    wq: str | None = Field(None, title="Weight format (wq)")
+    """Such as int4, mxfp8 or int4-g64-asym."""
+    aq: str | None = Field(None, title="Activation format (aq)")
     """Activation format simulated in evaluation."""
     group_size: int | None = Field(None, ge=-1)
     """Weights that share one scale; -1 for one scale per output channel."""
@@ -100,9 +92,9 @@ class Override(Section):
 class DefaultScheme(Section):
     """The format of every linear that no override names."""
 
-    wq: str = "mxfp4"
-    """Weight format."""
-    aq: str | None = None
+    wq: Annotated[str, offer(_NAMES)] = Field("mxfp4", title="Weight format (wq)")
+    """A name, or a name with group and zero point such as int4-g64-asym."""
+    aq: str | None = Field(None, title="Activation format (aq)")
     """Activation format simulated in evaluation."""
     group_size: int | None = Field(None, ge=-1)
     """Weights per scale; empty means quantization.group_size."""
@@ -122,11 +114,11 @@ class AllocationConfig(Section):
     """How the bits are spent."""
 
     policy: Literal["budget", "ratio", "alpha", "uniform", "manual"] = "budget"
-    """budget: least predicted loss. alpha: calibration-free. ratio: shares by alpha. uniform. manual."""
+    """budget: least predicted loss for the bits. alpha: the same from spectra alone. ratio: fixed shares in the order of alpha. uniform: the default for all. manual: overrides, then the default."""
     target_bits: float = Field(4.25, gt=0, le=16)
     """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded."""
-    formats: tuple[str, ...] = DEFAULT_MENU
-    """Formats that budget and alpha may choose from."""
+    formats: Annotated[tuple[str, ...], offer_list(_NAMES)] = DEFAULT_MENU
+    """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
     """Which end of alpha is taken as sensitive; measured follows the model's own rank correlation."""
     granularity: Literal["linear", "expert", "fused"] | None = None
@@ -182,7 +174,7 @@ class QuantizationConfig(Section):
     static_groups: bool = True
     """Fix every group's scale before the first column is rounded."""
     scale_search: Literal["none", "mse", "hessian"] = "hessian"
-    """Scales from the largest weight, the least squared error, or that weighted by input energy."""
+    """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
 
@@ -210,7 +202,7 @@ class RouterConfig(Section):
     """Repair of the routers after quantization."""
 
     method: Literal["none", "kl", "ce"] = "none"
-    """kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
+    """none: leave them. kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
     epochs: int = Field(4, ge=1)
     """Passes over the calibration windows."""
     learning_rate: float = Field(3e-4, gt=0)
@@ -241,7 +233,7 @@ class EvaluationConfig(Section):
 class ComparisonConfig(Section):
     """Other plans for the same model, quantized and measured beside the run's own."""
 
-    uniform: tuple[str, ...] = ()
+    uniform: Annotated[tuple[str, ...], offer_list(_NAMES)] = ()
     """Formats that every linear gets in turn."""
     methods: tuple[Literal["gptq", "rtn"], ...] = ("gptq",)
     """Rounding methods of the uniform plans."""
@@ -264,7 +256,7 @@ class ExportConfig(Section):
     format: Literal["dense"] = "dense"
     """dense: bf16 values that any consumer loads."""
     consumers: tuple[str, ...] = ()
-    """Serving stacks the checkpoint must load in."""
+    """Serving stacks the checkpoint must load in: transformers."""
 
     @field_validator("consumers")
     @classmethod
@@ -281,12 +273,20 @@ class ExecutionConfig(Section):
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    where: Literal["here"] = "here"
-    """here: in this process."""
+    where: Literal["here", "pool"] = "here"
+    """here: in this process. pool: stages that want a GPU become jobs of the GPU work pool."""
+    pool: str = Field("gpu", min_length=1)
+    """Name of the GPU work pool's deployment of the flow stage."""
     batch_size: int = Field(8, ge=1)
     """Windows per forward pass."""
     workers: int | None = Field(None, ge=1)
     """CPU threads for spectra; empty means one per core."""
+
+    def halved(self) -> ExecutionConfig | None:
+        """The same with half the batch; None when a batch is one window already."""
+        if self.batch_size == 1:
+            return None
+        return self.model_copy(update={"batch_size": self.batch_size // 2})
 
 
 class RunConfig(Section):
@@ -303,81 +303,3 @@ class RunConfig(Section):
     comparison: ComparisonConfig = ComparisonConfig()
     export: ExportConfig = ExportConfig()
     execution: ExecutionConfig = ExecutionConfig()
-
-
-def load_config(path: Path | None = None, assignments: list[str] | None = None) -> RunConfig:
-    """Read a YAML file (or nothing), apply `section.key=value` assignments, check the whole.
-
-    Raises ConfigError that names the key, what was found and what is allowed.
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} holds {type(data).__name__}; a config is sections of keys")
-    for assignment in assignments or []:
-        _assign(data, assignment)
-    return parse_config(data)
-
-
-def parse_config(data: dict[str, Any]) -> RunConfig:
-    """Check a plain mapping; the first problem becomes one readable message."""
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _assign(data: dict[str, Any], assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    if not equals or "." not in key:
-        raise ConfigError(
-            f"--set {assignment!r} is not section.key=value, such as allocation.target_bits=4"
-        )
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment!r}: {text!r} is not a value: {error}") from error
-    *parents, leaf = key.strip().split(".")
-    section = data
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {assignment!r}: {parent} is a value, not a section")
-    section[leaf] = value
-
-
-def _explain(error: ValidationError) -> str:
-    # an unknown key explains a missing one, not the other way round
-    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    where = [str(part) for part in first["loc"]]
-    name = ".".join(where)
-    if first["type"] == "extra_forbidden":
-        allowed = _fields_at(where[:-1])
-        return (
-            f"unknown config key {name!r}; nearest: {nearest(where[-1], allowed)}; "
-            f"allowed here: {', '.join(sorted(allowed))}"
-        )
-    return f"config key {name!r}: {first['msg'].removeprefix('Value error, ')} (found {first['input']!r})"
-
-
-def _fields_at(path: list[str]) -> list[str]:
-    section: Any = RunConfig
-    for part in path:
-        if part.isdigit():
-            continue
-        annotation = section.model_fields[part].annotation
-        section = next(
-            (
-                t
-                for t in (annotation, *getattr(annotation, "__args__", ()))
-                if hasattr(t, "model_fields")
-            ),
-            section,
-        )
-    return list(section.model_fields)

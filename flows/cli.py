@@ -1,44 +1,86 @@
 """The command `alphaquant`: verbs, and what their endings mean.
 
-Exit status 0: done. 2: the input is wrong, said in one message. 1: anything else. 130: interrupted.
+Exit status 0: done. 2: the input is wrong, said in one message. 1: anything else. 130: interrupted by
+Ctrl-C, 143: ended by SIGTERM; both stop at a point from which the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from alphaquant.errors import AlphaQuantError, UserError
-from flows.commands import evaluate, plan, quantize, run, why
+from flows.commands import (
+    accept,
+    diff,
+    evaluate,
+    fsck,
+    gc,
+    plan,
+    quantize,
+    run,
+    server,
+    sweep,
+    why,
+)
 from flows.logs import keep_traceback
 from flows.preflight import open_store
 
-VERBS = (run, plan, why, evaluate, quantize)
+VERBS = (run, sweep, plan, why, accept, diff, evaluate, quantize, fsck, gc, server)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     options = build_parser().parse_args(arguments)
     try:
-        options.execute(options)
+        with _stoppable():
+            options.execute(options)
     except UserError as error:
         print(f"alphaquant: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
         print(
-            "alphaquant: interrupted. Finished stages and blocks are kept: the same command resumes.",
+            f"alphaquant: {'terminated' if terminated else 'interrupted'}. Finished stages and blocks are "
+            "kept: the same command resumes.",
             file=sys.stderr,
         )
-        return 130
+        return 143 if terminated else 130
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001
         print(f"alphaquant: {_short(error)}", file=sys.stderr)
-        print(_where_to_look(error, options), file=sys.stderr)
+        if options.debug or not isinstance(error, AlphaQuantError):
+            print(_where_to_look(error, options), file=sys.stderr)
         return 1
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was sent SIGTERM."""
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM stop the command as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:

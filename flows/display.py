@@ -46,20 +46,21 @@ class Display(Reporter, Protocol):
 class PlainDisplay:
     """One log line per stage, and now and then one about what is going on inside."""
 
-    def __init__(self, interval: float = _PLAIN_INTERVAL) -> None:
+    def __init__(self, interval: float = _PLAIN_INTERVAL, prefix: str = "") -> None:
         self._interval = interval
+        self._prefix = prefix
         self._started: dict[str, float] = {}
-        self._said = 0.0
+        self._said = time.monotonic()
 
     def begin(self, stage: str) -> None:
         """A stage starts."""
         self._started.clear()
         self._said = time.monotonic()
-        _LOG.info("%s ...", stage)
+        _LOG.info("%s%s ...", self._prefix, stage)
 
     def end(self, result: StageResult) -> None:
         """A stage is done."""
-        _LOG.info("%s", _sentence(result))
+        _LOG.info("%s%s", self._prefix, _sentence(result))
 
     def update(self, what: str, done: int, total: int) -> None:
         """Progress inside a stage; said at most every few seconds."""
@@ -69,11 +70,11 @@ class PlainDisplay:
             return
         self._said = now
         left = (now - started) / done * (total - done)
-        _LOG.info("  %s %d/%d, about %s left", what, done, total, duration(left))
+        _LOG.info("%s  %s %d/%d, about %s left", self._prefix, what, done, total, duration(left))
 
     def note(self, message: str) -> None:
         """One line the user should see."""
-        _LOG.info("  %s", message)
+        _LOG.info("%s  %s", self._prefix, message)
 
 
 class LiveDisplay:

@@ -9,24 +9,39 @@ from __future__ import annotations
 import logging
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 
 from alphaquant.config import RunConfig
+from alphaquant.errors import AlphaQuantError
 from alphaquant.store.runs import new_run_id
 from flows.dag import StageName
+from flows.dispatch import run_on_pool
 from flows.orphans import note_own_server
 from flows.preflight import open_store, prepare
-from flows.runner import Request, run
+from flows.runner import Request, run, run_here
 from flows.stage_task import run_as_task
 from flows.ui import show_summary
 
 _DEFAULT = RunConfig()
+# nobody watches for heartbeats on a server that ends with the command, and the thread that sends them is
+# waited for at the end of each flow, up to a second
+_SHORT_LIVED = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
 _prepared: ContextVar[Request | None] = ContextVar("prepared", default=None)
+
+
+class ServerGone(AlphaQuantError):
+    """The Prefect server stopped answering."""
 
 
 @flow(name="quantize-model", flow_run_name=new_run_id)
@@ -49,22 +64,33 @@ def quantize_model(
         config, open_store(store), Path(out) if out else None, tuple(force)
     )
     note_own_server(request.store)
-    summary = run(replace(request, run_id=str(flow_run.name)), run_as_task)
+    runner = run_on_pool if request.config.execution.where == "pool" else run_here
+    summary = run(replace(request, run_id=str(flow_run.name)), partial(run_as_task, runner=runner))
     show_summary(summary)
     return summary
 
 
-def run_embedded(request: Request) -> dict[str, Any]:
-    """Run the flow for a command that has checked its request, on a server that ends with the command."""
+def run_prepared(request: Request) -> dict[str, Any]:
+    """Run the flow for a caller that has checked its request already.
+
+    Raises ServerGone when the Prefect server cannot be told how the run ended.
+    """
     token = _prepared.set(request)
     try:
-        # a heartbeat thread is waited for at the end of each flow, up to a second
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        with temporary_settings(_SHORT_LIVED if not PREFECT_API_URL.value() else {}):
             return quantize_model(
                 request.config,
                 list(request.force),  # type: ignore[arg-type]
                 request.store.location,
                 str(request.out) if request.out else None,
             )
+    except httpx.TransportError as error:
+        server = PREFECT_API_URL.value() or "http://127.0.0.1"
+        if not str(error.request.url).startswith(server):
+            raise  # a stage's own trouble with the network
+        raise ServerGone(
+            f"the Prefect server at {server} does not answer ({type(error).__name__}). Finished stages and "
+            "blocks are kept: the same command goes on when the server is back, or with --no-prefect."
+        ) from error
     finally:
         _prepared.reset(token)

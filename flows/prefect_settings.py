@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
-_DEFAULTS = {
+DEFAULTS = {
     # the first start makes the database; 20 s are too few on a small machine
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # with batches of 1 the server stops before it has written down the last task runs
@@ -20,13 +20,14 @@ _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "alphaquant",
 }
+"""For every process that is, or talks to, a Prefect server of ours."""
 # loggers of the threads that send logs and events to the server; named outside "prefect"
 _SENDERS = ("APILogWorker", "EventsWorker")
 
 
 def prepare() -> None:
     """Set the defaults in the environment, where a server's process inherits them."""
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

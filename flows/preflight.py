@@ -17,8 +17,16 @@ _FILE_TYPES = (".txt", ".jsonl", ".parquet", ".yaml", ".yml")
 
 
 def open_store(folder: Path | str | None = None) -> ArtifactStore:
-    """The store at `folder`, else at ALPHAQUANT_STORE, else at `artifacts/`."""
-    return ArtifactStore(folder or os.environ.get("ALPHAQUANT_STORE") or "artifacts")
+    """The store at `folder`, else at ALPHAQUANT_STORE, else at `artifacts/`; a URL names a remote one.
+
+    Nothing is asked of the network yet.
+    """
+    place = str(folder or os.environ.get("ALPHAQUANT_STORE") or "artifacts")
+    if "://" not in place:
+        return ArtifactStore(place)
+    from alphaquant.store.remote import RemoteStore
+
+    return RemoteStore(place)
 
 
 def prepare(
@@ -39,7 +47,7 @@ def prepare(
     check_files(config, calibrated=stages is not quantize_only or needs_calibration(config))
     model = find_model(config, store)
     check_plan(config, model)
-    if not dry:
+    if not dry and config.execution.where == "here":
         check_device(config.execution.device)
     return Request(config, model, store, out, force, stages)
 
@@ -52,19 +60,21 @@ def find_model(config: RunConfig, store: ArtifactStore) -> ModelRef:
 
 def check_places(store: ArtifactStore, out: Path | None) -> None:
     """Raise UserError unless the store and the output folder may be written."""
-    check_writable(store.root, "--store")
+    here = store.location == str(store.root)
+    check_writable(store.root, "--store" if here else "ALPHAQUANT_CACHE")
+    store.reach()
     if out is None:
         check_writable(Path("runs"), "--out")
     else:
         check_target(out)
 
 
-def check_force(stages: tuple[str, ...]) -> None:
+def check_force(stages: tuple[str, ...], option: str = "--force") -> None:
     """Raise ConfigError for a stage that does not exist."""
     for name in stages:
         if name not in STAGE_NAMES:
             raise ConfigError(
-                f"--force {name!r} is not a stage; nearest: {nearest(name, STAGE_NAMES, 1)}; allowed: "
+                f"{option} {name!r} is not a stage; nearest: {nearest(name, STAGE_NAMES, 1)}; allowed: "
                 f"{', '.join(STAGE_NAMES)}"
             )
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alphaquant.errors import UserError
+from alphaquant.errors import StoreError, UserError
 from alphaquant.store.artifacts import MANIFEST, REFS
-from alphaquant.store.files import read_json
+from alphaquant.store.files import FULL, read_json
 from alphaquant.store.stage import StageResult
 from flows.dag import Products
+from flows.planned import UNPUBLISHED
 from flows.summary import summarize
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def check_writable(folder: Path, option: str) -> None:
         # asking for permission is not enough: file systems may be read-only or virtual
         tempfile.TemporaryDirectory(dir=existing, prefix=".alphaquant-").cleanup()
     except OSError as error:
+        hint = "no permission, or a read-only file system"
+        if error.errno in FULL:
+            hint = "free some space, and the same command goes on"
         raise UserError(
-            f"cannot write in {existing} ({error.strerror}: no permission, or a read-only file system). "
-            f"Name another folder with {option}."
+            f"cannot write in {existing} ({error.strerror}: {hint}). Name another folder with {option}."
         ) from error
 
 
@@ -67,6 +70,13 @@ def whole_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rename(old)
         draft.rename(out)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreError(
+            f"the disk of {out} is full ({error.strerror}). Free some space or name another folder with --out; "
+            "finished stages are kept, so the same command goes on from here."
+        ) from error
     finally:
         if old.exists() and not out.exists():  # the draft did not get there
             old.rename(out)
@@ -86,7 +96,8 @@ def publish_run(
     with whole_folder(out) as draft:
         copy_artifact(store.path(products.checkpoint), draft / "checkpoint")
         for result in results:
-            if result.ref and result.ref != products.checkpoint:
+            tables = result.name not in UNPUBLISHED and result.ref != products.checkpoint
+            if result.ref and tables:
                 copy_artifact(store.path(result.ref), draft, tensors=False)
         _write_json(draft / SUMMARY, summary)
     return summary

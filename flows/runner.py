@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from alphaquant.config import RunConfig
 from alphaquant.errors import StoreError, UserError
 from alphaquant.models.resolve import ModelRef
+from alphaquant.progress import reporting_to
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import environment
 from alphaquant.store.runs import new_run_id, save_run
 from alphaquant.store.stage import Stage, StageResult, run_stage
 from flows.dag import Products, Stages, pipeline
+from flows.devices import claim_device
 from flows.display import current_display
 from flows.publish import publish_run
+from flows.spared import Spared
 from flows.summary import block_counts, stage_entries
 
 
@@ -42,25 +48,41 @@ class Request:
     """Where the products go; None for `runs/<model>-<bits>`."""
     force: tuple[str, ...] = ()
     stages: Stages = pipeline
+    tags: tuple[str, ...] = ()
+    """Names the run can be kept by."""
     run_id: str = field(default_factory=new_run_id)
 
 
 class StageCalls:
-    """Calls stages one after the other and keeps what happened to each."""
+    """Calls stages one after the other, keeps what happened to each, and writes it down as it goes."""
 
     def __init__(self, request: Request, run: StageRunner) -> None:
         self._request = request
         self._run = run
+        self._spared = Spared(request)
+        self._started = datetime.now(UTC)
         self.results: list[StageResult] = []
 
     def __call__(self, stage: Stage, **inputs: Any) -> ArtifactRef | None:
         """Run a stage, or find its result."""
-        display = current_display()
-        display.begin(stage.name)
         force = stage.name in self._request.force
-        result = self._run(stage, self._request.store, inputs, force=force)
-        self.results.append(result)
-        display.end(result)
+        if spared := self._spared.take(stage, inputs):
+            return self._keep(spared)
+        for earlier, given in self._spared.needed_for(stage, inputs, force=force):
+            self._call(earlier, given, force=False)
+        return self._call(stage, inputs, force=force)
+
+    def _call(self, stage: Stage, inputs: Mapping[str, Any], *, force: bool) -> ArtifactRef | None:
+        current_display().begin(stage.name)
+        return self._keep(self._run(stage, self._request.store, dict(inputs), force=force))
+
+    def _keep(self, result: StageResult) -> ArtifactRef | None:
+        """Note what happened to a stage, in place of an earlier word on it."""
+        names = [known.name for known in self.results]
+        at = names.index(result.name) if result.name in names else len(names)
+        self.results[at : at + 1] = [result]
+        self.note({"status": "running"})
+        current_display().end(result)
         return result.ref
 
     def skip(self, stage: Stage, reason: str) -> None:
@@ -69,47 +91,51 @@ class StageCalls:
         self.results.append(result)
         current_display().end(result)
 
+    def note(self, ending: dict[str, Any]) -> None:
+        """Write the manifest: what the run did so far, and how it ended if it did."""
+        if not self.results:
+            return
+        request = self._request
+        manifest = {
+            "run_id": request.run_id,
+            "started": self._started.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "config": request.config.model_dump(mode="json"),
+            "model": request.model.name,
+            "model_ref": request.model.model_dump(mode="json"),
+            "force": list(request.force),
+            "tags": list(request.tags),
+            "stages": stage_entries(request.store, self.results),
+            "refs": {result.name: result.ref.model_dump() for result in self.results if result.ref},
+            "blocks": block_counts(self.results),
+            "environment": environment(),
+        }
+        with contextlib.suppress(StoreError, UserError):
+            save_run(request.store, manifest | ending)
+
 
 HandOver: TypeAlias = Callable[[Request, Sequence[StageResult], Products], dict[str, Any]]
+run_here = partial(run_stage, claim=claim_device)
 
 
 def run(
-    request: Request, stage_runner: StageRunner = run_stage, hand_over: HandOver = publish_run
+    request: Request, stage_runner: StageRunner = run_here, hand_over: HandOver = publish_run
 ) -> dict[str, Any]:
-    """Do the run, give its products to `hand_over` and return that one's summary. The manifest is written also when it fails or is interrupted."""
+    """Do the run, give its products to `hand_over` and return that one's summary.
+
+    The manifest is written stage by stage, and also when the run fails or is interrupted.
+    """
     calls = StageCalls(request, stage_runner)
-    started = datetime.now(UTC)
-    ending: dict[str, Any] = {"status": "failed"}
+    ending: dict[str, Any] = {"status": "interrupted"}
     try:
-        products = request.stages(request.config, request.model, calls)
+        with reporting_to(current_display()):
+            products = request.stages(request.config, request.model, calls)
         ending = hand_over(request, calls.results, products)
-    except KeyboardInterrupt:
-        ending = {"status": "interrupted"}
-        raise
     except Exception as error:
-        ending["error"] = f"{type(error).__name__}: {error}"
+        ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        if calls.results:
-            with contextlib.suppress(StoreError, UserError):
-                save_run(request.store, _manifest(request, calls.results, started, ending))
+        calls.note(ending)
     return ending
-
-
-def _manifest(
-    request: Request, results: list[StageResult], started: datetime, ending: dict[str, Any]
-) -> dict[str, Any]:
-    manifest = {
-        "run_id": request.run_id,
-        "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": request.config.model_dump(mode="json"),
-        "model": request.model.name,
-        "model_ref": request.model.model_dump(mode="json"),
-        "force": list(request.force),
-        "stages": stage_entries(request.store, results),
-        "refs": {result.name: result.ref.model_dump() for result in results if result.ref},
-        "blocks": block_counts(results),
-        "environment": environment(),
-    }
-    return manifest | ending

@@ -11,17 +11,30 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
-from alphaquant.store.stage import Stage, StageResult, run_stage
+from alphaquant.store.stage import Stage, StageResult
+from flows.runner import StageRunner, run_here
+from flows.ui_failure import note_stage
+from flows.ui_progress import progress_in_ui
 
 
 def run_as_task(
-    stage: Stage, store: ArtifactStore, inputs: dict[str, Any], *, force: bool
+    stage: Stage,
+    store: ArtifactStore,
+    inputs: dict[str, Any],
+    *,
+    force: bool,
+    runner: StageRunner = run_here,
 ) -> StageResult:
     """Run a stage as a Prefect task of its name; a hit ends in the state Cached with its reason."""
     results: list[StageResult] = []
 
     def work(artifacts: list[ArtifactRef]) -> ArtifactRef | State[ArtifactRef | None] | None:
-        result = run_stage(stage, store, inputs, force=force)
+        try:
+            with progress_in_ui(stage.name):
+                result = runner(stage, store, inputs, force=force)
+        except Exception as error:
+            note_stage(error, stage.name)
+            raise
         results.append(result)
         if result.state == "ran":
             return result.ref

@@ -28,10 +28,18 @@ def stage_entries(store: ArtifactStore, results: Sequence[StageResult]) -> list[
             "reason": result.reason,
             "seconds": round(result.seconds, 3),
             "key": result.key,
+            **_place(result),
             "artifact": str(store.place(result.ref)) if result.ref else None,
         }
         for result in results
     ]
+
+
+def _place(result: StageResult) -> dict[str, Any]:
+    """Where and when a stage was computed, for stages that were."""
+    if result.state != "ran" or result.place is None:
+        return {}
+    return result.place.model_dump(include={"host", "device", "started", "ended"})
 
 
 def block_counts(results: Sequence[StageResult]) -> dict[str, int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("compare")
+@stage("compare", gpu=True)
 def compare(
     out: Path,
     store: Workbench,

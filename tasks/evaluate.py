@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("evaluate")
+@stage("evaluate", gpu=True)
 def evaluate(
     out: Path,
     store: Workbench,

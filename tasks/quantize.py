@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("quantize")
+@stage("quantize", gpu=True)
 def quantize(
     out: Path,
     store: Workbench,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("router")
+@stage("router", gpu=True)
 def router(
     out: Path,
     store: Workbench,

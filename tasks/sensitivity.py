@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("sensitivity")
+@stage("sensitivity", gpu=True)
 def sensitivity(
     out: Path,
     store: Workbench,

@@ -12,11 +12,11 @@ from alphaquant.store.stage import Skipped, Stage
 
 
 def stage(
-    name: str, *, unkeyed: tuple[str, ...] = ("execution",)
+    name: str, *, gpu: bool = False, unkeyed: tuple[str, ...] = ("execution",)
 ) -> Callable[[Callable[..., Skipped | None]], Stage]:
-    """Turn `body(out, store, **inputs)` into the stage `name`."""
+    """Turn `body(out, store, **inputs)` into the stage `name`; `gpu` when a GPU makes it faster."""
 
     def decorate(body: Callable[..., Skipped | None]) -> Stage:
-        return Stage(name=name, body=body, module=body.__module__, unkeyed=unkeyed)
+        return Stage(name=name, body=body, module=body.__module__, unkeyed=unkeyed, gpu=gpu)
 
     return decorate

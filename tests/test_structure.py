@@ -13,9 +13,12 @@ FLOORS = {
     "errors": 0,
     "progress": 0,
     "store": 1,
+    "upkeep": 2,
     "demo": 1,
     "formats": 1,
     "config": 2,
+    "config_file": 2,
+    "config_section": 2,
     "linalg": 2,
     "text": 3,
     "models": 3,
@@ -73,9 +76,13 @@ PREFECT_SIDE = {
     "flows/dispatch.py",
     "flows/job.py",
     "flows/pipeline.py",
+    "flows/server/register.py",
     "flows/stage_task.py",
     "flows/sweep.py",
     "flows/ui.py",
+    "flows/ui_progress.py",
+    "flows/ui_sweep.py",
+    "flows/watching.py",
 }
 
 

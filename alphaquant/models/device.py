@@ -33,6 +33,14 @@ def compute_device(name: str) -> torch.device:
     return device
 
 
+def device_name(name: str) -> str:
+    """`cpu`, or a GPU by its UUID: ordinals differ between processes that see other devices."""
+    device = compute_device(name)
+    if device.type == "cpu":
+        return "cpu"
+    return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
+
+
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bf16 where tensor cores multiply it, fp32 on a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32

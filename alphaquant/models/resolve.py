@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from alphaquant.demo import demo_model_path
 from alphaquant.errors import ModelError
 from alphaquant.models.architecture import architecture_of
 from alphaquant.models.tensors import tensor_index
+from alphaquant.store.files import write_json
 
 # what decides a model's behaviour; READMEs and pictures may change without effect
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
@@ -31,6 +32,8 @@ class ModelRef(BaseModel):
     model_type: str
     digest: str
     trust_remote_code: bool = False
+    source: ModelConfig = ModelConfig()
+    """What finds the same model on another machine."""
 
     def cache_identity(self) -> dict[str, str]:
         """What enters a cache key: the content, not the place."""
@@ -52,17 +55,14 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
         )
     architecture = architecture_of(raw, config.trust_remote_code)
     architecture.linears(raw, {name: entry.shape for name, entry in tensor_index(folder).items()})
-    name = (
-        Path(config.path).resolve().name
-        if config.path and Path(config.path).is_dir()
-        else config.path
-    )
+    name = folder.name if _is_folder(config) else config.path
     return ModelRef(
         path=str(folder),
         name=(name or "demo").replace("/", "--"),
         model_type=architecture.model_type,
         digest=_digest(folder, digest_cache),
         trust_remote_code=config.trust_remote_code,
+        source=config.model_copy(update={"path": str(folder)}) if _is_folder(config) else config,
     )
 
 
@@ -80,6 +80,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds no JSON object")
     return raw
+
+
+def _is_folder(config: ModelConfig) -> bool:
+    return config.path is not None and Path(config.path).expanduser().is_dir()
 
 
 def _folder(config: ModelConfig) -> Path:
@@ -159,7 +163,5 @@ def _read_cache(path: Path | None) -> dict[str, list[Any]]:
 def _write_cache(path: Path | None, cache: dict[str, list[Any]]) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(cache), encoding="utf-8")
-    temporary.replace(path)
+    with contextlib.suppress(OSError):  # on a full disk the digests are not remembered
+        write_json(path, cache)

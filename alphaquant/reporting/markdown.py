@@ -10,33 +10,34 @@ from alphaquant.reporting.document import Document, Grid, Picture
 
 def to_markdown(document: Document) -> str:
     """The whole report; figures are expected at `figures/<name>.png`."""
-    parts = [f"# {_plain(document.title)}"]
+    parts = [f"# {plain(document.title)}"]
     if document.subtitle:
-        parts.append(_plain(document.subtitle))
+        parts.append(plain(document.subtitle))
     if document.cards:
         rows = [[card.label, card.value, card.note] for card in document.cards]
-        parts.append(_table(Grid("", ["measure", "value", "note"], rows, frozenset({1}))))
-    parts += [_plain(text) for text in document.answer]
+        parts.append(table(Grid("", ["measure", "value", "note"], rows, frozenset({1}))))
+    parts += [plain(text) for text in document.answer]
     for section in document.sections:
         parts.append(f"## {section.title}")
         for item in section.items:
             if isinstance(item, Picture):
-                parts.append(f"![{_plain(item.alt)}](figures/{item.name}.png)")
-                parts.append(f"*{_plain(item.alt)}.* {_plain(item.caption)}")
+                parts.append(f"![{plain(item.alt)}](figures/{item.name}.png)")
+                parts.append(f"*{plain(item.alt)}.* {plain(item.caption)}")
             elif isinstance(item, Grid):
-                parts.append(f"**{_plain(item.title)}**")
-                parts.append(_table(item))
+                parts.append(f"**{plain(item.title)}**")
+                parts.append(table(item))
             else:
-                parts.append(_plain(item))
+                parts.append(plain(item))
     return "\n\n".join(parts) + "\n"
 
 
-def _table(grid: Grid) -> str:
+def table(grid: Grid) -> str:
+    """A table without its title."""
     marks = ["---:" if column in grid.numeric else "---" for column in range(len(grid.header))]
     lines = [_row(grid.header), _row(marks)]
     for row in grid.rows:
         cells = [
-            _code(cell) if column in grid.code else _plain(cell) for column, cell in enumerate(row)
+            _code(cell) if column in grid.code else plain(cell) for column, cell in enumerate(row)
         ]
         lines.append(_row(cells))
     return "\n".join(lines)
@@ -46,7 +47,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text whose own marks stay text; what stands between backticks stays code."""
     pieces = re.split(r"(`[^`\n]*`)", " ".join(text.split()))
     return "".join(

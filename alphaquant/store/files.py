@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alphaquant.errors import StoreError, UserError
+from alphaquant.errors import StoreError, UserError, first_line
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAID_IN_RUST = tuple(f"(os error {number})" for number in FULL)
+_IN_THE_WAY = (errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -23,7 +25,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 def writing_to(root: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `root` into errors a user understands.
 
-    Raises UserError when writing is not allowed, StoreError when the disk is full.
+    Raises UserError when writing is not allowed, StoreError when the disk is full or something is in the way.
     """
     try:
         yield
@@ -31,18 +33,25 @@ def writing_to(root: Path) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             raise UserError(
                 f"cannot write the artifact store {root}: {error.strerror}. Name a folder you may "
-                "write with --store DIR or ALPHAQUANT_STORE."
+                "write with --store DIR or ALPHAQUANT_STORE (for the cache of a remote store: ALPHAQUANT_CACHE)."
             ) from error
         raise_if_full(error, root)
+        if error.errno in _IN_THE_WAY:
+            raise StoreError(
+                f"something is in the way at {error.filename2 or error.filename} in the artifact store: "
+                f"{error.strerror}. `alphaquant fsck` puts aside what does not belong there."
+            ) from error
         raise
 
 
-def raise_if_full(error: OSError, root: Path) -> None:
+def raise_if_full(error: Exception, root: Path) -> None:
     """Raise StoreError when `error` says that the disk below `root` has no space left."""
-    if error.errno in _FULL:
+    # safetensors has an exception of its own
+    said = str(error).endswith(_SAID_IN_RUST)
+    if error.errno in FULL if isinstance(error, OSError) else said:
         raise StoreError(
-            f"the disk of {root} is full ({error.strerror}). Free some space or name another folder "
-            "with --store DIR; finished stages are kept."
+            f"the disk of {root} is full ({first_line(error)}). Free some space or name another folder "
+            "with --store DIR (for the cache of a remote store: ALPHAQUANT_CACHE); finished stages are kept."
         ) from error
 
 
@@ -63,8 +72,16 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file's value, or None when it is absent, unreadable or torn."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_json(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parse_json(content: bytes | None) -> Any:
+    """The value of a JSON file's content, or None when there is none or it is torn."""
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError:
         return None
 
 

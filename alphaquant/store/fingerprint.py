@@ -13,24 +13,34 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from alphaquant.errors import UserError, first_line
 
 LIBRARY = "alphaquant"
 INFRASTRUCTURE = (
     "alphaquant.store",
+    "alphaquant.upkeep",
     "alphaquant.config",
+    "alphaquant.config_file",
+    "alphaquant.config_section",
     "alphaquant.errors",
     "alphaquant.progress",
     "alphaquant.demo",  # a model like any other: its content enters keys as the model's digest
     "tasks.stage",
 )
 _NO_DATA = {".py", ".pyc", ".pyi", ".so", ".typed"}
+_SILENT = ("ctx", "kind", "type_comment")
 
 
 @functools.lru_cache(maxsize=256)
 def code_fingerprint(module: str) -> dict[str, str]:
-    """Hash by name of every module (and data file) that `module` can reach. Read once per process."""
+    """Hash by name of every module (and data file) that `module` can reach. Read once per process.
+
+    Raises UserError that names the file when one of them is no valid Python.
+    """
     packages = (LIBRARY, module.partition(".")[0])
     reached: dict[str, str] = {}
     todo = [module]
@@ -50,10 +60,30 @@ def code_fingerprint(module: str) -> dict[str, str]:
 @functools.lru_cache(maxsize=1024)
 def _read(module: str, source: Path, mtime_ns: int) -> tuple[str, frozenset[str]]:
     """Hash of one module's code, and the dotted names that it mentions."""
-    tree = ast.parse(source.read_bytes())
-    imports = frozenset(_imports(tree, module, source))
-    _strip(tree)
-    return _short_hash(_shape(tree).encode()), imports
+    try:
+        tree = _parsed(source.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        place = f"{source}, line {line}" if line else str(source)
+        raise UserError(
+            f"{place} is no valid Python ({first_line(error)}), so it is not known what depends on it. "
+            "Mend the file."
+        ) from error
+    return _short_hash(_shape(tree).encode()), frozenset(_imports(tree, module, source))
+
+
+def _parsed(content: bytes) -> ast.Module:
+    """The syntax tree of a module.
+
+    CPython 3.11 counts the depth of trees for all threads together (its issue 106905), so parsing may fail
+    because another thread parses too; a moment later it does not.
+    """
+    for pause in (0.01, 0.1, 0.5):
+        try:
+            return ast.parse(content)
+        except SystemError:
+            time.sleep(pause)
+    return ast.parse(content)
 
 
 def _is_infrastructure(module: str) -> bool:
@@ -79,20 +109,42 @@ def _source_of(module: str) -> Path | None:
 
 def _imports(tree: ast.Module, module: str, source: Path) -> Iterator[str]:
     package = module if source.name == "__init__.py" else module.rpartition(".")[0]
+    roots = (LIBRARY, module.partition(".")[0])
     for node in _runtime_nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _with_parents(alias.name)
+                yield alias.name
         elif isinstance(node, ast.ImportFrom):
-            parents = (
-                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            )
-            base = ".".join([*parents, *([node.module] if node.module else [])])
+            base = _absolute(package, node.level, node.module or "")
             yield from _with_parents(base)
             yield from (f"{base}.{alias.name}" for alias in node.names)
+            if base in roots and any(not _source_of(f"{base}.{a.name}") for a in node.names):
+                yield base  # a name that the root itself offers
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value  # importlib.import_module("alphaquant.x"): kept when it names a module
+            # importlib.import_module("alphaquant.x"): kept when it names a module
+            yield node.value
+        elif isinstance(node, ast.Call) and (relative := _relative_import(node)):
+            name = relative.lstrip(".")
+            yield from _with_parents(_absolute(package, len(relative) - len(name), name))
     yield from _with_parents(package)
+
+
+def _absolute(package: str, level: int, name: str) -> str:
+    """The dotted name that `from ..name` means inside `package`; `level` counts the dots."""
+    parts = package.split(".")
+    parents = parts[: len(parts) - level + 1] if level else []
+    return ".".join([*parents, *([name] if name else [])])
+
+
+def _relative_import(node: ast.Call) -> str | None:
+    """`..name` in importlib.import_module("..name", __package__)."""
+    called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    first = node.args[0] if node.args else None
+    if called != "import_module" or not isinstance(first, ast.Constant):
+        return None
+    text = first.value
+    return text if isinstance(text, str) and text.startswith(".") else None
 
 
 def _with_parents(name: str) -> Iterator[str]:
@@ -101,27 +153,22 @@ def _with_parents(name: str) -> Iterator[str]:
     yield from (".".join(parts[:count]) for count in range(2, len(parts) + 1))
 
 
-def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes except those under `if TYPE_CHECKING:`, which never run."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING":
-            for other in child.orelse:
-                yield from _runtime_nodes(other)
-        else:
-            yield from _runtime_nodes(child)
+    todo: list[object] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, list):
+            todo += node
+        elif isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            todo += node.orelse
+        elif isinstance(node, ast.AST):
+            yield node
+            todo += [getattr(node, name, None) for name in node._fields if name not in _SILENT]
 
 
-def _strip(tree: ast.Module) -> None:
-    """Remove docstrings: every statement that is nothing but a string."""
-    for node in ast.walk(tree):
-        for name in ("body", "orelse", "finalbody"):
-            statements = getattr(node, name, None)
-            if isinstance(statements, list):
-                setattr(node, name, [item for item in statements if not _is_bare_string(item)])
-
-
-def _is_bare_string(node: ast.AST) -> bool:
+def _is_bare_string(node: object) -> bool:
+    """Whether a statement is nothing but a string: a docstring, or one that says nothing at run time."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -130,13 +177,21 @@ def _is_bare_string(node: ast.AST) -> bool:
 
 
 def _shape(node: object) -> str:
-    """A tree as text, without positions and empty fields: ast.dump differs between Python versions."""
+    """A tree as text, without positions, docstrings and empty fields.
+
+    `ast.dump` would do, but its text differs between Python versions.
+    """
     if isinstance(node, ast.AST):
-        fields = [
-            f"{name}={_shape(value)}"
-            for name, value in ast.iter_fields(node)
-            if value not in (None, []) and name not in ("ctx", "kind", "type_comment")
-        ]
+        fields = []
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is None or name in _SILENT:
+                continue
+            if isinstance(value, list):
+                value = [item for item in value if not _is_bare_string(item)]
+                if not value:
+                    continue
+            fields.append(f"{name}={_shape(value)}")
         return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
         return f"[{','.join(map(_shape, node))}]"

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -37,8 +38,8 @@ def canonical(value: Any, where: str = "input") -> Json:
     if isinstance(value, HasCacheIdentity):
         return {name: canonical(part, where) for name, part in value.cache_identity().items()}
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        return {name: canonical(getattr(value, name), f"{where}.{name}") for name in fields}
+        names = [*type(value).model_fields, *(value.model_extra or {})]
+        return {name: canonical(getattr(value, name), f"{where}.{name}") for name in names}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: canonical(getattr(value, name), f"{where}.{name}") for name in names}
@@ -65,18 +66,37 @@ def differences(old: Json, new: Json, where: str = "") -> dict[str, tuple[str, s
         for name in sorted({*old, *new}):
             inner = f"{where}.{name}" if where else name
             if name not in old or name not in new:
-                found[inner] = (_show(old.get(name, _ABSENT)), _show(new.get(name, _ABSENT)))
+                found[inner] = _contrast(old.get(name, _ABSENT), new.get(name, _ABSENT))
             else:
                 found |= differences(old[name], new[name], inner)
         return found
-    return {} if digest_of(old) == digest_of(new) else {where: (_show(old), _show(new))}
+    return {} if digest_of(old) == digest_of(new) else {where: _contrast(old, new)}
 
 
 _ABSENT = "(none)"
+_WIDTH = 60
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
-def _show(value: Json) -> str:
+def _contrast(old: Json, new: Json) -> tuple[str, str]:
+    """Both values as short text; long ones from where they begin to differ."""
+    before, after = _text(old), _text(new)
+    if max(len(before), len(after)) <= _WIDTH:
+        return before, after
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((index for index, (a, b) in pairs if a != b), min(len(before), len(after)))
+    start = max(0, same - _WIDTH // 4)
+    return _cut(before, start), _cut(after, start)
+
+
+def _cut(text: str, start: int) -> str:
+    head, rest = ("..." if start else ""), text[start:]
+    room = _WIDTH - len(head)
+    return f"{head}{rest}" if len(rest) <= room else f"{head}{rest[: room - 3]}..."
+
+
+def _text(value: Json) -> str:
     if isinstance(value, dict) and "digest" in value:
         return str(value["digest"])[:8]
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text[:8] if _DIGEST.fullmatch(text) else text

@@ -13,16 +13,17 @@ import socket
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from alphaquant.progress import reporter
 from alphaquant.store.files import read_json, try_lock, writing_to
 
 
 @contextlib.contextmanager
-def locked(root: Path, name: str, what: str) -> Iterator[None]:
+def locked(root: Path, name: str, what: str, doing: str = "computing the same") -> Iterator[None]:
     """Hold the lock `name` of the store at `root`.
 
-    A waiter reports what it waits for. Works between threads, processes and, on a file system that
+    A waiter reports what it waits for: `what`, and what the holder is `doing`. Works between threads, processes and, on a file system that
     supports flock, between machines.
     """
     path = root / "locks" / f"{name}.lock"
@@ -34,15 +35,15 @@ def locked(root: Path, name: str, what: str) -> Iterator[None]:
         try:
             if not try_lock(handle):
                 if not waited:
-                    reporter().note(
-                        f"{what}: waiting for {_holder(path)}, which is computing the same"
-                    )
+                    holder = describe(read_json(path))
+                    reporter().note(f"{what}: waiting for {holder}, which is {doing}")
                 waited = True
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if not _is_current(handle, path):
                 continue  # the holder removed the file when it was done: lock the new one
-            os.truncate(handle, 0)
-            os.pwrite(handle, json.dumps(_who_am_i()).encode(), 0)
+            with writing_to(root):
+                os.truncate(handle, 0)
+                os.pwrite(handle, json.dumps(who_am_i()).encode(), 0)
             try:
                 yield
                 return
@@ -52,20 +53,32 @@ def locked(root: Path, name: str, what: str) -> Iterator[None]:
             os.close(handle)
 
 
+def who_am_i() -> dict[str, str]:
+    """What a lock says about its holder."""
+    since = datetime.now().astimezone().strftime("%H:%M:%S")
+    return {"process": str(os.getpid()), "host": socket.gethostname(), "since": since}
+
+
+def describe(holder: Any) -> str:
+    """The holder of a lock in words, from what the lock says."""
+    if not isinstance(holder, dict):
+        return "another process"
+    process, host, since = (holder.get(key, "?") for key in ("process", "host", "since"))
+    return f"process {process} on {host} (since {since})"
+
+
+def place_of(root: Path) -> str:
+    """A name for a folder that no other machine gives to a folder of its own."""
+    stat = root.stat()
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        machine = socket.gethostname()
+    return f"{machine}:{stat.st_dev}:{stat.st_ino}"
+
+
 def _is_current(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _who_am_i() -> dict[str, str]:
-    since = datetime.now().astimezone().strftime("%H:%M:%S")
-    return {"process": str(os.getpid()), "host": socket.gethostname(), "since": since}
-
-
-def _holder(path: Path) -> str:
-    holder = read_json(path)
-    if not isinstance(holder, dict):
-        return "another process"
-    return f"process {holder['process']} on {holder['host']} (since {holder['since']})"

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.keys import differences, digest_of
+from alphaquant.store.place import Place
 
 _COMPARED = 50
 _SHOWN = 3
@@ -33,6 +36,18 @@ def environment() -> dict[str, str]:
     return found
 
 
+def now() -> str:
+    """This moment as records state it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def local_time(when: str) -> str:
+    """A moment as records state it, on this machine's clock and to the minute."""
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(when).astimezone().strftime("%Y-%m-%d %H:%M")
+    return when
+
+
 class KeyRecord(BaseModel):
     """One computation that was done: its ingredients and what came out."""
 
@@ -47,29 +62,46 @@ class KeyRecord(BaseModel):
     """Why the stage had nothing to do for these inputs."""
     units: int = 0
     """Blocks the stage works through, each an artifact of its own."""
+    units_ran: int = 0
+    """How many of them were computed then, and not found."""
     seconds: float = 0.0
-    when: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    place: Place | None = None
+    """Where and when it was computed."""
+    when: str = Field(default_factory=now)
     environment: dict[str, str] = Field(default_factory=environment)
+    accepted_from: str | None = None
+    """Key of the result that a person took for this key's too, although the code had changed."""
+    accepted_on: str | None = None
+    """When that was, as in `when`."""
+    accepted_code: tuple[str, ...] = ()
+    """Modules whose code differs from the code that computed the result."""
+
+    def standing(self) -> str:
+        """Why the result holds: nothing changed since it was computed, or somebody accepted it."""
+        if self.accepted_on is None:
+            return f"unchanged since {local_time(self.when)}"
+        modules = some(self.accepted_code)
+        return f"accepted on {local_time(self.accepted_on)} although code changed: {modules}"
 
 
 def load_record(store: ArtifactStore, stage: str, key: str) -> KeyRecord | None:
-    """The record of one key; None when it is absent or torn."""
-    value = store.read_json(f"keys/{stage}/{key}.json")
-    try:
-        return None if value is None else KeyRecord.model_validate(value)
-    except ValidationError:
-        return None
+    """The record of one key; None when it is absent, torn or not what was written for this key."""
+    return _checked(stage, key, store.read_json(_file(stage, key)))
 
 
 def save_record(store: ArtifactStore, record: KeyRecord) -> None:
     """Write a record, whole."""
-    store.write_json(f"keys/{record.stage}/{record.key}.json", record.model_dump(mode="json"))
+    store.write_json(_file(record.stage, record.key), record.model_dump(mode="json"))
 
 
-def recent_records(store: ArtifactStore, stage: str, count: int = _COMPARED) -> list[KeyRecord]:
-    """The newest records of a stage, newest first."""
+def recent_records(
+    store: ArtifactStore, stage: str, count: int | None = _COMPARED
+) -> list[KeyRecord]:
+    """The newest records of a stage, newest first; all of them when `count` is None."""
     newest = store.names(f"keys/{stage}")[:count]
-    return [record for key in newest if (record := load_record(store, stage, key))]
+    values = store.read_many([_file(stage, key) for key in newest])
+    found = (_checked(stage, key, value) for key, value in zip(newest, values, strict=True))
+    return [record for record in found if record]
 
 
 def why_new(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> str:
@@ -77,39 +109,58 @@ def why_new(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> st
     records = recent_records(store, stage)
     if not records:
         return "first run"
-    nearest = min(records, key=lambda record: len(_changes(record.ingredients, ingredients)))
+    nearest = min(records, key=lambda record: _distance(record.ingredients, ingredients))
     return explain(nearest.ingredients, ingredients)
 
 
 def explain(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The difference between two keys' ingredients in one line."""
-    changes = _changes(old, new)
     inputs = [
-        f"{name.removeprefix('inputs.')} {before} -> {after}"
-        for name, (before, after) in changes.items()
-        if name.startswith("inputs.")
+        f"{name} {before} -> {after}" for name, (before, after) in changed_inputs(old, new).items()
     ]
-    modules = [name.removeprefix("code.") for name in changes if name.startswith("code.")]
+    modules = changed_modules(old, new)
     parts = []
     if inputs:
-        parts.append(f"changed: {_some(inputs)}")
+        parts.append(f"changed: {some(inputs)}")
     if modules:
-        parts.append(f"code changed: {_some(modules)}")
+        parts.append(f"code changed: {some(modules)}")
     return "; ".join(parts) or "first run"
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    found = differences(old.get("inputs"), new.get("inputs"), "inputs")
-    code_before, code_now = old.get("code", {}), new.get("code", {})
-    for module in sorted({*code_before, *code_now}):
-        if code_before.get(module) != code_now.get(module):
-            found[f"code.{module}"] = (code_before.get(module, ""), code_now.get(module, ""))
-    return found
+def changed_inputs(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Short old and new text of every input that differs, by dotted name."""
+    return differences(old.get("inputs"), new.get("inputs"))
 
 
-def _some(items: list[str]) -> str:
+def changed_modules(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the modules and data files that differ, came or went."""
+    before, after = old.get("code", {}), new.get("code", {})
+    return tuple(
+        module for module in sorted({*before, *after}) if before.get(module) != after.get(module)
+    )
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few of a list, and how many more there are."""
     more = len(items) - _SHOWN
     return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _file(stage: str, key: str) -> str:
+    return f"keys/{stage}/{key}.json"
+
+
+def _checked(stage: str, key: str, value: Any) -> KeyRecord | None:
+    try:
+        record = KeyRecord.model_validate(value)
+    except ValidationError:
+        return None
+    named = (record.stage, record.key, key_of(record.ingredients))
+    return record if named == (stage, key, key) else None
+
+
+def _distance(old: dict[str, Any], new: dict[str, Any]) -> int:
+    return len(changed_inputs(old, new)) + len(changed_modules(old, new))
 
 
 def key_of(ingredients: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import UTC, datetime
 from typing import Any
@@ -30,14 +31,19 @@ def run_ids(store: ArtifactStore) -> list[str]:
 
 
 def load_run(store: ArtifactStore, run_id: str) -> dict[str, Any]:
-    """One run's manifest. `run_id` may be `last` or the beginning of an id. Raises UserError."""
+    """One run's manifest. Raises UserError.
+
+    `run_id` may be the beginning of an id, `last`, or `last~1` for the run before the last.
+    """
     known = run_ids(store)
-    matches = known[:1] if run_id == "last" else [name for name in known if name.startswith(run_id)]
+    matches = [name for name in known if name.startswith(run_id)]
+    if back := re.fullmatch(r"last(?:~(\d{1,9}))?", run_id):
+        matches = known[int(back[1] or 0) :][:1]
     if len(matches) != 1:
         found = "no run" if not matches else f"{len(matches)} runs"
         hint = f"the newest: {', '.join(known[:3])}" if known else "the store holds no runs yet"
-        raise UserError(f"{run_id!r} names {found} of {store.root}; {hint}")
+        raise UserError(f"{run_id!r} names {found} of {store.location}; {hint}")
     manifest = store.read_json(f"runs/{matches[0]}.json")
     if not isinstance(manifest, dict):
-        raise UserError(f"the manifest of run {matches[0]} in {store.root} cannot be read")
+        raise UserError(f"the manifest of run {matches[0]} in {store.location} cannot be read")
     return manifest

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore, Draft
 from alphaquant.store.fingerprint import code_fingerprint
 from alphaquant.store.keys import canonical
+from alphaquant.store.place import Place
 from alphaquant.store.records import (
     KeyRecord,
     key_of,
@@ -22,7 +23,9 @@ from alphaquant.store.records import (
     save_record,
     why_new,
 )
+from alphaquant.store.retry import patiently
 from alphaquant.store.units import BlockCache
+from alphaquant.store.usage import note_use
 
 State = Literal["ran", "cached", "skipped"]
 
@@ -47,6 +50,8 @@ class Stage:
     """Where its code starts: the fingerprint is that module's import closure."""
     unkeyed: tuple[str, ...] = ("execution",)
     """Inputs that say where and how fast it runs, not what comes out."""
+    gpu: bool = False
+    """Whether a GPU makes it faster: such stages are dispatched to the GPU pool."""
 
     def code(self) -> dict[str, str]:
         """Fingerprint of everything the stage can reach, by module."""
@@ -83,10 +88,16 @@ class Workbench:
     def block_cache(self, **static: Any) -> BlockCache:
         """The cache of this stage's blocks; `static` is what all of them depend on."""
         kind = f"{self._stage.name}-block"
+        self.close()
         self.blocks = BlockCache(
             self.artifacts, kind, self._stage.code(), static, refresh=self._refresh
         )
         return self.blocks
+
+    def close(self) -> None:
+        """Let go of the block that was being computed."""
+        if self.blocks:
+            self.blocks.close()
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,16 @@ class StageResult:
     ref: ArtifactRef | None
     units_ran: int = 0
     units_cached: int = 0
+    place: Place | None = None
+    """Where and when it was computed."""
+
+
+Claim: TypeAlias = Callable[[Stage, Mapping[str, Any]], AbstractContextManager[Place]]
+"""Takes what a stage needs for computing (a device) and tells where that is."""
+
+
+def _on_the_spot(stage: Stage, inputs: Mapping[str, Any]) -> AbstractContextManager[Place]:
+    return nullcontext(Place())
 
 
 @dataclass(frozen=True)
@@ -122,17 +143,24 @@ def lookup(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any]) -> Loo
     record = load_record(store, stage.name, key)
     if record is None:
         return Lookup(key, ingredients, None, why_new(store, stage.name, ingredients))
+    if record.ref:
+        note_use(store, record.ref)
     problem = store.problem(record.ref) if record.ref else None
     return Lookup(key, ingredients, record, f"artifact {problem}" if problem else None)
 
 
 def run_stage(
-    stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any], *, force: bool = False
+    stage: Stage,
+    store: ArtifactStore,
+    inputs: Mapping[str, Any],
+    *,
+    force: bool = False,
+    claim: Claim = _on_the_spot,
 ) -> StageResult:
     """Return the stage's artifact for these inputs, computing it only when it must be.
 
-    Two processes that want the same key at once compute it once. An exception of the body passes through
-    and leaves nothing behind but finished blocks.
+    Two processes that want the same key at once compute it once. `claim` is entered only to compute. An
+    exception of the body passes through and leaves nothing behind but finished blocks.
     """
     started = time.perf_counter()
     found = lookup(stage, store, inputs)
@@ -143,21 +171,22 @@ def run_stage(
             found = lookup(stage, store, inputs)
             if found.miss is None:
                 return _hit(found, stage, started, "another process computed it meanwhile")
-        return _compute(stage, store, inputs, found, "forced" if force else str(found.miss), force)
+        with claim(stage, inputs) as place:
+            return _compute(stage, store, inputs, found, place, force=force)
 
 
 def _hit(found: Lookup, stage: Stage, started: float, reason: str | None = None) -> StageResult:
     assert found.record is not None
     record = found.record
-    since = datetime.fromisoformat(record.when).astimezone().strftime("%Y-%m-%d %H:%M")
     return StageResult(
         name=stage.name,
         state="skipped" if record.skipped else "cached",
-        reason=record.skipped or reason or f"unchanged since {since}",
+        reason=record.skipped or reason or record.standing(),
         seconds=time.perf_counter() - started,
         key=found.key,
         ref=record.ref,
         units_cached=record.units,
+        place=record.place,
     )
 
 
@@ -166,17 +195,27 @@ def _compute(
     store: ArtifactStore,
     inputs: Mapping[str, Any],
     found: Lookup,
-    reason: str,
+    place: Place,
+    *,
     force: bool,
 ) -> StageResult:
     started = time.perf_counter()
     bench = Workbench(store, stage, refresh=force)
-    with store.draft(stage.name) as draft:
-        outcome = stage.body(draft.path, bench, **inputs)
-        if isinstance(outcome, Skipped):
-            draft.discard()
-    skipped = outcome.message if isinstance(outcome, Skipped) else None
+
+    def attempt(given: dict[str, Any]) -> tuple[Draft, Skipped | None]:
+        try:
+            with store.draft(stage.name) as draft:
+                outcome = stage.body(draft.path, bench, **given)
+                if isinstance(outcome, Skipped):
+                    draft.discard()
+                return draft, outcome
+        finally:
+            bench.close()
+
+    draft, outcome = patiently(attempt, inputs, stage.name)
+    skipped = outcome.message if outcome else None
     seconds = time.perf_counter() - started
+    place = place.finished()
     blocks = bench.blocks
     record = KeyRecord(
         stage=stage.name,
@@ -185,16 +224,19 @@ def _compute(
         ref=draft.ref,
         skipped=skipped,
         units=len(blocks.refs) if blocks else 0,
+        units_ran=blocks.ran if blocks else 0,
         seconds=seconds,
+        place=place,
     )
     save_record(store, record)
     return StageResult(
         name=stage.name,
         state="skipped" if skipped else "ran",
-        reason=skipped or reason,
+        reason=skipped or ("forced" if force else str(found.miss)),
         seconds=seconds,
         key=found.key,
         ref=draft.ref,
         units_ran=blocks.ran if blocks else 0,
         units_cached=blocks.cached if blocks else 0,
+        place=place,
     )

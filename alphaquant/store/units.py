@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.keys import canonical
 from alphaquant.store.records import KeyRecord, key_of, load_record, save_record
+from alphaquant.store.usage import note_use
 
 
 class BlockCache:
@@ -34,19 +36,32 @@ class BlockCache:
         self._code = code
         self._static = canonical(static)
         self._refresh = refresh
+        self._claim = ExitStack()
         self._chain = ""
         self.refs: list[ArtifactRef] = []
         self.ran = 0
         self.cached = 0
 
     def get(self, index: int, ingredients: dict[str, Any]) -> Path | None:
-        """The finished block `index` for these ingredients, or None when it must be computed."""
+        """The finished block `index` for these ingredients, or None when it must be computed.
+
+        None also means that the block is ours to compute until `put` or `close`: whoever else wants it
+        waits for us.
+        """
         self._in_order(index)
-        record = load_record(self._store, self._kind, key_of(self._ingredients(index, ingredients)))
-        if record is None or record.ref is None or self._refresh or self._store.problem(record.ref):
+        key = key_of(self._ingredients(index, ingredients))
+        found = self._find(key)
+        if found is None:
+            self.close()
+            self._claim.enter_context(
+                self._store.locked(f"{self._kind}-{key}", f"{self._kind} {index}")
+            )
+            found = self._find(key)
+        if found is None:
             return None
+        self.close()
         self.cached += 1
-        return self._append(record.ref)
+        return self._append(found)
 
     def put(self, index: int, ingredients: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Let `write` fill the block's folder, keep it, and return where it is now."""
@@ -59,12 +74,24 @@ class BlockCache:
             self._store,
             KeyRecord(stage=self._kind, key=key_of(whole), ingredients=whole, ref=draft.ref),
         )
+        self.close()
         self.ran += 1
         return self._append(draft.ref)
+
+    def close(self) -> None:
+        """Let go of a block that was to be computed and is not."""
+        self._claim.close()
 
     def as_refs(self) -> dict[str, dict[str, Any]]:
         """What a `refs.json` says about the finished blocks, in order."""
         return {f"block-{index:04d}": ref.model_dump() for index, ref in enumerate(self.refs)}
+
+    def _find(self, key: str) -> ArtifactRef | None:
+        record = None if self._refresh else load_record(self._store, self._kind, key)
+        if record is None or record.ref is None:
+            return None
+        note_use(self._store, record.ref)
+        return None if self._store.problem(record.ref) else record.ref
 
     def _in_order(self, index: int) -> None:
         if index != len(self.refs):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
-from alphaquant.config import RunConfig, load_config
+from alphaquant.config import RunConfig
+from alphaquant.config_file import load_config
 from alphaquant.demo import demo_model_path
+from flows.dag import StageName
+from flows.planned import from_here_on
+from flows.preflight import check_force
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -29,7 +33,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     """Where artifacts are kept."""
     parser.add_argument(
         "--store",
-        metavar="DIR",
+        metavar="DIR|URL",
         help="artifact store (ALPHAQUANT_STORE, else artifacts/)",
     )
 
@@ -51,16 +55,42 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG.yaml", help="run config (default: the demo)"
     )
-    parser.add_argument("--model", metavar="ID_OR_DIR", help="model folder or hub id")
-    add_assignments(parser)
+    add_model(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="products (runs/<model>-<bits>)")
     add_store(parser)
     parser.add_argument(
         "--force", action="append", default=[], metavar="STAGE", help="run this stage in any case"
     )
     parser.add_argument(
+        "--force-from",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run this stage and all that follow from it in any case",
+    )
+    add_json(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and single keys of the config."""
+    parser.add_argument("--model", metavar="ID_OR_DIR", help="model folder or hub id")
+    add_assignments(parser)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """An answer for programs."""
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+
+
+def forced(options: argparse.Namespace, config: RunConfig) -> tuple[StageName, ...]:
+    """Stages of `--force`, and of `--force-from` with all that follow them. Raises ConfigError."""
+    alone, first = tuple(options.force), tuple(options.force_from)
+    check_force(alone)
+    check_force(first, "--force-from")
+    names = (*alone, *(name for name in from_here_on(config, first) if name not in alone))
+    return cast("tuple[StageName, ...]", names)
 
 
 def config_of(options: argparse.Namespace) -> RunConfig:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
-from alphaquant.store.artifacts import ArtifactRef
-from alphaquant.store.planning import Pending, PlannedStage, plan_stage
-from alphaquant.store.stage import Stage
-from flows.commands.options import Verbs, add_config, add_verb, config_of
+from alphaquant.store.planning import PlannedStage
+from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import duration, stage_table
+from flows.planned import planned_stages
 from flows.preflight import open_store, prepare
-from flows.runner import Request
 
 _EXAMPLE = """  alphaquant plan
-  alphaquant plan config.yaml --set allocation.target_bits=3.5"""
+  alphaquant plan config.yaml --set allocation.target_bits=3.5
+  alphaquant plan config.yaml --force-from quantize"""
 
 
 def add_to(verbs: Verbs) -> None:
@@ -30,56 +28,46 @@ def add_to(verbs: Verbs) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Show one line per stage."""
+    """Show one line per stage, and how long those that may run took the last time."""
     store = open_store(options.store)
-    request = prepare(config_of(options), store, options.out, tuple(options.force), dry=True)
-    stages = planned_entries(request)
+    store.heals = False
+    config = config_of(options)
+    request = prepare(config, store, options.out, forced(options, config), dry=True)
+    planned = planned_stages(request)
+    stages = [_entry(stage) for stage in planned]
     if options.json:
-        answer = {"model": request.model.name, "stages": stages}
+        answer = {"model": request.model.name, "stages": stages, "seconds": _seconds(planned)}
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
         return
     console = Console()
     console.print(stage_table(stages, f"plan for {request.model.name}"))
-    console.print(_total(stages))
+    console.print(_total(planned), highlight=False)
 
 
-def planned_entries(request: Request) -> list[dict[str, Any]]:
-    """One entry per stage: name, state, reason, and the seconds it took the last time."""
-    calls = _Planner(request)
-    request.stages(request.config, request.model, calls)
-    return [
-        {
-            "name": stage.name,
-            "state": stage.state,
-            "reason": stage.reason,
-            "seconds": None if stage.seconds is None else round(stage.seconds, 3),
-        }
-        for stage in calls.planned
-    ]
+def _entry(stage: PlannedStage) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "state": stage.state,
+        "reason": stage.reason,
+        "seconds": None if stage.seconds is None else round(stage.seconds, 3),
+    }
 
 
-@dataclass
-class _Planner:
-    request: Request
-    planned: list[PlannedStage] = field(default_factory=list)
-
-    def __call__(self, stage: Stage, **inputs: Any) -> ArtifactRef | Pending | None:
-        force = stage.name in self.request.force
-        found = plan_stage(stage, self.request.store, inputs, force=force)
-        self.planned.append(found)
-        return found.out
-
-    def skip(self, stage: Stage, reason: str) -> None:
-        self.planned.append(PlannedStage(stage.name, "skipped", reason, None, None))
+def _waiting(planned: list[PlannedStage]) -> list[PlannedStage]:
+    return [stage for stage in planned if stage.state in ("run", "unknown")]
 
 
-def _total(stages: list[dict[str, Any]]) -> str:
-    waiting = [stage for stage in stages if stage["state"] in ("run", "unknown")]
+def _seconds(planned: list[PlannedStage]) -> float:
+    """What all stages that may run took the last time; those that never ran count nothing."""
+    return round(sum(stage.seconds or 0.0 for stage in _waiting(planned)), 3)
+
+
+def _total(planned: list[PlannedStage]) -> str:
+    waiting = _waiting(planned)
     if not waiting:
         return "Nothing would run."
-    seconds = sum(stage["seconds"] or 0.0 for stage in waiting)
-    new = [stage["name"] for stage in waiting if stage["seconds"] is None]
-    if not seconds:
+    new = [stage.name for stage in waiting if stage.seconds is None]
+    if len(new) == len(waiting):
         return "How long it takes is not known: none of these stages has run yet."
     unknown = f", without {', '.join(new)}, which never ran" if new else ""
-    return f"About {duration(seconds)} if all of these run, by their last times{unknown}."
+    return f"About {duration(_seconds(planned))} if all of these run, by their last times{unknown}."

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alphaquant.config import RunConfig, load_config
+from alphaquant.config import RunConfig
+from alphaquant.config_file import load_config
 from flows.commands.options import Verbs, add_assignments, add_store, add_verb, quoted
 from flows.dag import quantize_only
 from flows.display import showing_progress, summary_table

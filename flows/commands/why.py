@@ -1,9 +1,8 @@
-"""`alphaquant why`: why a stage ran or not, run by run; or everything about one run."""
+"""`alphaquant why`: why a stage ran or not, run by run; or what a run did, why and where."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,11 +10,17 @@ from rich.table import Table
 
 from alphaquant.errors import UserError
 from alphaquant.store.artifacts import ArtifactStore
-from alphaquant.store.records import explain, recent_records
-from alphaquant.store.runs import load_run, run_ids
+from alphaquant.store.records import (
+    KeyRecord,
+    changed_inputs,
+    changed_modules,
+    local_time,
+    recent_records,
+)
+from alphaquant.upkeep.history import RunManifest, StageEntry, read_run, recent_runs
 from flows.commands.options import Verbs, add_store, add_verb
 from flows.dag import STAGE_NAMES
-from flows.display import duration, stage_table
+from flows.display import duration
 from flows.preflight import open_store
 
 _EXAMPLE = """  alphaquant why quantize
@@ -26,7 +31,9 @@ _RUNS = 10
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
     parser = add_verb(verbs, "why", "Explain why a stage ran, or what a run did.", _EXAMPLE)
-    parser.add_argument("what", metavar="STAGE|RUN", help="a stage's name, a run's id, or last")
+    parser.add_argument(
+        "what", metavar="STAGE|RUN", help="a stage's name, a run's id, last or last~1"
+    )
     add_store(parser)
     parser.set_defaults(execute=execute)
 
@@ -34,58 +41,87 @@ def add_to(verbs: Verbs) -> None:
 def execute(options: argparse.Namespace) -> None:
     """Answer for a stage or a run."""
     store = open_store(options.store)
+    store.heals = False
     console = Console()
     if options.what in STAGE_NAMES:
-        console.print(_history(store, options.what))
-        _key(console, store, options.what)
+        _explain_stage(console, store, options.what)
     else:
-        _run(console, load_run_or_stage(store, options.what))
+        _explain_run(console, _run_named(store, options.what))
 
 
-def load_run_or_stage(store: ArtifactStore, name: str) -> dict[str, Any]:
+def _run_named(store: ArtifactStore, name: str) -> RunManifest:
     """A run's manifest. Raises UserError that also names the stages."""
     try:
-        return load_run(store, name)
+        return read_run(store, name)
     except UserError as error:
         raise UserError(f"{error}. Stages: {', '.join(STAGE_NAMES)}") from error
 
 
-def _history(store: ArtifactStore, stage: str) -> Table:
-    table = Table(title=f"{stage}, newest run first", title_justify="left", title_style="bold")
-    for name in ("run", "state", "time", "why"):
-        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
-    for run_id in run_ids(store)[:_RUNS]:
-        for entry in load_run(store, run_id)["stages"]:
-            if entry["name"] == stage:
-                table.add_row(
-                    run_id, entry["state"], duration(entry["seconds"]), escape(entry["reason"])
-                )
+def _explain_stage(console: Console, store: ArtifactStore, stage: str) -> None:
+    runs, damaged = recent_runs(store, _RUNS)
+    rows = [(run.run_id, entry) for run in runs if (entry := run.stage(stage))]
+    if rows:
+        console.print(_entries(f"{stage}, newest run first", "run", rows))
+    for run_id in damaged:
+        console.print(f"The manifest of run {run_id} is damaged; it is left out.", highlight=False)
+    records = recent_records(store, stage, 2)
+    if not records:
+        console.print(f"{stage} never ran with the store {store.location}.", markup=False)
+        return
+    console.print(_told(store, records[0]), markup=False, highlight=False)
+    if len(records) > 1:
+        console.print(_against(records[1], records[0]))
+
+
+def _told(store: ArtifactStore, record: KeyRecord) -> str:
+    """The newest result in a few sentences: when, where, from what, and whether it is still there."""
+    where = f" on {record.place.host} ({record.place.device})" if record.place else ""
+    said = [
+        f"Last result: computed {local_time(record.when)}{where} in {duration(record.seconds)}, "
+        f"key {record.key[:12]}, from {len(record.ingredients['code'])} modules of code and the inputs "
+        f"{', '.join(record.ingredients['inputs'])}."
+    ]
+    if record.accepted_on:
+        said.append(f"It was {record.standing()}.")
+    if record.ref and (problem := store.problem(record.ref)):
+        said.append(f"Its artifact {record.ref} is now {problem}.")
+    return " ".join(said)
+
+
+def _against(before: KeyRecord, newest: KeyRecord) -> Table:
+    """Every ingredient that separates the last two results of a stage."""
+    title = f"against the result of {local_time(before.when)}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("", "what", "before", "now"):
+        table.add_column(name, overflow="fold")
+    old, new = before.ingredients, newest.ingredients
+    for name, (value, now) in changed_inputs(old, new).items():
+        table.add_row("input", escape(name), escape(value), escape(now))
+    for module in changed_modules(old, new):
+        hashes = (ingredients["code"].get(module, "(none)")[:8] for ingredients in (old, new))
+        table.add_row("code", escape(module), *hashes)
     return table
 
 
-def _key(console: Console, store: ArtifactStore, stage: str) -> None:
-    """What separates the last two results of a stage."""
-    records = recent_records(store, stage, 2)
-    if not records:
-        console.print(f"{stage} never ran with the store {store.root}.", markup=False)
-        return
-    newest = records[0]
-    console.print(
-        f"Last computed {newest.when} in {duration(newest.seconds)}: key {newest.key}, "
-        f"{len(newest.ingredients['code'])} modules of code, "
-        f"inputs {', '.join(newest.ingredients['inputs'])}.",
-        markup=False,
-    )
-    if len(records) > 1:
-        before = records[1]
-        console.print(
-            f"Against the result before it: {explain(before.ingredients, newest.ingredients)}.",
-            markup=False,
-        )
+def _explain_run(console: Console, run: RunManifest) -> None:
+    title = f"run {run.run_id}: {run.model}, {run.status}"
+    if run.tags:
+        title += f", tagged {', '.join(run.tags)}"
+    console.print(_entries(title, "stage", [(entry.name, entry) for entry in run.stages]))
+    if run.error:
+        console.print(run.error, markup=False)
 
 
-def _run(console: Console, manifest: dict[str, Any]) -> None:
-    title = f"run {manifest['run_id']}: {manifest['model']}, {manifest['status']}"
-    console.print(stage_table(manifest["stages"], title))
-    if "error" in manifest:
-        console.print(manifest["error"], markup=False)
+def _entries(title: str, first: str, rows: list[tuple[str, StageEntry]]) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    names = [first, "state", "time", "why"]
+    if any(entry.where for _, entry in rows):
+        names.insert(3, "where")
+    for name in names:
+        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
+    for label, entry in rows:
+        cells = [label, entry.state, duration(entry.seconds), escape(entry.reason)]
+        if "where" in names:
+            cells.insert(3, escape(entry.where))
+        table.add_row(*cells)
+    return table

@@ -61,7 +61,9 @@ def _sensitivity(out: Path, store: Workbench, **inputs: Any) -> None:
 
 def _allocate(out: Path, store: Workbench, *, allocation: Any, **inputs: Any) -> None:
     bits = allocation.target_bits
-    table = pd.DataFrame({"linear": LINEARS, "rows": 16, "cols": 16, "bits_per_weight": bits})
+    columns = {"role": "q", "block": 0, "format": "int4", "group_size": 16, "symmetric": True}
+    columns |= {"linear": LINEARS, "rows": 16, "cols": 16, "bits_per_weight": bits}
+    table = pd.DataFrame(columns)
     table.to_parquet(out / "plan.parquet")
     (out / "plan.json").write_text(json.dumps({"bits": bits}))
 
@@ -117,6 +119,7 @@ def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
     (out / "report.html").write_text(f"<h1>{name}</h1>")
 
 
+GPU_STAGES = ("sensitivity", "quantize", "router", "evaluate", "compare")
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
     "alpha": _alpha,
@@ -134,7 +137,7 @@ BODIES: dict[str, Callable[..., Any]] = {
 def use_fake_stages(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., Any]) -> None:
     """Put the fakes (and `changes` by stage) in the place of the real stages."""
     for name, body in (BODIES | changes).items():
-        stage = Stage(name, body, __name__)
+        stage = Stage(name, body, __name__, gpu=name in GPU_STAGES)
         monkeypatch.setattr(flows.dag, name, stage)
         if name == "evaluate":
             monkeypatch.setattr(flows.commands.evaluate, "stage", stage)

@@ -57,6 +57,7 @@ answer = {
     "statuses": statuses,
     "tasks": shown,
     "flows": {flow.name: flow.state.name for flow in flows},
+    "messages": [flow.state.message for flow in flows if flow.state.message],
     "artifacts": [(item.key, str(item.data)) for item in artifacts if item.key],
 }
 with open("answer.json", "w") as file:
@@ -110,12 +111,19 @@ def test_the_dag_is_seen_through_the_artifacts_that_tasks_pass_on(told: dict[str
     assert inputs["analyze"] == ["allocate", "alpha", "evaluate", "quantize", "sensitivity"]
 
 
-def test_the_run_shows_its_report_and_what_ran(told: dict[str, Any]) -> None:
+def test_each_run_shows_its_products_and_the_last_why_it_failed(told: dict[str, Any]) -> None:
     shown = [(key, text) for key, text in told["artifacts"]]
-    assert sorted(key for key, _ in shown) == ["report", "report", "stages", "stages"]
-    assert all("data:image/png;base64," in text for key, text in shown if key == "report")
+    each = ["figures", "plan", "report", "scores", "stages"]
+    assert sorted(key for key, _ in shown) == sorted(["failure", *each, *each])
+    assert all("data:image/png;base64," in text for key, text in shown if key == "figures")
     reasons = [text for key, text in shown if key == "stages"]
     assert sum("unchanged since" in text for text in reasons) == 1
+    [failure] = [text for key, text in shown if key == "failure"]
+    assert failure.startswith("# Stage alpha refused its input\n\n> weight x holds NaN\n")
+
+
+def test_a_failed_run_says_in_its_state_which_stage_and_why(told: dict[str, Any]) -> None:
+    assert told["messages"] == ["Stage alpha failed: weight x holds NaN"]
 
 
 def test_flow_runs_are_named_like_run_manifests(told: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from alphaquant.errors import ModelError
+from flows.cli import VERBS
 from tests.flows.conftest import Cli
 from tests.flows.fakes import BODIES, use_fake_stages
 
@@ -74,7 +75,9 @@ def test_json_is_exactly_the_summary(cli: Cli, tmp_path: Path) -> None:
     assert ending.json["checkpoint"] == "out/checkpoint"
     assert ending.json["report"] == "out/report.html"
     stage = ending.json["stages"][1]
-    assert set(stage) == {"name", "state", "reason", "seconds", "key", "artifact"}
+    assert {"name", "state", "reason", "seconds", "key", "artifact"} <= set(stage)
+    assert stage["device"] == "cpu"
+    assert stage["started"] <= stage["ended"]
     assert (Path(stage["artifact"]) / "alpha.parquet").is_file()
 
 
@@ -358,7 +361,7 @@ def test_evaluate_scores_any_checkpoint(cli: Cli, tmp_path: Path) -> None:
     assert "kl_mean" in cli("evaluate", "model", "--original", "model").stdout
 
 
-@pytest.mark.parametrize("verb", ["run", "plan", "why", "evaluate", "quantize"])
+@pytest.mark.parametrize("verb", [module.__name__.rpartition(".")[2] for module in VERBS])
 def test_every_verb_helps_with_an_example(cli: Cli, verb: str, capfd: Any) -> None:
     with pytest.raises(SystemExit) as ending:
         cli(verb, "--help")

@@ -14,7 +14,9 @@ from typing import Any
 
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.fingerprint import code_fingerprint
+from alphaquant.store.planning import plan_stage
 from alphaquant.store.stage import Stage, StageResult, run_stage
+from alphaquant.upkeep.accept import Acceptance, find_acceptance, save_acceptance
 
 SOURCES = {
     "__init__": "",
@@ -25,10 +27,22 @@ SOURCES = {
     "rounding": '''
         """How numbers are rounded."""
 
+        from PACKAGE.grids import origin
+
         def rounded(value, bits):
             # half the bits
-            return value * bits // 2
+            return value * bits // 2 + origin()
     ''',
+    "grids": """
+        def origin():
+            from PACKAGE.steps import first
+
+            return first()
+    """,
+    "steps": """
+        def first():
+            return 0 * 1
+    """,
     "quantize": """
         def body(out, store, *, alpha, bits, execution):
             from PACKAGE.rounding import rounded
@@ -109,6 +123,24 @@ class Project:
             quantized = call("quantize", alpha=alpha, bits=bits, execution={"device": device})
             call("evaluate", quantized=quantized, tasks=tasks)
         return results
+
+    def accept(self, *names: str, bits: int = 4) -> dict[str, Acceptance]:
+        """Accept stages as the command does, for the inputs that `run` would give them."""
+        found: dict[str, Acceptance] = {}
+
+        def call(name: str, **inputs: Any) -> Any:
+            if name not in names:
+                return plan_stage(self.stage(name), self.store, inputs).out
+            found[name] = find_acceptance(self.stage(name), self.store, inputs)
+            return found[name].out
+
+        with self.fresh_code():
+            alpha = call("alpha", model=self.model)
+            quantized = call("quantize", alpha=alpha, bits=bits, execution={"device": "cpu"})
+            call("evaluate", quantized=quantized, tasks=("piqa",))
+        for acceptance in found.values():
+            save_acceptance(self.store, acceptance)
+        return found
 
     @contextmanager
     def fresh_code(self) -> Iterator[None]:

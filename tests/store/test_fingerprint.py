@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import textwrap
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from alphaquant.errors import UserError
+from alphaquant.store import fingerprint
 from alphaquant.store.fingerprint import code_fingerprint
+
+ROOT = Path(__file__).parents[2]
 
 
 class Package:
@@ -113,6 +119,9 @@ def test_a_string_that_is_used_counts(package: Package) -> None:
         "def body():\n    from PKG.helper import f",
         "import importlib\ndef body():\n    importlib.import_module('PKG.helper')",
         "try:\n    import fast\nexcept ImportError:\n    from PKG import helper",
+        "import sys\nif sys.platform == 'plan9':\n    import PKG.helper as h\nelse:\n    h = None",
+        "from importlib import import_module\ndef body():\n    import_module('.helper', __package__)",
+        "from PKG.helper import (\n    f as g,\n)",
     ],
 )
 def test_every_way_to_import_is_followed(package: Package, line: str) -> None:
@@ -120,6 +129,57 @@ def test_every_way_to_import_is_followed(package: Package, line: str) -> None:
     package.write("helper.py", "from PKG.deeper import g\ndef f(): pass\n")
     package.write("deeper.py", "def g(): pass\n")
     assert package.reach() == {"stage", "helper", "deeper"}
+
+
+def test_a_function_that_a_subpackage_offers_leads_to_where_it_is_defined(package: Package) -> None:
+    package.write("stage.py", "from PKG.text import words\n")
+    package.write("text/__init__.py", "from PKG.text.english import words\n")
+    package.write("text/english.py", "def words(): return 1\n")
+    package.write("text/french.py", "def words(): return 2\n")
+    assert package.reach() == {"stage", "text", "text.english"}
+
+
+def test_relative_imports_climb_out_of_a_subpackage(package: Package) -> None:
+    package.write("stage.py", "from .text.words import f\n")
+    package.write("text/__init__.py", "")
+    package.write("text/words.py", "from ..helper import f\nfrom .. import deeper\n")
+    package.write("helper.py", "def f(): pass\n")
+    package.write("deeper.py", "")
+    assert package.reach() == {"stage", "text", "text.words", "helper", "deeper"}
+
+
+def test_a_name_that_the_root_package_offers_counts(package: Package) -> None:
+    package.write("__init__.py", "from PKG.helper import f\n")
+    package.write("helper.py", "def f(): pass\n")
+    package.write("stage.py", "import math\n")
+    assert package.reach() == {"stage"}
+    package.write("stage.py", "from PKG import f\n")
+    assert package.reach() == {"stage", "helper"}
+
+
+def test_a_helper_three_imports_deep_counts(package: Package) -> None:
+    for name, below in (("stage", "a"), ("a", "b"), ("b", "c")):
+        package.write(f"{name}.py", f"def f():\n    from PKG.{below} import f\n    return f()\n")
+    package.write("c.py", "def f(): return 1\n")
+    before = package.fingerprint()
+    package.write("c.py", "def f(): return 2\n")
+    after = package.fingerprint()
+    assert {name for name in after if after[name] != before[name]} == {"c"}
+
+
+@pytest.mark.parametrize("text", ["def f(:\n", "x = '\\x0'\n", "a = 1\0\n"])
+def test_a_reached_module_that_is_no_python_is_named(package: Package, text: str) -> None:
+    package.write("stage.py", "def f():\n    from PKG import helper\n")
+    package.write("helper.py", text)
+    with pytest.raises(UserError, match=r"helper\.py.* is no valid Python .*Mend the file"):
+        package.fingerprint()
+
+
+def test_a_docstring_that_is_added_or_removed_does_not_count(package: Package) -> None:
+    package.write("stage.py", "")
+    before = package.fingerprint()
+    package.write("stage.py", '"""What it does."""\n')
+    assert package.fingerprint() == before
 
 
 def test_imports_for_type_checkers_do_not_count(package: Package) -> None:
@@ -169,6 +229,36 @@ def test_storing_and_configuring_do_not_count(package: Package) -> None:
     assert set(package.fingerprint()) == {"stage"}
 
 
+REAL = [f"tasks.{path.stem}" for path in sorted((ROOT / "tasks").glob("*.py"))]
+
+
+def test_what_real_code_imports_by_name_can_be_followed() -> None:
+    """An import whose name is made at run time would be invisible to the fingerprint."""
+    reached = {name for module in REAL for name in code_fingerprint(module) if "/" not in name}
+    made = [
+        f"{name}:{node.lineno}"
+        for name in sorted(reached)
+        for node in ast.walk(ast.parse(_file_of(name).read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", ""))
+        in ("import_module", "__import__")
+        and not isinstance(node.args[0], ast.Constant)
+    ]
+    assert made == []
+
+
+def test_root_packages_hold_no_data_of_their_own() -> None:
+    """Data beside a root package would count for no stage, because the root is not followed."""
+    for root in ("alphaquant", "tasks"):
+        data = [path.name for path in (ROOT / root).iterdir() if path.is_file()]
+        assert [name for name in data if not name.endswith((".py", ".typed"))] == []
+
+
+def _file_of(module: str) -> Path:
+    base = ROOT.joinpath(*module.split("."))
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+
+
 def test_real_stages_reach_their_algorithms_and_only_those() -> None:
     code_fingerprint.cache_clear()
     alpha = code_fingerprint("tasks.alpha")
@@ -177,3 +267,21 @@ def test_real_stages_reach_their_algorithms_and_only_those() -> None:
     quantize = code_fingerprint("tasks.quantize")
     assert {"alphaquant.algorithms.gptq", "alphaquant.formats.grid"} <= set(quantize)
     assert "alphaquant.linalg.hill" not in quantize
+
+
+def test_parsing_that_fails_because_another_thread_parses_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parse, failures = ast.parse, [SystemError("AST constructor recursion depth mismatch")] * 2
+
+    def unlucky(*arguments: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return parse(*arguments, **options)
+
+    expected = code_fingerprint("alphaquant.formats.scheme")
+    code_fingerprint.cache_clear()
+    fingerprint._read.cache_clear()
+    monkeypatch.setattr(fingerprint.ast, "parse", unlucky)
+    assert code_fingerprint("alphaquant.formats.scheme") == expected
+    assert failures == []

@@ -12,9 +12,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 from alphaquant.config import AllocationConfig, CalibrationConfig
 from alphaquant.store.artifacts import ArtifactRef
@@ -73,6 +75,34 @@ def test_values_of_different_type_or_size_have_different_keys(one: Any, other: A
     assert digest_of(canonical(one)) != digest_of(canonical(other))
 
 
+def test_a_numpy_integer_or_array_is_an_error() -> None:
+    for value in (np.int64(1), np.zeros(2)):
+        with pytest.raises(TypeError, match="cannot enter a cache key"):
+            canonical(value)
+
+
+class Open(BaseModel):
+    """A section that takes keys it does not know."""
+
+    model_config = ConfigDict(extra="allow")
+    known: int = 0
+
+
+class WithSet(BaseModel):
+    """A section whose set has no order that lasts."""
+
+    names: set[str] = {"a"}
+
+
+def test_keys_that_a_section_does_not_know_count_too() -> None:
+    assert canonical(Open(known=1, more=2)) == {"known": 1, "more": 2}  # type: ignore[call-arg]
+
+
+def test_a_set_inside_a_section_is_an_error_that_names_it() -> None:
+    with pytest.raises(TypeError, match=r"input\.names is a set"):
+        canonical(WithSet())
+
+
 def test_numbers_beyond_json_have_keys() -> None:
     digests = {digest_of(canonical(x)) for x in (math.inf, -math.inf, math.nan, "nan")}
     assert len(digests) == 4
@@ -99,6 +129,20 @@ def test_a_key_is_the_same_in_another_process() -> None:
         for seed in ("1", "2")
     }
     assert len(runs) == 1
+
+
+def test_long_digests_are_told_short() -> None:
+    old, new = {"text.txt": "a" * 64}, {"text.txt": "b" * 64}
+    assert differences(old, new) == {"text.txt": ("a" * 8, "b" * 8)}
+
+
+def test_long_values_are_told_from_where_they_differ() -> None:
+    menu = [f"format{index}" for index in range(40)]
+    before, after = differences({"menu": menu}, {"menu": [*menu[:-1], "other"]})["menu"]
+    assert before != after
+    assert "format39" in before
+    assert "other" in after
+    assert max(len(before), len(after)) <= 60
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ def test_a_run_is_found_by_any_unique_name(filled: ArtifactStore, name: str) -> 
     assert load_run(filled, name)["run_id"] == "20260101-000000-bbbbbb"
 
 
+def test_the_run_before_the_last_has_a_name(filled: ArtifactStore) -> None:
+    assert load_run(filled, "last~0")["run_id"] == "20260101-000000-bbbbbb"
+    assert load_run(filled, "last~1")["run_id"] == "20250101-000000-aaaaaa"
+    with pytest.raises(UserError, match="'last~2' names no run"):
+        load_run(filled, "last~2")
+
+
 @pytest.mark.parametrize(("name", "said"), [("1999", "names no run"), ("20", "names 2 runs")])
 def test_an_unclear_name_is_the_users_error(filled: ArtifactStore, name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

@@ -69,6 +69,15 @@ def test_a_helper_with_another_effect_runs_what_follows(project: Project) -> Non
     assert ran(project.run()) == ["quantize", "evaluate"]
 
 
+def test_a_helper_three_imports_deep_counts(project: Project) -> None:
+    project.edit("steps", "0 * 1", "1 - 1")
+    results = project.run()
+    assert ran(results) == ["quantize"]
+    assert results["quantize"].reason == f"code changed: {project.package}.steps"
+    project.edit("steps", "1 - 1", "1")
+    assert ran(project.run()) == ["quantize", "evaluate"]
+
+
 def test_other_bits_run_quantization_and_what_follows(project: Project) -> None:
     results = project.run(bits=3)
     assert ran(results) == ["quantize", "evaluate"]
@@ -114,10 +123,33 @@ def test_a_forced_stage_runs_and_equal_bytes_stop_the_wave(project: Project) -> 
     assert results["quantize"].reason == "forced"
 
 
+def test_forcing_from_a_stage_on_runs_what_follows_although_bytes_are_equal(
+    project: Project,
+) -> None:
+    results = project.run(force=("quantize", "evaluate"))
+    assert ran(results) == ["quantize", "evaluate"]
+    assert results["evaluate"].reason == "forced"
+
+
 def test_a_torn_record_costs_one_run_of_its_stage(project: Project) -> None:
     result = project.run()["evaluate"]
     record = project.store.root / "keys" / "evaluate" / f"{result.key}.json"
     record.write_text(record.read_text()[:40])
+    assert ran(project.run()) == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda record: record | {"key": "0" * 40},
+        lambda record: record | {"stage": "alpha"},
+        lambda record: record | {"ingredients": record["ingredients"] | {"inputs": {}}},
+    ],
+)
+def test_a_record_that_was_not_written_for_its_key_is_no_hit(project: Project, edit: Any) -> None:
+    result = project.run()["evaluate"]
+    path = project.store.root / "keys" / "evaluate" / f"{result.key}.json"
+    path.write_text(json.dumps(edit(json.loads(path.read_text()))))
     assert ran(project.run()) == ["evaluate"]
 
 

@@ -1,0 +1,98 @@
+"""What every group of settings shares: it is frozen, refuses unknown keys, and can be shown as a form.
+
+Forms, the Prefect UI's above all, are drawn from a model's JSON schema. They show titles, descriptions and
+lists of choices, but no ranges; a key that may be empty becomes a pair of tabs named after types. The schema
+of a `Section` says the same in words and fields that people fill in. What is accepted stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+_BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema that forms are drawn from."""
+        schema = handler(core_schema)
+        fields = handler.resolve_ref_schema(schema).get("properties", {})
+        for position, (name, field) in enumerate(fields.items()):
+            field["position"] = position  # databases may give the keys back in another order
+            if field.get("title", "").lower().replace(" ", "_") in ("", name):  # named by nobody
+                field["title"] = f"{name[0].upper()}{name[1:]}".replace("_", " ")
+            _let_be_empty(field)
+            _say_range(field)
+            if "const" in field:
+                field["enum"] = [field.pop("const")]
+        return schema
+
+
+def offer(names: tuple[str, ...]) -> WithJsonSchema:
+    """Let a form offer `names` for a text, and any other text beside them."""
+    return WithJsonSchema(
+        {"anyOf": [{"title": "Choose", **_one_of(names)}, {"title": "Write", "type": "string"}]}
+    )
+
+
+def offer_list(names: tuple[str, ...]) -> WithJsonSchema:
+    """Let a form offer `names` for a list of texts, and any other texts beside them."""
+    lists = {"Choose": _one_of(names), "Write": {"type": "string"}}
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"title": title, "type": "array", "items": items} for title, items in lists.items()
+            ]
+        }
+    )
+
+
+def _one_of(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"type": "string", "enum": list(names)}
+
+
+def _let_be_empty(field: dict[str, Any]) -> None:
+    """A number or text that may be None is a field that may stay empty; choices get a tab for None.
+
+    A field without a default accepts None when the Prefect server checks what a form has sent.
+    """
+    match field.get("anyOf"):
+        case [{"type": "integer" | "number" | "string"} as option, {"type": "null"}] if (
+            "enum" not in option
+        ):
+            del field["anyOf"], field["default"]
+            field.update(option)
+        case [option, {"type": "null"}]:
+            field["anyOf"] = [{"type": "null", "title": "Empty"}, {"title": "Choose", **option}]
+        case _:
+            pass
+
+
+def _say_range(field: dict[str, Any]) -> None:
+    """Put a number's range behind its description; a negative bound has a meaning told there already."""
+    bounds = [
+        words.format(field[key])
+        for key, words in _BOUNDS.items()
+        if key in field and field[key] >= 0
+    ]
+    if bounds and "description" in field:
+        text = " and ".join(bounds)
+        field["description"] += f" {text[0].upper()}{text[1:]}."

@@ -1,0 +1,31 @@
+"""Where a computation took place: recorded with every result, part of no key."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Place(BaseModel):
+    """Host, device and process of a computation, and when it began and ended (UTC)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device: str = "cpu"
+    host: str = Field(default_factory=socket.gethostname)
+    process: int = Field(default_factory=os.getpid)
+    job: str | None = None
+    """The dispatched job that computed it; None for a run that works by itself."""
+    started: str = Field(default_factory=_now)
+    ended: str | None = None
+
+    def finished(self) -> Place:
+        """The same place, at the end of the computation."""
+        return self.model_copy(update={"ended": _now()})

@@ -1,0 +1,87 @@
+"""`alphaquant sweep`: one run per combination of config values, set side by side."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from alphaquant.store.artifacts import ArtifactStore
+from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
+from flows.commands.run import on_prefect
+from flows.logs import send_to_stderr, stdout_kept_clean
+from flows.points import points_of, read_axis
+from flows.preflight import check_places, open_store
+from flows.sweep_result import open_sweep
+
+_EXAMPLE = """  alphaquant sweep --over allocation.target_bits=3,3.5,4,4.5
+  alphaquant sweep config.yaml --over quantization.method=gptq,rtn --over allocation.target_bits=3,4 \\
+      --set execution.where=pool"""
+
+
+def add_to(verbs: Verbs) -> None:
+    """Add the verb."""
+    text = "Run every combination of some config values and compare the results."
+    parser = add_verb(verbs, "sweep", text, _EXAMPLE)
+    add_config(parser)
+    parser.add_argument(
+        "--over",
+        action="append",
+        required=True,
+        metavar="SECTION.KEY=VALUE,VALUE,...",
+        help="a config key and the values it takes in turn; may be repeated",
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Do the sweep and show its table."""
+    console = Console(stderr=True)
+    handler = send_to_stderr(console)
+    store: ArtifactStore = open_store(options.store)
+    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+        config = config_of(options)
+        over = [read_axis(text) for text in options.over]
+        check_places(store, options.out)
+        folder = open_sweep(str(options.out) if options.out else None, config, store)
+        force = forced(options, config)
+        points_of(config, over, store, folder, force)
+
+        def work() -> dict[str, Any]:
+            from flows.sweep import sweep
+
+            return sweep(over, config, list(force), store.location, str(folder))
+
+        summary = on_prefect(work, config, store, console, handler)
+    if options.json:
+        sys.stdout.write(json.dumps(summary, indent=1) + "\n")
+    else:
+        Console().print(_table(summary))
+        Console().print(f"table: {summary['table']}", soft_wrap=True, markup=False)
+        Console().print(f"picture: {summary['figure']}", soft_wrap=True, markup=False)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(title=escape(summary["model"]), title_justify="left")
+    for name in ("point", "bits", "KL", "perplexity", "stages ran", "blocks ran"):
+        left = name == "point"
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for row in summary["points"]:
+        if row["error"]:
+            table.add_row(escape(row["point"]), "failed")
+            continue
+        table.add_row(
+            escape(row["point"]),
+            f"{row['bits_per_weight']:.3f}",
+            "" if row["kl"] is None else f"{row['kl']:#.3g}",
+            "" if row["perplexity"] is None else f"{row['perplexity']:#.4g}",
+            f"{row['stages_ran']} of {row['stages_ran'] + row['stages_cached']}",
+            f"{row['blocks_ran']} of {row['blocks_ran'] + row['blocks_cached']}",
+        )
+    return table

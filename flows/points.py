@@ -1,0 +1,112 @@
+"""The points of a sweep: every combination of the values that some config keys take."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alphaquant.config import RunConfig
+from alphaquant.config_file import assign, parse_config
+from alphaquant.config_section import Section
+from alphaquant.errors import ConfigError
+from alphaquant.store.artifacts import ArtifactStore
+from flows.preflight import prepare
+from flows.runner import Request
+
+_MOST = 200
+
+
+class Axis(Section):
+    """A config key and the values that it takes in turn."""
+
+    key: str
+    """Section and key, such as allocation.target_bits."""
+    values: tuple[str, ...]
+    """Values as they would stand in YAML, such as 3.5 or int4."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep."""
+
+    settings: dict[str, Any]
+    """Value by config key."""
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """For people: `target_bits=3.5, method=gptq`."""
+        return ", ".join(f"{leaf(key)}={value_text(v)}" for key, v in self.settings.items())
+
+
+def read_axis(text: str) -> Axis:
+    """`allocation.target_bits=3,3.5,4` as an axis. Raises ConfigError."""
+    key, equals, values = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(
+            f"--over {text!r} is not section.key=value,value,..., such as allocation.target_bits=3,3.5,4"
+        )
+    try:
+        found = yaml.safe_load(f"[{values}]")
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--over {text!r}: {values!r} is not a list of values: {error}"
+        ) from error
+    if not found:
+        raise ConfigError(f"--over {text!r} names no values")
+    return Axis(key=key.strip(), values=tuple(json.dumps(value) for value in found))
+
+
+def points_of(
+    config: RunConfig,
+    over: list[Axis],
+    store: ArtifactStore,
+    out: Path,
+    force: tuple[str, ...] = (),
+) -> list[Point]:
+    """Every combination, checked as a run of its own. Raises UserError before anything starts."""
+    keys = [axis.key for axis in over]
+    if not keys or len(set(keys)) < len(keys):
+        raise ConfigError(
+            f"a sweep needs config keys to go over, each once (found: {', '.join(keys) or 'none'}), such as "
+            "--over allocation.target_bits=3,3.5,4"
+        )
+    if where := [key for key in keys if key.startswith("execution.")]:
+        raise ConfigError(f"{where[0]} decides no result; sweep over what does")
+    values = [[yaml.safe_load(value) for value in axis.values] for axis in over]
+    combinations = [dict(zip(keys, chosen, strict=True)) for chosen in itertools.product(*values)]
+    distinct = list({json.dumps(settings): settings for settings in combinations}.values())
+    if len(distinct) > _MOST:
+        raise ConfigError(f"{len(distinct)} points are too many for one sweep; at most {_MOST}")
+    found = []
+    for settings in distinct:
+        plain = config.model_dump(mode="json")
+        for key, value in settings.items():
+            assign(plain, f"{key}={json.dumps(value)}")
+        try:
+            request = prepare(parse_config(plain), store, out / folder_name(settings), force)
+        except ConfigError as error:
+            raise ConfigError(f"at {json.dumps(settings)}: {error}") from error
+        found.append(Point(settings, request))
+    return found
+
+
+def folder_name(settings: dict[str, Any]) -> str:
+    """`target_bits-3.5_method-gptq`: a folder that every file system takes."""
+    parts = (f"{leaf(key)}-{value_text(value)}" for key, value in settings.items())
+    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in "_".join(parts))[:120]
+
+
+def leaf(key: str) -> str:
+    """A key without its section."""
+    return key.rpartition(".")[2]
+
+
+def value_text(value: Any) -> str:
+    """A value as a person would write it."""
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")

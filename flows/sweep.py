@@ -1,0 +1,109 @@
+"""The Prefect flow `sweep`: one run per point of a grid, sharing every stage and block that points have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from alphaquant.config import RunConfig
+from alphaquant.errors import AlphaQuantError
+from alphaquant.progress import reporter, reporting_to
+from alphaquant.store.runs import new_run_id
+from flows.dag import StageName
+from flows.display import PlainDisplay
+from flows.pipeline import run_prepared
+from flows.points import Axis, Point, points_of
+from flows.preflight import open_store
+from flows.sweep_result import hand_over_sweep, open_sweep
+from flows.ui_sweep import show_sweep
+from flows.watching import giving_up
+
+_DEFAULT = RunConfig()
+AT_ONCE = 8
+"""Points that are worked on at a time when stages are jobs of a pool."""
+
+
+class SweepFailed(AlphaQuantError):
+    """Some points of a sweep failed; the others are there."""
+
+
+@flow(
+    name="sweep",
+    flow_run_name=new_run_id,
+    task_runner=ThreadPoolTaskRunner(max_workers=AT_ONCE),  # type: ignore[arg-type]
+)
+def sweep(
+    over: list[Axis],
+    config: RunConfig = _DEFAULT,
+    force: list[StageName] = [],  # noqa: B006
+    store: str | None = None,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Run every combination of some config values and set the results side by side.
+
+    Points share stages and leading decoder blocks. With execution.where=pool they are worked on at once,
+    GPU stages as jobs of the GPU pool.
+
+    Args:
+        over: Config keys and the values that each takes in turn.
+        config: What all points have in common.
+        force: Stages to run at every point even when the store has their result.
+        store: Folder or URL of the artifact store; empty means ALPHAQUANT_STORE or artifacts/.
+        out: Folder for the points' products and the comparison; empty means runs/sweep-MODEL.
+    """
+    artifacts = open_store(store)
+    folder = open_sweep(out, config, artifacts)
+    points = points_of(config, over, artifacts, folder, tuple(force))
+    if config.execution.where == "pool":
+        endings = _all_at_once(points)
+    else:
+        endings = [_ending_of(point) for point in points]
+    summary = hand_over_sweep(folder, str(flow_run.name), points, endings)
+    show_sweep(summary)
+    failed = [entry for entry in summary["points"] if entry["error"]]
+    if failed:
+        raise SweepFailed(
+            f"{len(failed)} of {len(points)} points failed, first {failed[0]['point']}: "
+            f"{failed[0]['error']}. The others are in {folder}; the same command goes on with the rest."
+        )
+    return summary
+
+
+def _ending_of(point: Point) -> dict[str, Any]:
+    """The summary of a point's run, or what went wrong."""
+    reporter().note(f"point {point.name}")
+    try:
+        return run_prepared(point.request)
+    except Exception as error:  # noqa: BLE001
+        text = (
+            str(error) if isinstance(error, AlphaQuantError) else f"{type(error).__name__}: {error}"
+        )
+        reporter().note(f"point {point.name} failed: {text}")
+        return {"status": "failed", "error": text}
+
+
+def _all_at_once(points: list[Point]) -> list[dict[str, Any]]:
+    futures: list[PrefectFuture[dict[str, Any]]] = [
+        task(name="point", task_run_name=point.name, cache_policy=NO_CACHE, persist_result=False)(
+            _in_its_own_words(point)
+        ).submit()
+        for point in points
+    ]
+    with giving_up():
+        return [future.result() for future in futures]
+
+
+def _in_its_own_words(point: Point) -> Callable[[], dict[str, Any]]:
+    """Work on a point among others: each line says whose it is."""
+
+    def work() -> dict[str, Any]:
+        with reporting_to(PlainDisplay(prefix=f"[{point.name}] ")):
+            return _ending_of(point)
+
+    return work

@@ -1,0 +1,150 @@
+"""Waiting for a job of a pool: what becomes of it, how far it is, and what it lacks when nothing happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelling
+
+from alphaquant.progress import reporter
+
+AWAY = (httpx.HTTPError, OSError)
+"""How a server that does not answer shows."""
+_POLL = (0.5, 5.0)
+"""Seconds between two looks at a job, at first and at most."""
+_INTERVAL = 10.0
+"""Seconds between two messages about a job's progress."""
+_PATIENCE = 30.0
+"""Seconds that a job waits before the user is told what it waits for."""
+_given_up = threading.Event()
+
+
+def deployment_of(pool: str) -> str:
+    """Name of the deployment whose runs are jobs of a pool."""
+    return f"stage/{pool}"
+
+
+@contextmanager
+def asking() -> Iterator[SyncPrefectClient]:
+    """A client that says at once that the server is away; by itself it would try again for a minute."""
+    once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+    with once, get_client(sync_client=True) as client:
+        yield client
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """Let waits for jobs in other threads end when this thread is interrupted."""
+    try:
+        yield
+    except BaseException:
+        _given_up.set()
+        raise
+
+
+def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]) -> FlowRun:
+    """Look at a job until it is over, and tell the user what happens to it.
+
+    A server that is away for a while does no harm: `is_done` says whether the store has the job's result.
+    """
+    pause, since, away = _POLL[0], time.monotonic(), False
+    told = _Told(what)
+    while True:
+        if _given_up.wait(pause):
+            raise KeyboardInterrupt
+        pause = min(pause * 1.2, _POLL[1])
+        try:
+            with asking() as client:
+                job = client.read_flow_run(job.id)
+                if _waits(job) and time.monotonic() - since > _PATIENCE:
+                    told.once("waits", _what_is_missing(client, pool, job))
+                elif job.state and job.state.type == StateType.RUNNING:
+                    told.once("runs", f"{what}: {job.name} is running")
+                    told.now_and_then(_progress_of(client, job))
+            away = False
+        except AWAY as error:
+            if not away:
+                reporter().note(
+                    f"{what}: the Prefect server does not answer ({type(error).__name__}); the job "
+                    "goes on, looking into the store meanwhile"
+                )
+            away = True
+            if is_done(job.id):
+                return job
+        if job.state and job.state.is_final():
+            return job
+
+
+class _Told:
+    """What the user was told of a job: each thing once, its progress every few seconds."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._things: set[str] = set()
+        self._progress: tuple[float, str] = (0.0, "")
+
+    def once(self, thing: str, message: str) -> None:
+        if thing not in self._things:
+            self._things.add(thing)
+            reporter().note(message)
+
+    def now_and_then(self, progress: str | None) -> None:
+        when, last = self._progress
+        if progress and progress != last and time.monotonic() - when > _INTERVAL:
+            self._progress = (time.monotonic(), progress)
+            reporter().note(progress)
+
+
+def _progress_of(client: SyncPrefectClient, job: FlowRun) -> str | None:
+    """What the job's progress artifact says, such as `quantize: blocks 3 of 16, about 4 min left`."""
+    found = client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[job.id]),
+            type=ArtifactFilterType(any_=["progress"]),
+        ),
+        limit=1,
+    )
+    return found[0].description if found else None
+
+
+def _waits(job: FlowRun) -> bool:
+    return job.state is None or job.state.type in (StateType.SCHEDULED, StateType.PENDING)
+
+
+def _what_is_missing(client: SyncPrefectClient, pool: str, job: FlowRun) -> str:
+    deployment = client.read_deployment_by_name(deployment_of(pool))
+    name = deployment.work_pool_name or pool
+    online = [w for w in client.read_workers_for_work_pool(name) if w.status == "ONLINE"]
+    if online:
+        return f"{job.name} waits: the {len(online)} workers of the pool {name} are busy"
+    return (
+        f"{job.name} waits: the pool {name} has no worker. Start one per GPU of a machine that sees the store: "
+        f"alphaquant server --join {client.api_url}"
+    )
+
+
+@contextmanager
+def cancelled_with_us(job: UUID) -> Iterator[None]:
+    """A job that nobody waits for any more gives its GPU back; its finished blocks stay."""
+    try:
+        yield
+    except BaseException:
+        try:
+            with asking() as client:
+                client.set_flow_run_state(job, Cancelling(), force=False)
+        except AWAY:
+            reporter().note("the job could not be cancelled: the Prefect server does not answer")
+        raise

@@ -1,0 +1,89 @@
+"""The points of a sweep: every combination once, each checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alphaquant.config import RunConfig
+from alphaquant.config_file import load_config
+from alphaquant.errors import ConfigError, UserError
+from alphaquant.store.artifacts import ArtifactStore
+from flows.points import Axis, folder_name, points_of, read_axis
+from tests.flows.fakes import make_model_folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    folder = make_model_folder(tmp_path / "model")
+    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
+
+
+def test_an_axis_is_a_key_and_yaml_values() -> None:
+    axis = read_axis("allocation.formats=[int4, mxfp4], [int8]")
+    assert axis.key == "allocation.formats"
+    assert axis.values == ('["int4", "mxfp4"]', '["int8"]')
+    assert read_axis("allocation.target_bits=3,3.5").values == ("3", "3.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("allocation.target_bits", "is not section.key=value"),
+        ("bits=3,4", "is not section.key=value"),
+        ("allocation.target_bits=", "names no values"),
+        ("allocation.target_bits=[3", "is not a list of values"),
+    ],
+)
+def test_a_wrong_axis_is_explained(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_axis(text)
+
+
+def test_points_are_all_combinations_in_order(
+    config: RunConfig, store: ArtifactStore, tmp_path: Path
+) -> None:
+    over = [read_axis("quantization.method=gptq,rtn"), read_axis("allocation.target_bits=4,6,4")]
+    points = points_of(config, over, store, tmp_path / "out", ("alpha",))
+    assert [point.name for point in points] == [
+        "method=gptq, target_bits=4",
+        "method=gptq, target_bits=6",
+        "method=rtn, target_bits=4",
+        "method=rtn, target_bits=6",
+    ]
+    last = points[-1].request
+    assert (last.config.quantization.method, last.config.allocation.target_bits) == ("rtn", 6)
+    assert last.config.quantization.group_size == 16
+    assert last.out == tmp_path / "out" / "method-rtn_target_bits-6"
+    assert last.force == ("alpha",)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([], "needs config keys to go over"),
+        ([("allocation.target_bits", ("3",)), ("allocation.target_bits", ("4",))], "each once"),
+        ([("execution.device", ("cpu",))], "decides no result"),
+        ([("allocation.targetbits", ("3",))], "unknown config key 'allocation.targetbits'"),
+        ([("allocation.target_bits", ("3", "99"))], r"at .*99.*less than or equal to 16"),
+        ([("calibration.seed", tuple(map(str, range(201))))], "201 points are too many"),
+    ],
+)
+def test_a_wrong_sweep_is_refused_before_anything_runs(
+    config: RunConfig,
+    store: ArtifactStore,
+    tmp_path: Path,
+    axes: list[tuple[str, tuple[str, ...]]],
+    message: str,
+) -> None:
+    over = [Axis(key=key, values=values) for key, values in axes]
+    with pytest.raises(UserError, match=message):
+        points_of(config, over, store, tmp_path / "out")
+    assert not store.root.exists()
+
+
+def test_folder_names_are_plain() -> None:
+    assert (
+        folder_name({"a.formats": ["int4", "mx/fp4"], "b.x": 1.5}) == "formats--int4--mx-fp4-_x-1.5"
+    )
