@@ -31,7 +31,7 @@ from flows.orphans import note_own_server
 from flows.preflight import open_store, prepare
 from flows.runner import Request, run, run_here
 from flows.stage_task import run_as_task
-from flows.ui import show_summary
+from flows.ui import show_failure, show_summary
 
 _DEFAULT = RunConfig()
 # nobody watches for heartbeats on a server that ends with the command, and the thread that sends them is
@@ -48,8 +48,8 @@ class ServerGone(AlphaQuantError):
 def quantize_model(
     config: RunConfig = _DEFAULT,
     force: list[StageName] = [],  # noqa: B006
-    store: str | None = None,
-    out: str | None = None,
+    store: str = "",
+    out: str = "",
 ) -> dict[str, Any]:
     """Compress a model to mixed precision, score it against the original and write a report.
 
@@ -60,12 +60,16 @@ def quantize_model(
         out: Folder for the checkpoint and the report; empty means runs/MODEL-BITS.
     """
     logging.getLogger("alphaquant").setLevel(logging.INFO)
-    request = _prepared.get() or prepare(
-        config, open_store(store), Path(out) if out else None, tuple(force)
-    )
-    note_own_server(request.store)
-    runner = run_on_pool if request.config.execution.where == "pool" else run_here
-    summary = run(replace(request, run_id=str(flow_run.name)), partial(run_as_task, runner=runner))
+    try:
+        request = _prepared.get() or prepare(
+            config, open_store(store), Path(out) if out else None, tuple(force)
+        )
+        note_own_server(request.store)
+        where = run_on_pool if request.config.execution.where == "pool" else run_here
+        request = replace(request, run_id=str(flow_run.name))
+        summary = run(request, partial(run_as_task, runner=where))
+    except Exception as error:  # noqa: BLE001
+        return show_failure(error)  # type: ignore[no-any-return]
     show_summary(summary)
     return summary
 
@@ -82,7 +86,7 @@ def run_prepared(request: Request) -> dict[str, Any]:
                 request.config,
                 list(request.force),  # type: ignore[arg-type]
                 request.store.location,
-                str(request.out) if request.out else None,
+                str(request.out) if request.out else "",
             )
     except httpx.TransportError as error:
         server = PREFECT_API_URL.value() or "http://127.0.0.1"

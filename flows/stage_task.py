@@ -8,8 +8,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
+from alphaquant.errors import AlphaQuantError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.stage import Stage, StageResult
 from flows.runner import StageRunner, run_here
@@ -27,14 +28,19 @@ def run_as_task(
 ) -> StageResult:
     """Run a stage as a Prefect task of its name; a hit ends in the state Cached with its reason."""
     results: list[StageResult] = []
+    refusals: list[AlphaQuantError] = []
 
-    def work(artifacts: list[ArtifactRef]) -> ArtifactRef | State[ArtifactRef | None] | None:
+    def work(artifacts: list[ArtifactRef]) -> ArtifactRef | State[Any] | None:
         try:
             with progress_in_ui(stage.name):
                 result = runner(stage, store, inputs, force=force)
         except Exception as error:
             note_stage(error, stage.name)
-            raise
+            if not isinstance(error, AlphaQuantError):
+                raise
+            # an error whose message says it all needs no traceback in the task's log
+            refusals.append(error)
+            return Failed(message=str(error), data=error)
         results.append(result)
         if result.state == "ran":
             return result.ref
@@ -43,6 +49,8 @@ def run_as_task(
     # Prefect draws its graph by the values that a task gets from others: artifacts and nothing else
     run_task = task(name=stage.name, cache_policy=NO_CACHE, persist_result=False)(work)
     run_task(list(_artifacts(inputs)))
+    if refusals:
+        raise refusals[0]
     return results[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from flows.pipeline import run_prepared
 from flows.points import Axis, Point, points_of
 from flows.preflight import open_store
 from flows.sweep_result import hand_over_sweep, open_sweep
+from flows.ui import show_failure
 from flows.ui_sweep import show_sweep
 from flows.watching import giving_up
 
@@ -42,8 +44,8 @@ def sweep(
     over: list[Axis],
     config: RunConfig = _DEFAULT,
     force: list[StageName] = [],  # noqa: B006
-    store: str | None = None,
-    out: str | None = None,
+    store: str = "",
+    out: str = "",
 ) -> dict[str, Any]:
     """Run every combination of some config values and set the results side by side.
 
@@ -57,22 +59,27 @@ def sweep(
         store: Folder or URL of the artifact store; empty means ALPHAQUANT_STORE or artifacts/.
         out: Folder for the points' products and the comparison; empty means runs/sweep-MODEL.
     """
-    artifacts = open_store(store)
-    folder = open_sweep(out, config, artifacts)
-    points = points_of(config, over, artifacts, folder, tuple(force))
-    if config.execution.where == "pool":
-        endings = _all_at_once(points)
-    else:
-        endings = [_ending_of(point) for point in points]
-    summary = hand_over_sweep(folder, str(flow_run.name), points, endings)
-    show_sweep(summary)
-    failed = [entry for entry in summary["points"] if entry["error"]]
-    if failed:
-        raise SweepFailed(
-            f"{len(failed)} of {len(points)} points failed, first {failed[0]['point']}: "
-            f"{failed[0]['error']}. The others are in {folder}; the same command goes on with the rest."
-        )
+    logging.getLogger("alphaquant").setLevel(logging.INFO)
+    try:
+        artifacts = open_store(store)
+        folder = open_sweep(out, config, artifacts)
+        points = points_of(config, over, artifacts, folder, tuple(force))
+        work = _all_at_once if config.execution.where == "pool" else _one_by_one
+        summary = hand_over_sweep(folder, str(flow_run.name), points, work(points))
+        show_sweep(summary)
+        failed = [entry for entry in summary["points"] if entry["error"]]
+        if failed:
+            raise SweepFailed(
+                f"{len(failed)} of {len(points)} points failed, first {failed[0]['point']}: "
+                f"{failed[0]['error']}. The others are in {folder}; the same command goes on with the rest."
+            )
+    except Exception as error:  # noqa: BLE001
+        return show_failure(error)  # type: ignore[no-any-return]
     return summary
+
+
+def _one_by_one(points: list[Point]) -> list[dict[str, Any]]:
+    return [_ending_of(point) for point in points]
 
 
 def _ending_of(point: Point) -> dict[str, Any]:

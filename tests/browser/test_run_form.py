@@ -1,0 +1,104 @@
+"""The Prefect UI alone: fill in the form, start a run, follow it to its end, read what it leaves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import FlowRunSort
+
+from tests.prefect_server import PrefectServer
+from tests.tiny import make_model
+
+pytestmark = [pytest.mark.browser, pytest.mark.prefect, pytest.mark.slow]
+
+_RUN_SECONDS = 300
+expect.set_options(timeout=30_000)
+
+
+def _open_form(server: PrefectServer, page: Page) -> None:
+    with server.client() as client:
+        deployment = client.read_deployment_by_name("quantize-model/run")
+    page.goto(f"{server.url}/v2/deployments/deployment/{deployment.id}/run")
+    page.get_by_label("Target bits").wait_for()
+
+
+def _submit(page: Page) -> None:
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_role("button", name="View run").click()
+    page.get_by_role("tab", name="Task Runs").wait_for()
+
+
+def _ending(page: Page) -> str:
+    """Wait for the state in which the run on the page ends."""
+    ended = page.get_by_text(re.compile("^(Completed|Failed|Crashed)$")).first
+    ended.wait_for(timeout=1000 * _RUN_SECONDS)
+    return ended.inner_text()
+
+
+def _artifact(page: Page, key: str) -> None:
+    """Open an artifact of the run on the page."""
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("heading", name=key, exact=True).click()
+    page.get_by_role("link", name=re.compile("^[0-9a-f]{8}$")).first.click()
+
+
+@pytest.mark.usefixtures("picture")
+def test_a_run_is_started_from_the_form_and_shows_what_came_out(
+    deployed: PrefectServer, page: Page, tmp_path: Path
+) -> None:
+    _open_form(deployed, page)
+    page.screenshot(path=tmp_path / "form.png", full_page=True)
+    page.get_by_label("Path").fill(str(make_model(tmp_path / "tiny")))
+    page.get_by_label("Target bits").fill("5")
+    page.get_by_label("Limit").fill("2")
+    page.get_by_label("Samples").fill("4")
+    page.get_by_label("Select Where").click()
+    page.get_by_role("option", name="here").click()
+    _submit(page)
+    assert _ending(page) == "Completed"
+    page.screenshot(path=tmp_path / "run.png")
+
+    with deployed.client() as client:
+        [run] = client.read_flow_runs()
+    config = run.parameters["config"]
+    assert (config["allocation"]["target_bits"], config["evaluation"]["limit"]) == (5, 2)
+    assert config["execution"]["where"] == "here"
+
+    address = page.url
+    _artifact(page, "scores")
+    expect(page.get_by_role("row", name=re.compile("heldout perplexity"))).to_be_visible()
+    for key, text in (("stages", "first run"), ("plan", "By role"), ("report", "report.html")):
+        page.goto(address)
+        _artifact(page, key)
+        expect(page.get_by_test_id("markdown-display")).to_contain_text(text)
+    page.goto(address)
+    _artifact(page, "figures")
+    pictures = page.get_by_test_id("markdown-display").get_by_role("img")
+    expect(pictures.first).to_be_visible()
+    widths = pictures.evaluate_all("found => found.map(picture => picture.naturalWidth)")
+    assert len(widths) > 3
+    assert min(widths) > 100
+
+
+@pytest.mark.usefixtures("picture")
+def test_a_failed_run_says_what_to_mend(deployed: PrefectServer, page: Page) -> None:
+    _open_form(deployed, page)
+    page.get_by_label("Path").fill("/no/such/model")
+    _submit(page)
+    assert _ending(page) == "Failed"
+    said = "model folder '/no/such/model' does not exist"
+    page.get_by_role("tab", name="Details").click()
+    expect(page.get_by_text(f"The run was refused: {said}")).to_be_visible()
+    _artifact(page, "failure")
+    expect(page.get_by_role("heading", name="The run was refused")).to_be_visible()
+    expect(page.get_by_test_id("markdown-display").get_by_role("blockquote")).to_contain_text(said)
+    expect(page.get_by_role("strong").filter(has_text="What to do.")).to_be_visible()
+    with deployed.client() as client:
+        [run] = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+    assert any(said in log.message for log in logs)
+    assert not any("Traceback" in log.message for log in logs)
