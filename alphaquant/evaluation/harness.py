@@ -79,7 +79,7 @@ def answer_tasks(
 
     `tasks` are `builtin_rolling`, `builtin_cloze`, names of lm-eval, or paths of task YAML files;
     `limit` is the number of documents per task, `max_length` the tokens per window. Raises
-    DataError for an unknown task and for a dataset that cannot be reached.
+    DataError for an unknown task, a dataset that cannot be reached, and a window too short for an answer.
     """
     run = TaskRun([], {})
     if not tasks:
@@ -93,7 +93,14 @@ def answer_tasks(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length
         )
         for task in track(loaded, f"tasks ({model_label})", len(loaded)):
-            results = evaluate(harness, task, limit=limit, bootstrap_iters=_BOOTSTRAP)
+            try:
+                results = evaluate(harness, task, limit=limit, bootstrap_iters=_BOOTSTRAP)
+            except AssertionError as error:  # lm-eval's word for a text that does not fit
+                raise DataError(
+                    f"lm-eval stopped in one of {', '.join(tasks)} ({first_line(error)}): most likely an answer "
+                    f"is longer than a window of {max_length} tokens. Raise evaluation.sequence_length, or "
+                    "leave the task out."
+                ) from error
             _collect(results, model_label, run)
     return run
 

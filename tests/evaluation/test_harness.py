@@ -205,3 +205,10 @@ def test_a_metric_without_a_standard_error_has_no_interval() -> None:
     assert (score.metric, score.value) == ("exact_match,strict", 0.5)
     assert math.isnan(score.stderr)
     assert math.isnan(score.low)
+
+
+def test_a_window_too_short_for_an_answer_is_explained(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"longer than a window of 2 tokens.*evaluation\.sequence_length"
+    ):
+        answer_tasks(model, tokenizer, ["builtin_cloze"], limit=4, max_length=2)
