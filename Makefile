@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test quick check format bench-orchestration clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -18,6 +18,9 @@ demo: $(READY)  ## compress the shipped model end to end
 	$(BIN)/alphaquant run
 
 test: $(READY) check  ## lint, types and every test this machine can run
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow or not slow"
+
+quick: $(READY) check  ## the same without what takes over 10 seconds a test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 check: $(READY)
@@ -28,6 +31,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-orchestration: $(READY)  ## what start-up, lookups and blocks cost; about ten minutes
+	$(BIN)/python benchmarks/orchestration.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

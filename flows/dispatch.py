@@ -24,16 +24,20 @@ from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.stage import Lookup, Stage, StageResult, lookup, run_stage
 from flows.jobs import read_failure, write_job
 from flows.runner import run_here
-from flows.watching import AWAY, asking, cancelled_with_us, deployment_of, wait_for
+from flows.watching import (
+    AWAY,
+    JobFailed,
+    asking,
+    cancelled_with_us,
+    deployment_of,
+    go_on,
+    wait_for,
+)
 
 _CRASHES = 3
 """Times that a job whose process or machine died is sent to another worker; blocks are kept."""
 _turn = threading.Lock()
 """Runs of one process take turns at stages that are computed in it."""
-
-
-class JobFailed(AlphaQuantError):
-    """A dispatched stage failed on its worker."""
 
 
 def check_pool(pool: str) -> None:
@@ -65,13 +69,15 @@ def run_on_pool(
 
     Runs that want the same stage at once send one job: the others wait here, not on a GPU.
     """
-    if not stage.gpu:
-        with _turn:
-            return run_here(stage, store, inputs, force=force)
     found = lookup(stage, store, inputs)
     if found.miss is None and not force:
         return run_stage(stage, store, inputs)
+    if not stage.gpu:
+        with _turn:
+            go_on()
+            return run_here(stage, store, inputs, force=force)
     with store.locked(f"dispatch-{stage.name}-{found.key}", stage.name):
+        go_on()
         if not force:
             found = lookup(stage, store, inputs)
             if found.miss is None:

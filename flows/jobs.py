@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -57,7 +58,9 @@ def read_job(store: ArtifactStore, stage: str, key: str) -> Job:
             f"the store {store.location} of this worker holds no job {stage} {key}. Run and worker need one "
             "store: set ALPHAQUANT_STORE to the same folder or URL on both."
         )
-    job = Job(getattr(flows.dag, stage), decoded(told["inputs"]))
+    job = Job(
+        getattr(flows.dag, stage), decoded(told["inputs"], store.root / "cache" / "models.json")
+    )
     _check_files(job.inputs.get("files"))
     ingredients = job.stage.ingredients(job.inputs)
     if key_of(ingredients) != key:
@@ -99,21 +102,25 @@ def encoded(value: Any) -> Any:
     return value
 
 
-def decoded(value: Any) -> Any:
-    """The input that `encoded` was given; models are looked up anew."""
+def decoded(value: Any, digests: Path | None = None) -> Any:
+    """The input that `encoded` was given; models are looked up anew.
+
+    `digests` is a file that remembers the sums of model files, so that not every job reads them.
+    """
     if isinstance(value, list):
-        return [decoded(part) for part in value]
+        return [decoded(part, digests) for part in value]
     if not isinstance(value, dict):
         return value
     name = next(iter(value), "")
-    if len(value) == 1 and name.startswith(_MARK):
-        found = _MODELS[name.removeprefix(_MARK)].model_validate(value[name])
-        return _found_here(found) if isinstance(found, ModelRef) else found
-    return {name: decoded(part) for name, part in value.items()}
+    kind = _MODELS.get(name.removeprefix(_MARK)) if name.startswith(_MARK) else None
+    if len(value) == 1 and kind is not None:
+        found = kind.model_validate(value[name])
+        return _found_here(found, digests) if isinstance(found, ModelRef) else found
+    return {name: decoded(part, digests) for name, part in value.items()}
 
 
-def _found_here(wanted: ModelRef) -> ModelRef:
-    here = resolve_model(wanted.source)
+def _found_here(wanted: ModelRef, digests: Path | None) -> ModelRef:
+    here = resolve_model(wanted.source, digests)
     if here.digest != wanted.digest:
         raise ModelError(
             f"{here.path} holds other files on this worker than on the machine that started the run. "
@@ -123,8 +130,8 @@ def _found_here(wanted: ModelRef) -> ModelRef:
 
 
 def _check_files(wanted: Any) -> None:
-    names = [name for name in wanted or {} if ": " not in name]
-    found = file_digests(names)
+    # files that belong to a task are named after it; what is no file itself is skipped by file_digests
+    found = file_digests(wanted or {})
     for name, digest in (wanted or {}).items():
         if found.get(name) != digest:
             raise DataError(

@@ -27,7 +27,6 @@ from alphaquant.errors import AlphaQuantError
 from alphaquant.store.runs import new_run_id
 from flows.dag import StageName
 from flows.dispatch import run_on_pool
-from flows.orphans import note_own_server
 from flows.preflight import open_store, prepare
 from flows.runner import Request, run, run_here
 from flows.stage_task import run_as_task
@@ -64,7 +63,6 @@ def quantize_model(
         request = _prepared.get() or prepare(
             config, open_store(store), Path(out) if out else None, tuple(force)
         )
-        note_own_server(request.store)
         where = run_on_pool if request.config.execution.where == "pool" else run_here
         request = replace(request, run_id=str(flow_run.name))
         summary = run(request, partial(run_as_task, runner=where))

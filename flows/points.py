@@ -15,10 +15,12 @@ from alphaquant.config_file import assign, parse_config
 from alphaquant.config_section import Section
 from alphaquant.errors import ConfigError
 from alphaquant.store.artifacts import ArtifactStore
+from alphaquant.store.keys import digest_of
 from flows.preflight import prepare
 from flows.runner import Request
 
 _MOST = 200
+_LONGEST = 110
 
 
 class Axis(Section):
@@ -97,9 +99,12 @@ def points_of(
 
 
 def folder_name(settings: dict[str, Any]) -> str:
-    """`target_bits-3.5_method-gptq`: a folder that every file system takes."""
-    parts = (f"{leaf(key)}-{value_text(value)}" for key, value in settings.items())
-    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in "_".join(parts))[:120]
+    """`target_bits-3.5_method-gptq`: a folder that every file system takes, and no other point has."""
+    text = "_".join(f"{leaf(key)}-{value_text(value)}" for key, value in settings.items())
+    name = "".join(c if c.isalnum() or c in "-_.+" else "-" for c in text)
+    if name == text and len(name) <= _LONGEST:
+        return name
+    return f"{name[:_LONGEST]}-{digest_of(settings)[:8]}"
 
 
 def leaf(key: str) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alphaquant.errors import StoreError, UserError
 from alphaquant.store.artifacts import MANIFEST, REFS
-from alphaquant.store.files import FULL, read_json
+from alphaquant.store.files import FULL, read_json, try_lock
 from alphaquant.store.stage import StageResult
 from flows.dag import Products
 from flows.planned import UNPUBLISHED
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 CHECKPOINT_SUMMARY = "alphaquant.json"
 _LINKED = ".safetensors"
+_DRAFT = re.compile("[0-9a-f]{8}")
+_STALE_SECONDS = 10
 
 
 def check_target(out: Path) -> None:
@@ -59,17 +65,24 @@ def check_writable(folder: Path, option: str) -> None:
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `out`; leaving the context puts it in the place of `out`."""
-    check_target(out)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     old = draft.with_name(f"{draft.name}.old")
+    with _alone_in(out.parent):
+        check_target(out)
+        _sweep(out)
+    claim = -1
     try:
         draft.mkdir()
+        claim = os.open(draft, os.O_RDONLY)
+        try_lock(claim)
         yield draft
-        if out.exists():
-            out.rename(old)
-        draft.rename(out)
+        with _alone_in(out.parent):
+            check_target(out)
+            if out.exists():
+                out.rename(old)
+            draft.rename(out)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -82,6 +95,34 @@ def whole_folder(out: Path) -> Iterator[Path]:
             old.rename(out)
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        if claim >= 0:
+            os.close(claim)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed runs left beside `out`: drafts that nobody holds any more."""
+    for draft in out.parent.glob(f".{out.name}.*"):
+        if not _DRAFT.fullmatch(draft.name.removeprefix(f".{out.name}.")):
+            continue
+        with contextlib.suppress(OSError):
+            claim = os.open(draft, os.O_RDONLY)
+            try:
+                # a folder made a moment ago may not be held yet
+                if time.time() - draft.stat().st_mtime > _STALE_SECONDS and try_lock(claim):
+                    shutil.rmtree(draft, ignore_errors=True)
+            finally:
+                os.close(claim)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs from replacing a folder in `folder` at the same moment."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def publish_run(

@@ -19,7 +19,7 @@ from alphaquant.progress import reporting_to
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import environment
 from alphaquant.store.runs import new_run_id, save_run
-from alphaquant.store.stage import Stage, StageResult, run_stage
+from alphaquant.store.stage import Stage, StageResult, lookup, run_stage
 from flows.dag import Products, Stages, pipeline
 from flows.devices import claim_device
 from flows.display import current_display
@@ -69,7 +69,12 @@ class StageCalls:
         if spared := self._spared.take(stage, inputs):
             return self._keep(spared)
         for earlier, given in self._spared.needed_for(stage, inputs, force=force):
-            self._call(earlier, given, force=False)
+            known = lookup(earlier, self._request.store, given).record
+            if self._call(earlier, given, force=False) != (known and known.ref):
+                raise StoreError(
+                    f"{earlier.name} was removed, and came out otherwise than before when it was needed again. "
+                    "Give the same command again: it goes on with the new result."
+                )
         return self._call(stage, inputs, force=force)
 
     def _call(self, stage: Stage, inputs: Mapping[str, Any], *, force: bool) -> ArtifactRef | None:

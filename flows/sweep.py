@@ -21,7 +21,7 @@ from flows.display import PlainDisplay
 from flows.pipeline import run_prepared
 from flows.points import Axis, Point, points_of
 from flows.preflight import open_store
-from flows.sweep_result import hand_over_sweep, open_sweep
+from flows.sweep_result import hand_over_sweep, mark_sweep, open_sweep
 from flows.ui import show_failure
 from flows.ui_sweep import show_sweep
 from flows.watching import giving_up
@@ -64,6 +64,7 @@ def sweep(
         artifacts = open_store(store)
         folder = open_sweep(out, config, artifacts)
         points = points_of(config, over, artifacts, folder, tuple(force))
+        mark_sweep(folder, str(flow_run.name))
         work = _all_at_once if config.execution.where == "pool" else _one_by_one
         summary = hand_over_sweep(folder, str(flow_run.name), points, work(points))
         show_sweep(summary)

@@ -22,6 +22,14 @@ def open_sweep(out: str | None, config: RunConfig, store: ArtifactStore) -> Path
     return folder
 
 
+def mark_sweep(folder: Path, run_id: str) -> None:
+    """Make the folder ours before the first point is in it, so that a killed sweep goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / SUMMARY).exists():
+        summary = {"run_id": run_id, "status": "running"}
+        (folder / SUMMARY).write_text(json.dumps(summary) + "\n", encoding="utf-8")
+
+
 def hand_over_sweep(
     folder: Path, run_id: str, points: list[Point], endings: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -41,9 +49,6 @@ def hand_over_sweep(
         "page": str(folder / PAGE),
         "figure": None,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    # the summary first: it marks the folder as ours, whatever happens to the rest
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     table.drop(columns=["settings"]).to_parquet(folder / TABLE, index=False)
     if picture := sweep_png(table):
         (folder / FIGURE).write_bytes(picture)

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from alphaquant.progress import Reporter, reporting_to
@@ -161,10 +161,12 @@ class _Post:
             self._thread.join(self._interval)
 
     def _send_now_and_then(self) -> None:
-        while not self._over.wait(self._interval):
-            self._send()
-        if self._artifact is not None:
-            self._send()
+        # a client that tried again for a minute would still be at it when the process ends
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            while not self._over.wait(self._interval):
+                self._send()
+            if self._artifact is not None:
+                self._send()
 
     def _send(self) -> None:
         percent, said = self._text()

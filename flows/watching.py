@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from uuid import UUID
 
 import httpx
@@ -16,10 +15,18 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling
 
+from alphaquant.errors import AlphaQuantError, StoreError
 from alphaquant.progress import reporter
+from alphaquant.store.lock import given_up
+
+
+class JobFailed(AlphaQuantError):
+    """A dispatched stage failed on its worker."""
+
 
 AWAY = (httpx.HTTPError, OSError)
 """How a server that does not answer shows."""
@@ -29,7 +36,6 @@ _INTERVAL = 10.0
 """Seconds between two messages about a job's progress."""
 _PATIENCE = 30.0
 """Seconds that a job waits before the user is told what it waits for."""
-_given_up = threading.Event()
 
 
 def deployment_of(pool: str) -> str:
@@ -37,7 +43,7 @@ def deployment_of(pool: str) -> str:
     return f"stage/{pool}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def asking() -> Iterator[SyncPrefectClient]:
     """A client that says at once that the server is away; by itself it would try again for a minute."""
     once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
@@ -45,14 +51,23 @@ def asking() -> Iterator[SyncPrefectClient]:
         yield client
 
 
-@contextmanager
+@contextlib.contextmanager
 def giving_up() -> Iterator[None]:
     """Let waits for jobs in other threads end when this thread is interrupted."""
+    given_up.clear()
     try:
         yield
-    except BaseException:
-        _given_up.set()
+    except Exception:
         raise
+    except BaseException:
+        given_up.set()
+        raise
+
+
+def go_on() -> None:
+    """Raise KeyboardInterrupt when another thread was interrupted: nothing new is begun."""
+    if given_up.is_set():
+        raise KeyboardInterrupt
 
 
 def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]) -> FlowRun:
@@ -63,7 +78,7 @@ def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]
     pause, since, away = _POLL[0], time.monotonic(), False
     told = _Told(what)
     while True:
-        if _given_up.wait(pause):
+        if given_up.wait(pause):
             raise KeyboardInterrupt
         pause = min(pause * 1.2, _POLL[1])
         try:
@@ -82,8 +97,16 @@ def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]
                     "goes on, looking into the store meanwhile"
                 )
             away = True
+            with contextlib.suppress(StoreError):  # the network may be away altogether
+                if is_done(job.id):
+                    return job
+        except ObjectNotFound as error:
             if is_done(job.id):
                 return job
+            raise JobFailed(
+                f"the Prefect server knows {job.name} no more: it was deleted, or the server has a new database. "
+                "Finished blocks are kept: the same command goes on behind them."
+            ) from error
         if job.state and job.state.is_final():
             return job
 
@@ -136,7 +159,7 @@ def _what_is_missing(client: SyncPrefectClient, pool: str, job: FlowRun) -> str:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def cancelled_with_us(job: UUID) -> Iterator[None]:
     """A job that nobody waits for any more gives its GPU back; its finished blocks stay."""
     try:
@@ -145,6 +168,6 @@ def cancelled_with_us(job: UUID) -> Iterator[None]:
         try:
             with asking() as client:
                 client.set_flow_run_state(job, Cancelling(), force=False)
-        except AWAY:
+        except (*AWAY, ObjectNotFound):
             reporter().note("the job could not be cancelled: the Prefect server does not answer")
         raise

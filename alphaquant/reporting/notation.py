@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from alphaquant.reporting.scores import Score
-from alphaquant.reporting.statistics import Correlation
+if TYPE_CHECKING:
+    from alphaquant.reporting.scores import Score
+    from alphaquant.reporting.statistics import Correlation
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import qr
 
 Floats = NDArray[np.float64]
 
@@ -156,6 +155,8 @@ def _design(count: int, controls: Floats | None) -> Floats:
     if controls is not None:
         columns = np.column_stack([columns, controls.reshape(count, -1)])
     lengths = np.linalg.norm(columns, axis=0)
+    from scipy.linalg import qr  # takes a third of a second to import
+
     basis, triangle, _ = qr(
         columns[:, lengths > 0] / lengths[lengths > 0], mode="economic", pivoting=True
     )

@@ -99,6 +99,9 @@ class ArtifactStore:
         """Folder of an artifact that is to be read."""
         return self.place(ref)
 
+    def mark_used(self, ref: ArtifactRef) -> None:
+        """Tell other machines, which do not see the root folder, that an artifact is about to be used."""
+
     @contextlib.contextmanager
     def draft(self, kind: str) -> Iterator[Draft]:
         """Fill `draft.path`, then leave the context: the folder is fsynced and renamed into place.

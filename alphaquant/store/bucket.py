@@ -6,6 +6,7 @@ Names are relative to the URL and use slashes. Passing network failures are retr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -21,6 +22,7 @@ from alphaquant.store.files import raise_if_full
 from alphaquant.store.parallel import side_by_side
 
 PROBE = "probe.json"
+_PIECE = 8 * 2**20
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _TIMES = ("LastModified", "mtime", "updated", "last_modified", "created")
 _EXISTS = ("409", "412")
@@ -120,11 +122,27 @@ class Bucket:
 
         side_by_side(remove, names)
 
+    def copy(self, name: str, to: str) -> None:
+        """Copy a file inside the bucket; the server does it. Raises FileNotFoundError, StoreError."""
+        with self._explained("write", absent=True) as (fs, base):
+            fs.cp_file(f"{base}/{name}", f"{base}/{to}")
+
+    def sha256(self, name: str) -> str | None:
+        """Hash of a file's content, read piece by piece; None when it is absent. Raises StoreError."""
+        try:
+            with (
+                self._explained("read", absent=True) as (fs, base),
+                fs.open(f"{base}/{name}", "rb", block_size=_PIECE) as file,
+            ):
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return None
+
     def files(self, folder: str) -> dict[str, Entry]:
-        """Everything below a folder, by name relative to it; asks once per thousand files."""
+        """Everything below a folder ("" for all), by name relative to it; asks once per thousand files."""
         try:
             with self._explained("list", absent=True) as (fs, base):
-                start = f"{base}/{folder}/"
+                start = f"{base}/{folder}".rstrip("/") + "/"
                 found = fs.find(start.rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}

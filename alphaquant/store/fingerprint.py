@@ -46,7 +46,7 @@ def code_fingerprint(module: str) -> dict[str, str]:
     todo = [module]
     while todo:
         name = todo.pop()
-        source = _source_of(name)
+        source = source_of(name)
         if name in reached or source is None or _is_infrastructure(name):
             continue
         reached[name], imports = _read(name, source, source.stat().st_mtime_ns)
@@ -91,7 +91,7 @@ def _is_infrastructure(module: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _source_of(module: str) -> Path | None:
+def source_of(module: str) -> Path | None:
     """Source file of a dotted name, without importing anything; None when it is no module."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
@@ -119,7 +119,7 @@ def _imports(tree: ast.Module, module: str, source: Path) -> Iterator[str]:
             base = _absolute(package, node.level, node.module or "")
             yield from _with_parents(base)
             yield from (f"{base}.{alias.name}" for alias in node.names)
-            if base in roots and any(not _source_of(f"{base}.{a.name}") for a in node.names):
+            if base in roots and any(not source_of(f"{base}.{a.name}") for a in node.names):
                 yield base  # a name that the root itself offers
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             # importlib.import_module("alphaquant.x"): kept when it names a module

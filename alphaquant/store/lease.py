@@ -26,7 +26,7 @@ from alphaquant.errors import StoreError
 from alphaquant.progress import reporter
 from alphaquant.store.bucket import Bucket
 from alphaquant.store.files import parse_json
-from alphaquant.store.lock import describe, who_am_i
+from alphaquant.store.lock import describe, given_up, who_am_i
 
 BEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
@@ -37,11 +37,14 @@ _FAREWELL_SECONDS = 5.0
 class Lease:
     """One asker's claim on a name; `lost` is set when somebody took it over."""
 
-    def __init__(self, bucket: Bucket, name: str, what: str, place: str) -> None:
+    def __init__(
+        self, bucket: Bucket, name: str, what: str, place: str, doing: str = "computing the same"
+    ) -> None:
         self.lost = threading.Event()
         self._bucket = bucket
         self._folder = f"leases/{name}"
         self._what = what
+        self._doing = doing
         self._place = place
         self._me = {**who_am_i(), "holder": uuid.uuid4().hex, "place": place}
         self._beats = 0
@@ -60,15 +63,13 @@ class Lease:
             if not living:
                 if self._take(claims):
                     break
-                time.sleep(random.uniform(0, POLL_SECONDS / 4))
+                _pause(random.uniform(0, POLL_SECONDS / 4))
                 continue
             if not waited:
                 holder = describe(parse_json(next(iter(living.values()))))
-                self._reporter.note(
-                    f"{self._what}: waiting for {holder}, which is computing the same"
-                )
+                self._reporter.note(f"{self._what}: waiting for {holder}, which is {self._doing}")
             waited = True
-            time.sleep(POLL_SECONDS)
+            _pause(POLL_SECONDS)
         self._heart.start()
 
     def release(self) -> None:
@@ -132,15 +133,22 @@ class Lease:
 
 
 @contextlib.contextmanager
-def leased(bucket: Bucket, name: str, what: str, place: str) -> Iterator[Lease]:
-    """Hold the lease `name`; a waiter reports what it waits for.
+def leased(
+    bucket: Bucket, name: str, what: str, place: str, doing: str = "computing the same"
+) -> Iterator[Lease]:
+    """Hold the lease `name`; a waiter reports what it waits for: `what`, and what the holder is `doing`.
 
     `place` names what this process has locked besides: the holder's lock on its own machine. A claim of the
     same place is therefore known to be dead at once. Raises StoreError when the bucket does not answer.
     """
-    lease = Lease(bucket, name, what, place)
+    lease = Lease(bucket, name, what, place, doing)
     lease.acquire()
     try:
         yield lease
     finally:
         lease.release()
+
+
+def _pause(seconds: float) -> None:
+    if given_up.wait(seconds):
+        raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,13 +19,17 @@ from typing import Any
 from alphaquant.progress import reporter
 from alphaquant.store.files import read_json, try_lock, writing_to
 
+given_up = threading.Event()
+"""Set when the main thread was interrupted: what waits in other threads then ends."""
+_PAUSE = 0.2
+
 
 @contextlib.contextmanager
 def locked(root: Path, name: str, what: str, doing: str = "computing the same") -> Iterator[None]:
     """Hold the lock `name` of the store at `root`.
 
-    A waiter reports what it waits for: `what`, and what the holder is `doing`. Works between threads, processes and, on a file system that
-    supports flock, between machines.
+    A waiter reports what it waits for: `what`, and what the holder is `doing`. Works between threads,
+    processes and, on a file system that supports flock, between machines.
     """
     path = root / "locks" / f"{name}.lock"
     waited = False
@@ -38,7 +43,7 @@ def locked(root: Path, name: str, what: str, doing: str = "computing the same") 
                     holder = describe(read_json(path))
                     reporter().note(f"{what}: waiting for {holder}, which is {doing}")
                 waited = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                _wait(handle)
             if not _is_current(handle, path):
                 continue  # the holder removed the file when it was done: lock the new one
             with writing_to(root):
@@ -51,6 +56,16 @@ def locked(root: Path, name: str, what: str, doing: str = "computing the same") 
                 path.unlink(missing_ok=True)
         finally:
             os.close(handle)
+
+
+def _wait(handle: int) -> None:
+    """Wait for a lock; in a thread, which no signal reaches, until the main thread has given up."""
+    if threading.current_thread() is threading.main_thread():
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return
+    while not try_lock(handle):
+        if given_up.wait(_PAUSE):
+            raise KeyboardInterrupt
 
 
 def who_am_i() -> dict[str, str]:

@@ -9,6 +9,7 @@ artifact may be removed at any time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,11 +27,17 @@ from alphaquant.store.inspection import content_problem, first_difference, folde
 from alphaquant.store.lease import leased
 from alphaquant.store.lock import locked, place_of
 from alphaquant.store.parallel import side_by_side
+from alphaquant.store.shared_use import SharedUse
+from alphaquant.store.usage import note_use
 
 TRUST_SECONDS = 30.0
 """How long an artifact that was found sound in the bucket is not looked up again."""
 _LOCAL = ("stat", "tmp", "cache", "logs", "locks")
 _LARGE = 100 * 2**20
+
+
+class NotWhole(StoreError):
+    """The bucket lacks files of an artifact, or holds others."""
 
 
 class RemoteStore(ArtifactStore):
@@ -42,6 +49,11 @@ class RemoteStore(ArtifactStore):
         self.remote = Bucket(url)
         self._trusted: dict[str, float] = {}
 
+    @functools.cached_property
+    def use(self) -> SharedUse:
+        """What machines say in the bucket of the artifacts that they use."""
+        return SharedUse(self.remote, self.root)
+
     def reach(self) -> None:
         """Raise UserError unless the bucket may be read and written."""
         self.remote.check()
@@ -51,6 +63,7 @@ class RemoteStore(ArtifactStore):
 
         Raises StoreError when the bucket does not have it whole.
         """
+        note_use(self, ref)
         if self._damage(ref):
             with locked(self.root, f"fetch-{ref.digest}", str(ref), "fetching the same"):
                 self._fetch(ref)
@@ -78,6 +91,18 @@ class RemoteStore(ArtifactStore):
             if problem:
                 return f"incomplete: {name} is {problem}"
         return None
+
+    def mark_used(self, ref: ArtifactRef) -> None:
+        """Say in the bucket that an artifact is about to be used; one who may only read it is not seen."""
+        with contextlib.suppress(StoreError):
+            self.use.mark(ref)
+
+    def mend(self, ref: ArtifactRef) -> bool:
+        """Bring an artifact into the bucket again if this machine's copy of it is whole; whether it is."""
+        whole = self._damage(ref, full=True) is None
+        if whole:
+            self._upload(ref, again=True)
+        return whole
 
     def children(self, ref: ArtifactRef) -> dict[str, ArtifactRef]:
         """Artifacts that this one is made of, by name; none of its other files are fetched."""
@@ -175,6 +200,9 @@ class RemoteStore(ArtifactStore):
         folder, there = self.place(ref), folder_of(ref)
         manifest = (folder / MANIFEST).read_bytes()
         files = self.remote.files(there)
+        if files:  # somebody might be removing them
+            self.use.pass_gate(ref)
+            files = self.remote.files(there)
         wrong = [entry for entry in json.loads(manifest) if again or size_problem(entry, files)]
         if wrong or MANIFEST not in files or self.remote.read(f"{there}/{MANIFEST}") != manifest:
             self._announce("uploading", ref, sum(entry["size"] for entry in wrong))
@@ -217,9 +245,9 @@ class RemoteStore(ArtifactStore):
                 self._remember(ref, marks)
         return None
 
-    def _gone(self, ref: ArtifactRef, why: str) -> StoreError:
+    def _gone(self, ref: ArtifactRef, why: str) -> NotWhole:
         self._trusted.pop(ref.digest, None)
-        return StoreError(
+        return NotWhole(
             f"artifact {ref} is not whole in {self.location}: {why}. Give the same command again, and what "
             "is missing is computed anew."
         )

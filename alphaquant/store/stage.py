@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore, Draft
+from alphaquant.store.edits import CodeGuard
 from alphaquant.store.fingerprint import code_fingerprint
 from alphaquant.store.keys import canonical
 from alphaquant.store.place import Place
@@ -72,9 +73,11 @@ class Workbench:
 
     def __init__(self, artifacts: ArtifactStore, stage: Stage, *, refresh: bool = False) -> None:
         self.artifacts = artifacts
+        self.guard = CodeGuard(stage.code())
         self.blocks: BlockCache | None = None
         self._stage = stage
         self._refresh = refresh
+        self._made: set[str] = set()
 
     def path(self, ref: ArtifactRef) -> Path:
         """Folder of a finished artifact."""
@@ -90,7 +93,12 @@ class Workbench:
         kind = f"{self._stage.name}-block"
         self.close()
         self.blocks = BlockCache(
-            self.artifacts, kind, self._stage.code(), static, refresh=self._refresh
+            self.artifacts,
+            kind,
+            self._stage.code(),
+            static,
+            made=self._made if self._refresh else None,
+            check=self.guard.check,
         )
         return self.blocks
 
@@ -213,6 +221,7 @@ def _compute(
             bench.close()
 
     draft, outcome = patiently(attempt, inputs, stage.name)
+    bench.guard.check()
     skipped = outcome.message if outcome else None
     seconds = time.perf_counter() - started
     place = place.finished()

@@ -29,13 +29,19 @@ class BlockCache:
         code: dict[str, str],
         static: dict[str, Any],
         *,
-        refresh: bool = False,
+        made: set[str] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`made`: keys of the blocks that a forced stage has computed; only these are found again.
+
+        `check` is called before a block is kept and raises when it must not be.
+        """
         self._store = store
         self._kind = kind
         self._code = code
         self._static = canonical(static)
-        self._refresh = refresh
+        self._made = made
+        self._check = check
         self._claim = ExitStack()
         self._chain = ""
         self.refs: list[ArtifactRef] = []
@@ -68,12 +74,15 @@ class BlockCache:
         self._in_order(index)
         with self._store.draft(self._kind) as draft:
             write(draft.path)
+            self._check()
         assert draft.ref is not None
         whole = self._ingredients(index, ingredients)
+        key = key_of(whole)
         save_record(
-            self._store,
-            KeyRecord(stage=self._kind, key=key_of(whole), ingredients=whole, ref=draft.ref),
+            self._store, KeyRecord(stage=self._kind, key=key, ingredients=whole, ref=draft.ref)
         )
+        if self._made is not None:
+            self._made.add(key)
         self.close()
         self.ran += 1
         return self._append(draft.ref)
@@ -87,7 +96,9 @@ class BlockCache:
         return {f"block-{index:04d}": ref.model_dump() for index, ref in enumerate(self.refs)}
 
     def _find(self, key: str) -> ArtifactRef | None:
-        record = None if self._refresh else load_record(self._store, self._kind, key)
+        if self._made is not None and key not in self._made:
+            return None
+        record = load_record(self._store, self._kind, key)
         if record is None or record.ref is None:
             return None
         note_use(self._store, record.ref)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphaquant.errors import StoreError
 from alphaquant.store.files import try_lock
 
 if TYPE_CHECKING:
@@ -73,14 +74,15 @@ def note_use(store: ArtifactStore, ref: ArtifactRef) -> None:
 
     Check that it is there afterwards, not before. Does nothing in a store that may only be read.
     """
-    if not store.heals or store.location != str(store.root):
-        return  # only asked, not used; or the cache of a bucket, which gc does not touch
+    if not store.heals:
+        return  # only asked, not used
+    store.mark_used(ref)
     with noting_use(store):
         todo = [ref]
         while todo:
             found = todo.pop()
             # what is missing or damaged is not used: the check that follows will say so
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError, StoreError):
                 os.utime(store.place(found))
                 todo += store.children(found).values()
 

@@ -60,6 +60,9 @@ def find_acceptance(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any
     found = lookup(stage, store, inputs)
     if found.miss is None and found.record:
         return Acceptance(stage.name, "cached", found.record.standing(), found.record.ref)
+    if found.record is not None:
+        reason = f"this very code has computed it already; its artifact is {found.miss}"
+        return Acceptance(stage.name, "nothing", reason, found.record.ref)
     old = _same_inputs(store, stage, found.ingredients)
     blocks = _blocks(store, stage, found.ingredients, old.ingredients["code"] if old else None)
     if old is None:

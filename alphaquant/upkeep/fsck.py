@@ -6,31 +6,55 @@ runs miss them and make them again. Runs may be at work meanwhile.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import PurePath
+from typing import Any, Protocol, TypeAlias
 
-from alphaquant.errors import StoreError, UserError
-from alphaquant.progress import track
-from alphaquant.store.artifacts import ArtifactStore
-from alphaquant.store.files import writing_to
-from alphaquant.store.usage import removing
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.records import KeyRecord
+from alphaquant.store.remote import RemoteStore
+from alphaquant.upkeep.bucket_site import BucketSite
 from alphaquant.upkeep.consequences import Consequences, Name, computation_of, name_of
-from alphaquant.upkeep.inventory import (
-    QUARANTINE,
-    artifacts,
-    in_the_way,
-    key_files,
-    left_over,
-    root_of,
-    run_files,
-)
-from alphaquant.upkeep.soundness import Check, check_artifacts, manifest_problem, record_problem
+from alphaquant.upkeep.folder_site import FolderSite
+from alphaquant.upkeep.soundness import Check
 
-T = TypeVar("T")
+Torn: TypeAlias = list[tuple[PurePath, str]]
+"""Files, by their path in the store, and what is wrong with them."""
+
+
+class Site(Protocol):
+    """Where a store lies: a folder or a bucket."""
+
+    def artifacts(self, *, fast: bool) -> list[Check]:
+        """Every artifact, looked at."""
+
+    def records(self) -> tuple[list[KeyRecord], Torn]:
+        """Every key record."""
+
+    def manifests(self) -> tuple[list[dict[str, Any]], Torn]:
+        """Every run manifest."""
+
+    def left_over(self) -> dict[str, int]:
+        """Harmless remains that gc removes, by what they are."""
+
+    def in_the_way(self) -> Torn:
+        """What lies where runs write files."""
+
+    def has(self, ref: ArtifactRef) -> bool:
+        """Whether there is anything of an artifact."""
+
+    def put_aside(self, check: Check) -> str | None:
+        """Move a damaged artifact, or what does not belong to it; None when a run replaced it meanwhile."""
+
+    def put_file_aside(self, path: PurePath) -> str:
+        """Move a record or a run manifest."""
+
+    def mended(self, check: Check) -> bool:
+        """Whether an artifact that was put aside is there again already, from another copy."""
+
+    def remember(self, check: Check) -> None:
+        """Note that an artifact was hashed and is sound."""
 
 
 @dataclass
@@ -44,6 +68,8 @@ class Finding:
     runs: list[str] = field(default_factory=list)
     """Runs that made or used it, newest first."""
     moved_to: str | None = None
+    mended: bool = False
+    """Whether a sound copy took its place at once."""
 
 
 @dataclass
@@ -67,99 +93,63 @@ class Report:
 def fsck(store: ArtifactStore, *, fast: bool = False, repair: bool = True) -> Report:
     """Check every artifact, record and run manifest; `repair` moves what is damaged into quarantine.
 
-    `fast` hashes only files that changed since they were last hashed. Raises UserError when there is no
-    store, or when damage is found in one that may not be written.
+    `fast` hashes only files that changed since they were last hashed, and none in a bucket. Raises UserError when
+    there is no store, or when damage is found in one that may not be written, StoreError when a bucket does not
+    answer.
     """
-    root = root_of(store, "fsck")
-    checks = check_artifacts(store, artifacts(root), fast=fast)
-    records, torn = _sorted_out(
-        track(files := key_files(root), "records", len(files)), lambda p: record_problem(store, p)
-    )
-    manifests, torn_runs = _sorted_out(run_files(root), manifest_problem)
+    site: Site = BucketSite(store) if isinstance(store, RemoteStore) else FolderSite(store)
+    checks = site.artifacts(fast=fast)
+    records, torn = site.records()
+    manifests, torn_runs = site.manifests()
     report = Report(
         store=store.location,
         artifacts=len(checks),
         bytes=sum(mark[0] for check in checks for mark in check.marks.values()),
         records=len(records) + len(torn),
         runs=len(manifests) + len(torn_runs),
-        left_over={what: len(paths) for what, paths in left_over(root).items() if paths},
+        left_over=site.left_over(),
     )
     after = Consequences(checks, records, manifests)
     seen = {name_of(check.stored.ref) for check in checks}
-    aside = _Aside(root) if repair else None
     for check in checks:
         if check.problems or check.extra:
-            report.findings += _harm(check, after, aside)
+            report.findings += _harm(check, after, site, repair=repair)
         else:
             if repair and not fast:
-                _remember(store, check)
-            report.findings += _missing_parts(store, check, seen, after)
+                site.remember(check)
+            report.findings += _missing_parts(site, check, seen, after)
+    move: Callable[[PurePath], str | None] = site.put_file_aside if repair else lambda path: None
     for path, problem in torn:
-        moved = aside.record(path) if aside else None
         reruns, runs = [computation_of(path.parent.name)], after.runs_of_key(path.stem)
         what = f"record {path.parent.name}/{path.stem}"
-        report.findings.append(Finding(what, [problem], reruns, runs, moved))
+        report.findings.append(Finding(what, [problem], reruns, runs, move(path)))
     for path, problem in torn_runs:
-        moved = aside.record(path) if aside else None
-        report.findings.append(Finding(f"manifest of run {path.stem}", [problem], moved_to=moved))
-    for path in in_the_way(root):
-        moved = aside.record(path) if aside else None
-        what = f"file {path.relative_to(root)}"
-        report.findings.append(Finding(what, ["no plain file"], moved_to=moved))
+        report.findings.append(
+            Finding(f"manifest of run {path.stem}", [problem], moved_to=move(path))
+        )
+    for path, problem in site.in_the_way():
+        report.findings.append(Finding(f"file {path}", [problem], moved_to=move(path)))
     return report
 
 
-class _Aside:
-    """Moves what is damaged into quarantine, under a name that tells when."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-
-    def artifact(self, check: Check) -> str | None:
-        """Move an artifact, or the files that do not belong to it; None when a run replaced it meanwhile."""
-        stored = check.stored
-        target = self._root / QUARANTINE / stored.kind / f"{stored.digest}-{self._when}"
-        with writing_to(self._root), removing(self._root):
-            if not check.still_there():
-                return None
-            if check.problems:
-                _move(stored.folder, target)
-                (self._root / "stat" / stored.kind / f"{stored.digest}.json").unlink(
-                    missing_ok=True
-                )
-            else:
-                for name in check.extra:
-                    _move(stored.folder / name, target / name)
-        return str(target)
-
-    def record(self, path: Path) -> str:
-        """Move a record or a run manifest."""
-        place = path.relative_to(self._root)
-        target = self._root / QUARANTINE / place.parent / f"{place.stem}-{self._when}.json"
-        with writing_to(self._root):
-            _move(path, target)
-        return str(target)
-
-
-def _harm(check: Check, after: Consequences, aside: _Aside | None) -> list[Finding]:
-    moved = aside.artifact(check) if aside else None
-    if aside and moved is None:
+def _harm(check: Check, after: Consequences, site: Site, *, repair: bool) -> list[Finding]:
+    moved = site.put_aside(check) if repair else None
+    if repair and moved is None:
         return []
+    mended = bool(check.problems) and repair and site.mended(check)
     name = name_of(check.stored.ref)
     problems = check.problems + [f"{extra} does not belong to it" for extra in check.extra]
-    reruns = after.reruns(name) if check.problems else []
-    return [Finding(f"artifact {check.stored}", problems, reruns, after.runs(name), moved)]
+    reruns = after.reruns(name) if check.problems and not mended else []
+    what = f"artifact {check.stored}"
+    return [Finding(what, problems, reruns, after.runs(name), moved, mended)]
 
 
-def _missing_parts(
-    store: ArtifactStore, check: Check, seen: set[Name], after: Consequences
-) -> list[Finding]:
+def _missing_parts(site: Site, check: Check, seen: set[Name], after: Consequences) -> list[Finding]:
     """An artifact whose parts are not in the store; parts that are damaged speak for themselves."""
     missing = {
         name: child
         for name, child in check.children.items()
-        if name_of(child) not in seen and not store.place(child).exists()
+        if name_of(child) not in seen and not site.has(child)
     }
     if not missing:
         return []
@@ -173,32 +163,3 @@ def _missing_parts(
             after.runs(whole),
         )
     ]
-
-
-def _sorted_out(
-    paths: Iterable[Path], parse: Callable[[Path], T | str | None]
-) -> tuple[list[T], list[tuple[Path, str]]]:
-    """What could be read, and what is wrong with the rest."""
-    good: list[T] = []
-    bad: list[tuple[Path, str]] = []
-    for path in paths:
-        found = parse(path)
-        if isinstance(found, str):
-            bad.append((path, found))
-        elif found is not None:
-            good.append(found)
-    return good, bad
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        source.rename(target)
-
-
-def _remember(store: ArtifactStore, check: Check) -> None:
-    """Spare runs from hashing again what was hashed now."""
-    name = f"stat/{check.stored.kind}/{check.stored.digest}.json"
-    if store.read_json(name) != check.marks:
-        with contextlib.suppress(UserError, StoreError):
-            store.write_json(name, check.marks)

@@ -17,7 +17,7 @@ from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.files import try_lock
 
 QUARANTINE = "quarantine"
-_PARTS = ("keys", "runs", "stat", "cache")
+_PARTS = ("keys", "runs", "jobs", "stat", "cache")
 _DRAFT_SECONDS = 10.0
 """A younger draft may not be locked yet."""
 _HALF_WRITTEN_SECONDS = 3600.0
@@ -41,14 +41,8 @@ class Stored:
         return f"{self.kind}:{self.digest[:12]}"
 
 
-def root_of(store: ArtifactStore, verb: str) -> Path:
-    """Root of a store that can be walked. Raises UserError for one that is elsewhere or not there."""
-    if store.location != str(store.root):
-        raise UserError(
-            f"alphaquant {verb} works on a store that is a folder; {store.location} is in a bucket. Name a "
-            f"folder with --store DIR. What this machine keeps of the bucket, {store.root}, may be removed "
-            "at any time."
-        )
+def root_of(store: ArtifactStore) -> Path:
+    """Root of a store in a folder. Raises UserError when it is not there."""
     if not store.root.is_dir():
         raise UserError(
             f"there is no artifact store at {store.root}. Name one with --store DIR or ALPHAQUANT_STORE."
@@ -85,6 +79,11 @@ def key_files(root: Path) -> list[Path]:
 def run_files(root: Path) -> list[Path]:
     """Files of run manifests."""
     return _jsons(root / "runs")
+
+
+def job_files(root: Path) -> list[Path]:
+    """Jobs for workers, and what those said of failures."""
+    return _jsons(root / "jobs")
 
 
 def in_the_way(root: Path) -> list[Path]:

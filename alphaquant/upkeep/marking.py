@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from alphaquant.errors import StoreError
-from alphaquant.store.artifacts import ArtifactStore
+from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
+from alphaquant.store.parallel import side_by_side
 from alphaquant.store.records import KeyRecord
+from alphaquant.store.remote import NotWhole
 from alphaquant.upkeep.consequences import BLOCK, Name, name_of
-from alphaquant.upkeep.inventory import Stored
 from alphaquant.upkeep.soundness import refs_of, started
 
 
@@ -63,20 +64,19 @@ def at_work(manifest: dict[str, Any]) -> bool:
     return True
 
 
-def parts_of(store: ArtifactStore, found: Iterable[Stored]) -> dict[Name, list[Name]]:
+def parts_of(store: ArtifactStore, refs: Iterable[ArtifactRef]) -> dict[Name, list[Name]]:
     """What each artifact is made of. Raises StoreError for one that does not tell any more."""
-    parts = {}
-    for stored in found:
+
+    def parts(ref: ArtifactRef) -> tuple[Name, list[Name]]:
         try:
-            children = store.children(stored.ref).values()
-        except (ValueError, AttributeError) as error:
+            return name_of(ref), [name_of(child) for child in store.children(ref).values()]
+        except (ValueError, AttributeError, NotWhole) as error:
             raise StoreError(
-                f"artifact {stored} in {store.location} is damaged, so what it needs is not known. Nothing "
+                f"artifact {ref} in {store.location} is damaged, so what it needs is not known. Nothing "
                 "was removed; `alphaquant fsck` puts it aside."
             ) from error
-        if children:
-            parts[name_of(stored.ref)] = [name_of(child) for child in children]
-    return parts
+
+    return {whole: children for whole, children in side_by_side(parts, refs) if children}
 
 
 def marked(

@@ -22,6 +22,9 @@ from alphaquant.store.files import read_json, sha256_of, stat_mark
 from alphaquant.store.records import KeyRecord, load_record
 from alphaquant.upkeep.inventory import Stored, files_of
 
+TORN_RECORD = "torn, or not what was written for this key"
+TORN_MANIFEST = "torn, or not what was written for this run"
+
 
 @dataclass
 class Check:
@@ -73,22 +76,29 @@ def record_problem(store: ArtifactStore, path: Path) -> KeyRecord | str | None:
         return problem
     if record := load_record(store, path.parent.name, path.stem):
         return record
-    return "torn, or not what was written for this key" if path.exists() else None
+    return TORN_RECORD if path.exists() else None
 
 
 def manifest_problem(path: Path) -> dict[str, Any] | str | None:
     """The run manifest in a file, what is wrong with it, or None when the file is gone."""
     if problem := _no_plain_file(path):
         return problem
-    manifest = read_json(path)
+    manifest = told_by(read_json(path), path.stem)
+    if manifest is None and path.exists():
+        return TORN_MANIFEST
+    return manifest
+
+
+def told_by(manifest: Any, run_id: str) -> dict[str, Any] | None:
+    """A run's manifest, or None when it is not what was written for this run."""
     try:
-        if manifest["run_id"] == path.stem:
+        if manifest["run_id"] == run_id:
             refs_of(manifest)
             started(manifest)
             return dict(manifest)
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
-    return "torn, or not what was written for this run" if path.exists() else None
+    return None
 
 
 def refs_of(manifest: dict[str, Any]) -> dict[str, ArtifactRef]:

@@ -28,7 +28,9 @@ def add_to(verbs: Verbs) -> None:
     parser = add_verb(verbs, "fsck", text, _EXAMPLE)
     add_store(parser)
     parser.add_argument(
-        "--fast", action="store_true", help="hash only files that changed since they were hashed"
+        "--fast",
+        action="store_true",
+        help="hash only files that changed since they were hashed; in a bucket, compare sizes",
     )
     parser.add_argument("--dry-run", action="store_true", help="report damage and leave it there")
     add_json(parser)
@@ -76,6 +78,8 @@ def _about(finding: Finding) -> list[str]:
         more = len(finding.runs) - _SHOWN_RUNS
         shown = ", ".join(finding.runs[:_SHOWN_RUNS]) + (f" and {more} more" if more > 0 else "")
         lines.append(f"    made or used by: {shown}")
+    if finding.mended:
+        lines.append("    mended: this machine had a sound copy, which is in the bucket now")
     if finding.moved_to:
         lines.append(f"    now in {finding.moved_to}")
     return lines

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from alphaquant.upkeep.gc import Report, gc
+from alphaquant.upkeep.gc import gc
+from alphaquant.upkeep.gc_report import Report
 from alphaquant.upkeep.marking import Keep
 from flows.commands.options import Verbs, add_json, add_store, add_verb
 from flows.display import showing_progress
@@ -44,7 +45,7 @@ def add_to(verbs: Verbs) -> None:
         type=_amount,
         default=24.0,
         metavar="HOURS",
-        help="keep all that was used in the last HOURS (default: 24)",
+        help="keep all that was used in the last HOURS (default: 24; in a bucket 2 or more)",
     )
     parser.add_argument("--quarantine", action="store_true", help="remove what fsck put aside, too")
     parser.add_argument("--delete", action="store_true", help="do it")
@@ -93,7 +94,9 @@ def _text(report: Report, quarantine: bool) -> str:
         "things in quarantine": report.quarantined if quarantine else 0,
     }
     more = ", ".join(f"{count} {what}" for what, count in others.items() if count)
-    size = f"{decimal(report.freed)} (files that products share by hard links are not counted)"
+    size = decimal(report.freed)
+    if report.cache is None:
+        size += " (files that products share by hard links are not counted)"
     lines = [f"{len(report.runs_kept)} runs stay."]
     if not report.removed and not more:
         lines.append("There is nothing to remove.")
@@ -105,6 +108,12 @@ def _text(report: Report, quarantine: bool) -> str:
         lines.append(
             f"{report.removed} artifacts would go, {size}{f'; also {more}' if more else ''}. Nothing was "
             "removed: --delete does it."
+        )
+    if report.cache:
+        goes = "were dropped" if report.deleted else "would be dropped"
+        lines.append(
+            f"This machine's cache of it, {report.cache.folder}: {report.cache.removed} artifacts {goes}, "
+            f"{decimal(report.cache.freed)}; {report.cache.kept} stay, {decimal(report.cache.kept_bytes)}."
         )
     if report.quarantined and not quarantine:
         lines.append(f"{report.quarantined} things in quarantine stay; --quarantine removes them.")

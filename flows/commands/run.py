@@ -21,7 +21,7 @@ from flows import prefect_settings
 from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
-from flows.orphans import end_orphans
+from flows.orphans import end_orphans, mark_servers
 from flows.preflight import open_store, prepare
 from flows.runner import Request
 from flows.runner import run as run_here
@@ -82,7 +82,8 @@ def on_prefect(
 ) -> dict[str, Any]:
     """Do `work`, which calls a flow: on the server of PREFECT_API_URL, else on one that ends with us."""
     prefect_settings.prepare()
-    end_orphans(store)
+    end_orphans()
+    mark_servers()
     with console.status("starting Prefect") if console.is_terminal else contextlib.nullcontext():
         import flows.pipeline  # noqa: F401
 

@@ -91,7 +91,7 @@ def test_a_hub_model_is_looked_up_by_its_id(
 ) -> None:
     asked = []
 
-    def resolve(config: ModelConfig) -> ModelRef:
+    def resolve(config: ModelConfig, digests: Path | None) -> ModelRef:
         asked.append(config)
         return model
 

@@ -107,6 +107,32 @@ def test_gc_keeps_runs_by_tag(cli: Cli, tmp_path: Path) -> None:
     assert cli("gc", "--keep-tag", "paper", "--json").json["runs_kept"] == [tagged]
 
 
+def test_both_verbs_on_a_store_that_is_a_url(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALPHAQUANT_CACHE", str(tmp_path / "cache"))
+    store = ("--store", f"file://{tmp_path}/shared")
+    assert cli(*RUN, *store).status == 0
+    for path in (tmp_path / "shared").rglob("*"):
+        if path.is_file() and "runs" not in path.parts:
+            os.utime(path, (LONG_AGO, LONG_AGO))
+    for path in (tmp_path / "shared" / "runs").iterdir():
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"started": "2020-01-01T00:00:00+00:00"}))
+    assert "There is nothing to remove." in cli("gc", *store).stdout
+    told = cli("gc", *store, "--keep-runs", "0")
+    assert re.search(r"[1-9]\d* artifacts would go", told.stdout)
+    assert "This machine's cache of it" in told.stdout
+    assert "hard links" not in told.stdout
+    (victim,) = (tmp_path / "shared" / "objects" / "export").glob("*/*/model.safetensors")
+    victim.write_bytes(b"x" * victim.stat().st_size)
+    ending = cli("fsck", *store)
+    assert ending.status == 1
+    assert "mended: this machine had a sound copy" in ending.stdout
+    assert cli("fsck", *store).status == 0
+    assert cli("gc", *store, "--keep-runs", "0", "--delete", "--json").json["removed"] > 0
+
+
 def test_without_a_rule_all_runs_stay_and_what_a_run_just_used_too(
     cli: Cli, tmp_path: Path
 ) -> None:
@@ -132,8 +158,9 @@ def test_what_gc_removed_is_planned_to_run_again(cli: Cli, tmp_path: Path) -> No
     [
         (["fsck", "--store", "nowhere"], "no artifact store at"),
         (["gc", "--store", "nowhere"], "no artifact store at"),
-        (["gc", "--store", "s3://bucket/store"], "works on a store that is a folder"),
-        (["fsck", "--store", "s3://bucket/store"], "works on a store that is a folder"),
+        (["gc", "--store", "file:///nowhere/at/all"], "no artifact store at file:///nowhere"),
+        (["fsck", "--store", "file:///nowhere/at/all"], "no artifact store at file:///nowhere"),
+        (["gc", "--store", "file:///nowhere/at/all", "--grace", "0"], "Give --grace 2 or more"),
     ],
 )
 def test_a_store_that_cannot_be_looked_at_is_exit_status_2(

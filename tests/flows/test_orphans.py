@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alphaquant.store.artifacts import ArtifactStore
-from flows.orphans import SERVER, end_orphans, note_own_server
+from flows.orphans import MARK, SERVER, end_orphans, mark_servers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -19,13 +18,18 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start a process that looks like a server (or not) and sleeps."""
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Start a process that looks like a server (or not) and sleeps; it is ours unless the mark says otherwise."""
     started: list[subprocess.Popen[bytes]] = []
+    monkeypatch.delenv(MARK, raising=False)
 
-    def call(name: str = SERVER) -> subprocess.Popen[bytes]:
+    def call(name: str = SERVER, mark: Callable[[str], str] = str) -> subprocess.Popen[bytes]:
+        mark_servers()
+        environment = os.environ | {MARK: mark(os.environ[MARK])}
         source = "import sys, time; print(flush=True); time.sleep(60)"
-        process = subprocess.Popen([sys.executable, "-c", source, name], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", source, name], stdout=subprocess.PIPE, env=environment
+        )
         assert process.stdout
         process.stdout.readline()
         started.append(process)
@@ -39,49 +43,32 @@ def start() -> Iterator[Start]:
         process.stdout.close()
 
 
-def _note(store: ArtifactStore, process: subprocess.Popen[bytes]) -> Path:
-    return store.root / "cache" / "servers" / f"{process.pid}.json"
+def _of_the_dead(mark: str) -> str:
+    """Another process had this id."""
+    process, since, namespace = mark.split()
+    return f"{process} {int(since) - 1} {namespace}"
 
 
-def _owner_died(note: Path) -> None:
-    content = json.loads(note.read_text())
-    content["owner"][1] -= 1  # another process had this id
-    note.write_text(json.dumps(content))
-
-
-def test_the_server_of_a_living_run_is_left_alone(store: ArtifactStore, start: Start) -> None:
+def test_the_server_of_a_living_run_is_left_alone(start: Start) -> None:
     server = start()
-    note_own_server(store)
-    assert end_orphans(store) == []
+    assert server.pid not in end_orphans()
     assert server.poll() is None
 
 
-def test_the_server_of_a_dead_run_is_ended_once(store: ArtifactStore, start: Start) -> None:
-    server = start()
-    note_own_server(store)
-    _owner_died(_note(store, server))
-    assert end_orphans(store) == [server.pid]
+def test_the_server_of_a_dead_run_is_ended_once(start: Start) -> None:
+    server = start(mark=_of_the_dead)
+    assert server.pid in end_orphans()
     assert server.wait(10) != 0
-    assert end_orphans(store) == []
-    assert not _note(store, server).exists()
+    assert server.pid not in end_orphans()
 
 
-def test_a_process_that_took_a_dead_servers_id_is_left_alone(
-    store: ArtifactStore, start: Start
-) -> None:
-    server, stranger = start(), start("something else")
-    note_own_server(store)
-    note = _note(store, server)
-    _owner_died(note)
-    content = json.loads(note.read_text())
-    content["server"][0] = stranger.pid
-    note.write_text(json.dumps(content))
-    assert end_orphans(store) == []
+def test_what_is_no_server_is_left_alone(start: Start) -> None:
+    stranger = start("something else", mark=_of_the_dead)
+    assert stranger.pid not in end_orphans()
     assert stranger.poll() is None
+
+
+def test_a_server_whose_owner_this_machine_cannot_see_is_left_alone(start: Start) -> None:
+    server = start(mark=lambda mark: f"{_of_the_dead(mark).rpartition(' ')[0]} pid:[1]")
+    assert server.pid not in end_orphans()
     assert server.poll() is None
-
-
-def test_other_children_are_not_noted(store: ArtifactStore, start: Start) -> None:
-    start("something else")
-    note_own_server(store)
-    assert not (store.root / "cache").exists()

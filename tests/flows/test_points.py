@@ -84,6 +84,13 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(
 
 
 def test_folder_names_are_plain() -> None:
-    assert (
-        folder_name({"a.formats": ["int4", "mx/fp4"], "b.x": 1.5}) == "formats--int4--mx-fp4-_x-1.5"
-    )
+    assert folder_name({"a.bits": 3.5, "b.method": "gptq"}) == "bits-3.5_method-gptq"
+    assert folder_name({"a.text": "a/b"}).startswith("text-a-b-")
+
+
+def test_no_two_points_share_a_folder() -> None:
+    long = [f"int{bits}-g{group}" for bits in (2, 3, 4, 6, 8) for group in (16, 32, 64, 128)]
+    settings = [{"a.formats": long}, {"a.formats": long[:-1]}, {"a.x": "a/b"}, {"a.x": "a-b"}]
+    names = {folder_name(one) for one in settings}
+    assert len(names) == 4
+    assert all(len(name) < 128 for name in names)

@@ -111,3 +111,24 @@ def test_a_draft_that_cannot_be_put_in_place_brings_the_old_folder_back(
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert json.loads((out / "summary.json").read_text()) == {"run_id": "1"}
+
+
+def test_drafts_of_killed_runs_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    left = tmp_path / ".out.0123abcd"
+    other = tmp_path / ".out.notes"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+        os.utime(folder, (1, 1))
+    with whole_folder(tmp_path / "out") as living:
+        os.utime(living, (1, 1))
+        assert not left.exists()
+        with whole_folder(tmp_path / "out") as second:
+            assert living.exists()
+            _fill(second)
+        _fill(living)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes", "out"]
+
+
+def _fill(folder: Path) -> None:
+    (folder / "summary.json").write_text('{"run_id": "r"}')

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from alphaquant.progress import reporting_to
+from alphaquant.store import lock
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.lock import locked
 from alphaquant.store.stage import Stage, Workbench, run_stage
@@ -141,3 +142,24 @@ def test_a_killed_stage_resumes_behind_its_last_finished_block(tmp_path: Path) -
     assert process.exitcode == -signal.SIGKILL
     result = run_stage(stage, ArtifactStore(tmp_path), {})
     assert (result.units_ran, result.units_cached) == (1, 2)
+
+
+def test_a_wait_in_a_thread_ends_when_the_main_thread_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "given_up", threading.Event())
+    ended: list[type[BaseException]] = []
+
+    def wait() -> None:
+        try:
+            with locked(tmp_path, "key", "alpha"):
+                pass
+        except KeyboardInterrupt as error:
+            ended.append(type(error))
+
+    with locked(tmp_path, "key", "alpha"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        lock.given_up.set()
+        waiter.join(10)
+        assert ended == [KeyboardInterrupt]

@@ -280,7 +280,7 @@ def test_an_equal_sound_artifact_is_not_uploaded_again(
     _keep(host("a"), {"a": "1"})
     asked = _asked(monkeypatch)
     _keep(host("b"), {"a": "1"})
-    assert [line for line in asked if line.startswith("write")] == []
+    assert [line for line in asked if line.startswith("write objects")] == []
 
 
 def test_a_whole_of_parts_is_checked_without_fetching_them(

@@ -36,11 +36,13 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0))
 
 
-def _run(store: ArtifactStore, body: Any, batch_size: int = 8) -> tuple[list[str], Any]:
+def _run(
+    store: ArtifactStore, body: Any, batch_size: int = 8, *, force: bool = False
+) -> tuple[list[str], Any]:
     notes = _Notes()
     inputs = {"value": 1, "execution": ExecutionConfig(batch_size=batch_size)}
     with reporting_to(notes):
-        result = run_stage(Stage("toy", body, __name__), store, inputs)
+        result = run_stage(Stage("toy", body, __name__), store, inputs, force=force)
     return notes.notes, result
 
 
@@ -154,7 +156,8 @@ def test_anything_else_is_not_tried_again(store: ArtifactStore, error: Exception
     assert len(tries) == 1
 
 
-def test_blocks_of_a_failed_try_are_kept(store: ArtifactStore) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_blocks_of_a_failed_try_are_kept(store: ArtifactStore, force: bool) -> None:
     def body(out: Path, store: Workbench, *, value: int, execution: ExecutionConfig) -> None:
         cache = store.block_cache(value=value)
         for index in range(3):
@@ -164,8 +167,11 @@ def test_blocks_of_a_failed_try_are_kept(store: ArtifactStore) -> None:
                 cache.put(index, {}, lambda folder: _write(folder / "block", str(len(cache.refs))))
         (out / "x").write_text("x")
 
-    _, result = _run(store, body)
-    assert (result.units_ran, result.units_cached) == (1, 2)
+    for _ in range(
+        1 + force
+    ):  # a forced stage trusts the blocks that it has made itself, and no others
+        _, result = _run(store, body, force=force)
+        assert (result.units_ran, result.units_cached) == (1, 2)
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,7 +13,9 @@ from alphaquant.store.units import BlockCache
 def _cache(
     store: ArtifactStore, seed: int = 0, code: str = "1", refresh: bool = False
 ) -> BlockCache:
-    return BlockCache(store, "quantize-block", {"module": code}, {"seed": seed}, refresh=refresh)
+    return BlockCache(
+        store, "quantize-block", {"module": code}, {"seed": seed}, made=set() if refresh else None
+    )
 
 
 def _run(cache: BlockCache, contents: list[str], plan: list[str]) -> str:

@@ -199,3 +199,16 @@ def test_only_blocks_of_one_version_of_the_code_are_accepted(blocks: Blocks) -> 
     blocks.code("3")
     assert blocks.accept([4, 4, 4]).blocks == 3
     assert blocks.run([2, 2, 2]).units_ran == 3
+
+
+def test_a_result_that_todays_code_computed_is_not_replaced_by_an_older_one(
+    project: Project,
+) -> None:
+    project.edit("steps", "0 * 1", "7")  # this one changes the result
+    newer = project.run()["quantize"]
+    assert newer.ref is not None
+    shutil.rmtree(project.store.place(newer.ref))
+    accepted = project.accept("quantize")["quantize"]
+    assert (accepted.verdict, accepted.records) == ("nothing", ())
+    assert "this very code has computed it already" in accepted.reason
+    assert project.run()["quantize"].ref == newer.ref
