@@ -60,7 +60,8 @@ def _note(**event: Any) -> None:
         log.write(json.dumps(event) + "\n")
 
 
-if FOLDER in os.environ:  # a worker or a program of the test; the tests themselves import names only
+# in a worker or a program of the test; the tests themselves import names only
+if FOLDER in os.environ:
     for _name in STAGE_NAMES:
         setattr(flows.dag, _name, Stage(_name, fakes.BODIES[_name], fakes.__name__))
     flows.dag.quantize = Stage("quantize", _quantize, NAME, gpu=True)
