@@ -10,11 +10,13 @@ READY := $(VENV)/.ready
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "AlphaQuant needs Python 3.11 or newer; say which: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "making $(VENV): two to five minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## compress the shipped model end to end
+	@echo "the pipeline takes three minutes on two cores, two of them for the 30 plans it compares itself with"
 	$(BIN)/alphaquant run
 
 test: $(READY) check  ## lint, types and every test this machine can run

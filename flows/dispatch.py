@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -54,6 +55,13 @@ def check_pool(pool: str) -> None:
         raise ConfigError(
             f"the Prefect server at {PREFECT_API_URL.value()} has no deployment {deployment_of(pool)!r}. "
             "`alphaquant server` makes it, and so does `prefect deploy --all` in the project's folder."
+        ) from error
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.UNAUTHORIZED:
+            raise
+        raise ConfigError(
+            f"the Prefect server at {PREFECT_API_URL.value()} wants a password: set PREFECT_API_AUTH_STRING=user:"
+            "password as it was set for the server."
         ) from error
     except AWAY as error:
         raise ConfigError(
@@ -157,6 +165,7 @@ def _failure(stage: Stage, store: ArtifactStore, key: str, job: FlowRun) -> Alph
     if error := read_failure(store, stage.name, key, str(job.id)):
         return error
     said = (job.state.message if job.state else None) or "it ended without a message"
+    said = said.removeprefix("The run failed: ").rstrip(".")
     if job.state and job.state.is_completed():
         return StoreError(
             f"the worker finished {job.name}, but the store {store.location} does not hold its result. Run "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prefect import flow
+from prefect import flow, tags
 from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_URL,
@@ -23,7 +23,7 @@ from prefect.settings import (
 )
 
 from alphaquant.config import RunConfig
-from alphaquant.errors import AlphaQuantError
+from alphaquant.errors import AlphaQuantError, ConfigError
 from alphaquant.store.runs import new_run_id
 from flows.dag import StageName
 from flows.dispatch import run_on_pool
@@ -79,13 +79,22 @@ def run_prepared(request: Request) -> dict[str, Any]:
     """
     token = _prepared.set(request)
     try:
-        with temporary_settings(_SHORT_LIVED if not PREFECT_API_URL.value() else {}):
+        # by the tag, crash detection knows which runs send heartbeats
+        quick = temporary_settings(_SHORT_LIVED if not PREFECT_API_URL.value() else {})
+        with quick, tags("alphaquant"):
             return quantize_model(
                 request.config,
                 list(request.force),  # type: ignore[arg-type]
                 request.store.location,
                 str(request.out) if request.out else "",
             )
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to reach API"):
+            raise
+        raise ConfigError(
+            f"the Prefect server at {PREFECT_API_URL.value()} does not answer. Check PREFECT_API_URL and that "
+            "the server runs; without PREFECT_API_URL, or with --no-prefect, none is needed."
+        ) from error
     except httpx.TransportError as error:
         server = PREFECT_API_URL.value() or "http://127.0.0.1"
         if not str(error.request.url).startswith(server):

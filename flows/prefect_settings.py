@@ -19,12 +19,13 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "alphaquant",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # crash detection waits for three of them
     # what is said before a run begins and after it has ended belongs to no run
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
 """For every process that is, or talks to, a Prefect server of ours."""
 # loggers of the threads that send logs and events to the server; named outside "prefect"
-_SENDERS = ("APILogWorker", "EventsWorker")
+_SENDERS = ("APILogWorker", "EventsWorker", "prefect._internal")
 
 
 def prepare() -> None:

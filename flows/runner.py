@@ -61,6 +61,7 @@ class StageCalls:
         self._run = run
         self._spared = Spared(request)
         self._started = datetime.now(UTC)
+        self._at_work: str | None = None
         self.results: list[StageResult] = []
 
     def __call__(self, stage: Stage, **inputs: Any) -> ArtifactRef | None:
@@ -79,10 +80,12 @@ class StageCalls:
 
     def _call(self, stage: Stage, inputs: Mapping[str, Any], *, force: bool) -> ArtifactRef | None:
         current_display().begin(stage.name)
+        self._at_work = stage.name
         return self._keep(self._run(stage, self._request.store, dict(inputs), force=force))
 
     def _keep(self, result: StageResult) -> ArtifactRef | None:
         """Note what happened to a stage, in place of an earlier word on it."""
+        self._at_work = None
         names = [known.name for known in self.results]
         at = names.index(result.name) if result.name in names else len(names)
         self.results[at : at + 1] = [result]
@@ -115,6 +118,7 @@ class StageCalls:
             "stages": stage_entries(request.store, self.results),
             "refs": {result.name: result.ref.model_dump() for result in self.results if result.ref},
             "blocks": block_counts(self.results),
+            "stage_at_work": self._at_work,
             "environment": environment(),
         }
         with contextlib.suppress(StoreError, UserError):

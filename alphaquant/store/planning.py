@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
-from alphaquant.store.records import KeyRecord, recent_records
+from alphaquant.store.records import KeyRecord, explain, recent_records
 from alphaquant.store.stage import Stage, lookup
 
 PlannedState: TypeAlias = Literal["cached", "skipped", "run", "unknown"]
@@ -58,6 +58,8 @@ def plan_stage(
         reason = f"waits for {', '.join(waits_for)}: cached if nothing changes there"
         if state == "run":
             reason = "forced" if force else "first run"
+        elif last and (edited := _edited(stage, store, last)):
+            state, reason = "run", f"{edited}; waits for {', '.join(waits_for)}"
         return PlannedStage(stage.name, state, reason, seconds, Pending(stage.name), reads=reads)
     found = lookup(stage, store, inputs)
     record = found.record
@@ -80,6 +82,14 @@ def plan_stage(
     if record and record.skipped:
         return replace(planned, state="skipped", reason=record.skipped)
     return planned
+
+
+def _edited(stage: Stage, store: ArtifactStore, last: KeyRecord) -> str | None:
+    """Which code makes a stage run whatever its inputs will be; None when today's has results already."""
+    code = stage.code()
+    if any(known.ingredients.get("code") == code for known in recent_records(store, stage.name)):
+        return None
+    return explain({"code": last.ingredients.get("code", {})}, {"code": code})
 
 
 def spare_unread(

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import socket
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,4 +48,21 @@ def load_run(store: ArtifactStore, run_id: str) -> dict[str, Any]:
     manifest = store.read_json(f"runs/{matches[0]}.json")
     if not isinstance(manifest, dict):
         raise UserError(f"the manifest of run {matches[0]} in {store.location} cannot be read")
+    if manifest.get("status") == "running" and not at_work(manifest):
+        manifest["status"] = "killed"
     return manifest
+
+
+def at_work(manifest: dict[str, Any]) -> bool:
+    """Whether a run has not ended. One of another machine is believed; here, its process must live."""
+    if manifest.get("status") != "running":
+        return False
+    if manifest.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(manifest["process"]), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, KeyError):
+        return False
+    return True

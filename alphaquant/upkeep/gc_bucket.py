@@ -18,6 +18,7 @@ from alphaquant.store.inspection import folder_of
 from alphaquant.store.parallel import side_by_side
 from alphaquant.store.records import KeyRecord, load_record
 from alphaquant.store.remote import RemoteStore
+from alphaquant.store.runs import at_work
 from alphaquant.upkeep.bucket_listing import (
     Files,
     artifacts_in,
@@ -38,7 +39,7 @@ from alphaquant.upkeep.gc_report import (
     Report,
     unreadable,
 )
-from alphaquant.upkeep.marking import Keep, at_work, kept_runs, marked, parts_of, with_parts
+from alphaquant.upkeep.marking import Keep, kept_runs, marked, parts_of, with_parts
 from alphaquant.upkeep.soundness import TORN_MANIFEST, started
 from alphaquant.upkeep.sweeping import ended_jobs
 

@@ -48,6 +48,7 @@ class RunManifest(BaseModel):
     bits_per_weight: float | None = None
     scores: dict[str, Any] = {}
     error: str | None = None
+    stage_at_work: str | None = None
 
     def stage(self, name: str) -> StageEntry | None:
         """A stage's entry; None when the run did not come to it."""

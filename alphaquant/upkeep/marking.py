@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +12,7 @@ from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.parallel import side_by_side
 from alphaquant.store.records import KeyRecord
 from alphaquant.store.remote import NotWhole
+from alphaquant.store.runs import at_work
 from alphaquant.upkeep.consequences import BLOCK, Name, name_of
 from alphaquant.upkeep.soundness import refs_of, started
 
@@ -47,21 +46,6 @@ def kept_runs(manifests: Iterable[dict[str, Any]], keep: Keep) -> list[dict[str,
         or not {*manifest.get("tags", ())}.isdisjoint(keep.tags)
         or at_work(manifest)
     ]
-
-
-def at_work(manifest: dict[str, Any]) -> bool:
-    """Whether a run has not ended. One of another machine is believed; here, its process must live."""
-    if manifest.get("status") != "running":
-        return False
-    if manifest.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(manifest["process"]), 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, KeyError):
-        return False
-    return True
 
 
 def parts_of(store: ArtifactStore, refs: Iterable[ArtifactRef]) -> dict[Name, list[Name]]:

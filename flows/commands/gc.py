@@ -93,20 +93,20 @@ def _text(report: Report, quarantine: bool) -> str:
         **report.left_over,
         "things in quarantine": report.quarantined if quarantine else 0,
     }
-    more = ", ".join(f"{count} {what}" for what, count in others.items() if count)
+    more = ", ".join(f"{what}: {count}" for what, count in others.items() if count)
     size = decimal(report.freed)
     if report.cache is None:
         size += " (files that products share by hard links are not counted)"
-    lines = [f"{len(report.runs_kept)} runs stay."]
+    lines = [f"Runs that stay: {len(report.runs_kept)}."]
     if not report.removed and not more:
-        lines.append("There is nothing to remove.")
+        lines.append("There is nothing to remove; what was used within --grace stays in any case.")
     elif report.deleted:
         lines.append(
-            f"Removed {report.removed} artifacts, {size}{f'; also {more}' if more else ''}."
+            f"Artifacts removed: {report.removed}, {size}{f'; also {more}' if more else ''}."
         )
     else:
         lines.append(
-            f"{report.removed} artifacts would go, {size}{f'; also {more}' if more else ''}. Nothing was "
+            f"Artifacts that would go: {report.removed}, {size}{f'; also {more}' if more else ''}. Nothing was "
             "removed: --delete does it."
         )
     if report.cache:

@@ -32,7 +32,11 @@ def add_to(verbs: Verbs) -> None:
     """Add the verb."""
     parser = add_verb(verbs, "why", "Explain why a stage ran, or what a run did.", _EXAMPLE)
     parser.add_argument(
-        "what", metavar="STAGE|RUN", help="a stage's name, a run's id, last or last~1"
+        "what",
+        metavar="STAGE|RUN",
+        nargs="?",
+        default="last",
+        help="a stage's name, a run's id, last (the default) or last~1",
     )
     add_store(parser)
     parser.set_defaults(execute=execute)
@@ -108,6 +112,8 @@ def _explain_run(console: Console, run: RunManifest) -> None:
     if run.tags:
         title += f", tagged {', '.join(run.tags)}"
     console.print(_entries(title, "stage", [(entry.name, entry) for entry in run.stages]))
+    if run.stage_at_work and run.status != "completed":
+        console.print(f"It was in stage {run.stage_at_work} when it ended.", highlight=False)
     if run.error:
         console.print(run.error, markup=False)
 
@@ -118,7 +124,8 @@ def _entries(title: str, first: str, rows: list[tuple[str, StageEntry]]) -> Tabl
     if any(entry.where for _, entry in rows):
         names.insert(3, "where")
     for name in names:
-        table.add_column(name, justify="right" if name == "time" else "left", overflow="fold")
+        right, whole = name == "time", name in (first, "time")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for label, entry in rows:
         cells = [label, entry.state, duration(entry.seconds), escape(entry.reason)]
         if "where" in names:

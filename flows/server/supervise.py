@@ -11,17 +11,18 @@ import contextlib
 import os
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from alphaquant.errors import AlphaQuantError
 from flows.server.child import Child, adopt_orphans, children_of, end, is_running, kill_group
 from flows.server.fleet import deploying, registering, server_child, worker_children
-from flows.server.options import ServerOptions
+from flows.server.options import CLIENT_AUTH, ServerOptions
+from flows.server.reach import answers, check_password
 
 _TICK = 0.1
+_PATIENCE = 10
+"""Until the user is told that a server does not answer yet."""
 _START_SECONDS = 300
 """A first start makes the database, on a slow disk for minutes."""
 _FLOW_SECONDS = 30
@@ -80,6 +81,7 @@ class Supervisor:
             self._say(f"server    joining {self._options.api_url}")
         began = time.monotonic()
         self._wait_until_healthy(began + _START_SECONDS)
+        check_password(self._options.api_url, self._environment.get(CLIENT_AUTH))
         self._say(f"server    ready after {time.monotonic() - began:.0f} s")
         if self._server:
             self._do(registering(self._options, self._environment))
@@ -92,7 +94,11 @@ class Supervisor:
         self._say(f"workers   {', '.join(worker.name for worker in self._workers) or 'none'}")
 
     def _wait_until_healthy(self, limit: float) -> None:
-        while not _answers(self._options.api_url):
+        patience = time.monotonic() + _PATIENCE
+        while not answers(self._options.api_url):
+            if time.monotonic() > patience:
+                patience = limit
+                self._say(f"server    {self._options.api_url} does not answer yet; still waiting")
             self._tick()
             self._check_server()
             if time.monotonic() > limit:
@@ -223,12 +229,3 @@ class Supervisor:
         if child is None:
             return ""
         return f" The end of its log {child.log}:\n{child.tail()}"
-
-
-def _answers(api_url: str) -> bool:
-    """Whether a Prefect server is there; this it says without a password too."""
-    try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False

@@ -76,8 +76,9 @@ def can_make_hosts() -> bool:
     """Whether this machine lets us: Linux, root, and the tools."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         return False
-    made = subprocess.run(["ip", "netns", "add", "aqprobe"], capture_output=True, check=False)
-    subprocess.run(["ip", "netns", "del", "aqprobe"], capture_output=True, check=False)
+    name = f"aqprobe{os.getpid()}"  # several test processes ask at the same moment
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
     return made.returncode == 0
 
 

@@ -89,9 +89,9 @@ def test_gc_tells_first_and_then_removes_what_no_kept_run_needs(cli: Cli, tmp_pa
     assert "Nothing was removed: --delete does it." in cli("gc", "--keep-runs", "1").stdout
     ending = cli("gc", "--keep-runs", "1", "--delete")
     assert ending.status == 0
-    assert f"Removed {told['removed']} artifacts" in ending.stdout
-    assert "also 1 run manifests" in ending.stdout
-    assert "There is nothing to remove." in cli("gc", "--keep-runs", "1").stdout
+    assert f"Artifacts removed: {told['removed']}" in ending.stdout
+    assert "also run manifests: 1" in ending.stdout
+    assert "There is nothing to remove" in cli("gc", "--keep-runs", "1").stdout
     states = cli(*RUN, "--json", "--set", "allocation.target_bits=5").states
     assert "ran" not in states.values()
     weights = tmp_path / "old" / "checkpoint" / "model.safetensors"
@@ -119,9 +119,9 @@ def test_both_verbs_on_a_store_that_is_a_url(
     for path in (tmp_path / "shared" / "runs").iterdir():
         manifest = json.loads(path.read_text())
         path.write_text(json.dumps(manifest | {"started": "2020-01-01T00:00:00+00:00"}))
-    assert "There is nothing to remove." in cli("gc", *store).stdout
+    assert "There is nothing to remove" in cli("gc", *store).stdout
     told = cli("gc", *store, "--keep-runs", "0")
-    assert re.search(r"[1-9]\d* artifacts would go", told.stdout)
+    assert re.search(r"Artifacts that would go: [1-9]", told.stdout)
     assert "This machine's cache of it" in told.stdout
     assert "hard links" not in told.stdout
     (victim,) = (tmp_path / "shared" / "objects" / "export").glob("*/*/model.safetensors")

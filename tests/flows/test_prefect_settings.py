@@ -14,6 +14,7 @@ from flows.prefect_settings import _is_for_people
     [
         ("APILogWorker", False),
         ("EventsWorker", False),
+        ("prefect._internal.concurrency", False),
         ("prefect.task_runs", False),
         ("prefect.server", True),
         ("alphaquant.run", True),

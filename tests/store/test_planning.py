@@ -177,3 +177,11 @@ def test_a_pending_artifact_is_found_inside_a_dict_of_inputs(project: Project) -
         )
     assert planned.state == "unknown"
     assert "allocate" in planned.reason
+
+
+def test_a_stage_of_edited_code_runs_whatever_it_will_be_given(project: Project) -> None:
+    project.edit("steps", "0 * 1", "1 * 0")  # read by quantize
+    project.edit("alpha", "len(model.read())", "len(model.read()) + 0")
+    planned = _plan(project)
+    assert _states(planned) == ["run", "run", "unknown"]
+    assert planned["quantize"].reason == f"code changed: {project.package}.steps; waits for alpha"

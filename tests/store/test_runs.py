@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+
 import pytest
 
 from alphaquant.errors import UserError
@@ -48,3 +52,14 @@ def test_an_unclear_name_is_the_users_error(filled: ArtifactStore, name: str, sa
 def test_an_empty_store_says_that_it_is_empty(store: ArtifactStore) -> None:
     with pytest.raises(UserError, match="no runs yet"):
         load_run(store, "last")
+
+
+def test_a_run_whose_process_is_gone_was_killed(store: ArtifactStore) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    at_work = {"status": "running", "host": socket.gethostname()}
+    save_run(store, {"run_id": "a", **at_work, "process": ended.pid})
+    save_run(store, {"run_id": "b", **at_work, "process": os.getpid()})
+    save_run(store, {"run_id": "c", **at_work, "process": ended.pid, "host": "elsewhere"})
+    statuses = [load_run(store, name)["status"] for name in "abc"]
+    assert statuses == ["killed", "running", "running"]
