@@ -7,9 +7,11 @@ import contextlib
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -92,6 +94,8 @@ def on_prefect(
             from flows.dispatch import check_pool
 
             check_pool(config.execution.pool)
+    # the server takes seconds to start: what the end of a run needs is imported meanwhile
+    threading.Thread(target=import_module, args=("pandas",), daemon=True).start()
     with showing_progress(console):
         return work()
 

@@ -30,7 +30,8 @@ folder = Path.cwd()
 supervise.worker_children = lambda options, environment: [
     Child("worker", [sys.executable, "-c", sys.argv[1]], os.environ, folder / "worker.log", folder)
 ]
-supervise._answers = lambda url: True
+supervise.answers = lambda url: True
+supervise.check_password = lambda url, password: None
 options = ServerOptions("127.0.0.1", 1, folder, "store", ("",), 0, joins="http://head:4200/api")
 print(supervise.Supervisor(options, os.environ, lambda text: print(text, flush=True)).run("all is up"))
 """
