@@ -81,7 +81,8 @@ class Supervisor:
             self._say(f"server    joining {self._options.api_url}")
         began = time.monotonic()
         self._wait_until_healthy(began + _START_SECONDS)
-        check_password(self._options.api_url, self._environment.get(CLIENT_AUTH))
+        if self._options.joins:
+            check_password(self._options.api_url, self._environment.get(CLIENT_AUTH))
         self._say(f"server    ready after {time.monotonic() - began:.0f} s")
         if self._server:
             self._do(registering(self._options, self._environment))
