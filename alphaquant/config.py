@@ -177,6 +177,16 @@ class QuantizationConfig(Section):
     """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
+    tune: Literal["none", "block"] = "none"
+    """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better."""
+    tune_steps: int = Field(100, ge=1)
+    """Steps of tuning per block."""
+    tune_batch_size: int = Field(4, ge=1)
+    """Windows per step of tuning."""
+    tune_rate: float = Field(5e-3, gt=0)
+    """Largest move of a code's latent per step, in steps of the grid."""
+    tune_scale_rate: float = Field(2e-3, ge=0)
+    """Largest relative move of a scale per step."""
 
     @field_validator("scale_search", mode="before")
     @classmethod

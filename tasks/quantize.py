@@ -30,13 +30,15 @@ def quantize(
 ) -> None:
     """Write `refs.json`, the blocks' artifacts in order, and `errors.parquet`, one row per linear.
 
+    With tuning also `tuning.parquet`, one row per tuned block.
+
     Each finished block is kept at once, so an interrupted stage goes on behind the last one. Method rtn
     works without `tokens`.
     """
     import pandas as pd
 
     from alphaquant.algorithms.quantize_model import quantize_blocks
-    from alphaquant.algorithms.quantized_block import load_errors
+    from alphaquant.algorithms.quantized_block import load_errors, load_tuning
     from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
 
@@ -53,4 +55,7 @@ def quantize(
     )
     errors = pd.concat([load_errors(folder) for folder in folders], ignore_index=True)
     errors.to_parquet(out / "errors.parquet", index=False)
+    tunings = [{"block": at, **found} for at, f in enumerate(folders) if (found := load_tuning(f))]
+    if tunings:
+        pd.DataFrame(tunings).to_parquet(out / "tuning.parquet", index=False)
     (out / REFS).write_text(json.dumps(blocks.as_refs(), indent=1), encoding="utf-8")

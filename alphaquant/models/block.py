@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
@@ -109,13 +110,32 @@ class BlockModel:
 
     def linear(self, block: nn.Module, index: int, name: str) -> nn.Module:
         """The submodule (with a `.weight`) that a linear's name on disk means."""
-        architecture = self.checkpoint.architecture
-        relative = name.removeprefix(f"{architecture.blocks}.{index}.")
-        return block.get_submodule(architecture.module_name(relative))
+        return block.get_submodule(self._module(index, name))
 
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """One batch `[windows, length, hidden]` through a block, on the device."""
-        return block(hidden.to(self.device), **self._kwargs(index, hidden))  # type: ignore[no-any-return]
+    def _module(self, index: int, linear: str) -> str:
+        """A linear's path inside its block."""
+        architecture = self.checkpoint.architecture
+        return architecture.module_name(linear.removeprefix(f"{architecture.blocks}.{index}."))
+
+    def run(
+        self,
+        block: nn.Module,
+        index: int,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """One batch `[windows, length, hidden]` through a block, on the device.
+
+        `weights` by linear stand in for the block's own; gradients reach them.
+        """
+        hidden, kwargs = hidden.to(self.device), self._kwargs(index, hidden)
+        if weights is None:
+            return block(hidden, **kwargs)  # type: ignore[no-any-return]
+        replaced = {
+            f"{self._module(index, linear)}.weight": weight.to(self.dtype)
+            for linear, weight in weights.items()
+        }
+        return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
 
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
         """The block's outputs, batch by batch, each kept where its input lay."""
