@@ -6,6 +6,7 @@ Artifacts without a manifest are uploads under way, or that broke off: nobody co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -110,7 +111,8 @@ class BucketSite:
     def put_file_aside(self, path: PurePath) -> str:
         """Move a record or a run manifest."""
         target = f"{QUARANTINE}/{path.parent}/{path.stem}-{self._when}.json"
-        self._bucket.copy(str(path), target)
+        with contextlib.suppress(FileNotFoundError):  # another fsck was faster
+            self._bucket.copy(str(path), target)
         self._bucket.remove([str(path)])
         return f"{self._store.location}/{target}"
 

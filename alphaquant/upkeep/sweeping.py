@@ -31,9 +31,10 @@ def used(stored: Stored, cutoff: int) -> bool:
 
 
 def sweep(root: Path, garbage: list[Stored], cutoff: int) -> list[Stored]:
-    """Take away what is still unused; returns that."""
+    """Take away what is still unused; returns that. Raises UserError when it may not be written."""
     taken: list[Stored] = []
-    (root / "tmp").mkdir(exist_ok=True)
+    with writing_to(root):
+        (root / "tmp").mkdir(exist_ok=True)
     for start in track(range(0, len(garbage), _BATCH), "batches", -(-len(garbage) // _BATCH)):
         graves = []
         with writing_to(root), removing(root):

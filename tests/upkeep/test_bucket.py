@@ -304,6 +304,17 @@ def test_who_completes_an_artifact_waits_for_gc(
     assert past.has(ref)
 
 
+def test_who_removes_in_a_bucket_keeps_nobody_on_its_machine_waiting(past: Past) -> None:
+    ref, store = past.artifact("read"), past.machine()
+    reader = threading.Thread(target=lambda: store.path(ref))
+    with past.machine().use.removing("gc"):
+        reader.start()
+        reader.join(10)
+        waits = reader.is_alive()
+    reader.join()
+    assert not waits
+
+
 def test_an_upload_that_broke_off_goes_when_it_is_old(past: Past) -> None:
     ref = past.artifact("half")
     past.machine().remote.remove([f"{_place(ref)}/{MANIFEST}"])
@@ -527,6 +538,20 @@ def test_torn_records_and_manifests_are_put_aside(used: Used, server: S3Server) 
     assert manifest.what == f"manifest of run {used.run_id}"
     assert (record.moved_to or "").startswith(f"{used.past.url}/quarantine/keys/alpha/")
     assert fsck(used.past.machine("checker")).findings == []
+
+
+def test_a_torn_record_that_another_fsck_puts_aside_meanwhile_is_no_failure(
+    used: Used, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.write(f"{used.past.url}/{used.records[0]}", b'{"stage": ')
+    honest = Bucket.copy
+
+    def copy(self: Bucket, name: str, to: str) -> None:
+        server.delete(f"{used.past.url}/{name}")
+        honest(self, name, to)
+
+    monkeypatch.setattr(Bucket, "copy", copy)
+    assert used.finding().what == f"record {used.records[0][5:-5]}"
 
 
 @pytest.mark.parametrize(("moment", "repair"), [("files", False), ("records", True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -426,6 +427,39 @@ def test_quarantine_goes_only_when_asked(past: Past) -> None:
 def test_stores_that_are_not_there_are_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no artifact store at"):
         gc(ArtifactStore(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "utime"), (Path, "mkdir")])
+def test_a_store_that_may_not_be_written_is_the_users_error(
+    past: Past, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    loose = past.artifact("loose")
+    (past.root / "tmp").rmdir()
+
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(UserError, match=r"Permission denied.*ALPHAQUANT_STORE"):
+        past.gc()
+    monkeypatch.undo()
+    assert past.has(loose)
+
+
+def test_a_store_on_a_disk_that_may_only_be_read_can_be_looked_at(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past.artifact("loose")
+    (past.root / "locks" / "users" / "dead").touch()
+    honest = os.open
+
+    def read(path: Any, flags: int, *mode: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return honest(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read)
+    assert past.gc(delete=False).removed == 1
 
 
 def _number(out: Path, bench: Workbench, *, number: int) -> None:
