@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import time
-from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -22,8 +21,7 @@ import pytest
 
 from alphaquant.errors import StoreError, UserError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
-from alphaquant.store.records import KeyRecord, key_of, save_record
-from alphaquant.store.runs import run_ids, save_run
+from alphaquant.store.runs import run_ids
 from alphaquant.store.stage import Stage, Workbench, run_stage
 from alphaquant.store.units import BlockCache
 from alphaquant.store.usage import note_use
@@ -31,6 +29,8 @@ from alphaquant.upkeep.fsck import fsck
 from alphaquant.upkeep.gc import gc
 from alphaquant.upkeep.inventory import artifacts
 from alphaquant.upkeep.marking import Keep
+from tests.store import contents
+from tests.upkeep.past import old_record, old_run
 
 _CONTEXT = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
 AT_ONCE = Keep(grace_hours=0)
@@ -45,42 +45,23 @@ class Past:
 
     def artifact(self, text: str, kind: str = "toy") -> ArtifactRef:
         """One file with this text."""
-        return self._old(_keep(ArtifactStore(self.root), {"file": text}, kind))
+        return self._old(contents.keep(ArtifactStore(self.root), {"file": text}, kind))
 
     def whole(self, *parts: ArtifactRef) -> ArtifactRef:
         """An artifact that is made of others."""
         listing = {f"part-{index}": part.model_dump() for index, part in enumerate(parts)}
         return self._old(
-            _keep(ArtifactStore(self.root), {"refs.json": json.dumps(listing)}, "whole")
+            contents.keep(ArtifactStore(self.root), {"refs.json": json.dumps(listing)}, "whole")
         )
 
     def run(self, *refs: ArtifactRef, days_ago: float = 100, **more: Any) -> str:
         """A run that made these artifacts."""
-        store = ArtifactStore(self.root)
-        began = datetime.now(UTC) - timedelta(days=days_ago)
-        manifest = {
-            "run_id": f"{began:%Y%m%d-%H%M%S}-{len(run_ids(store)):03d}",
-            "started": began.isoformat(),
-            "status": "completed",
-            "refs": {f"stage-{index}": ref.model_dump() for index, ref in enumerate(refs)},
-        }
-        save_run(store, manifest | more)
-        return str(manifest["run_id"])
+        return old_run(ArtifactStore(self.root), refs, days_ago, **more)
 
     def record(self, ref: ArtifactRef, stage: str, number: int, days_ago: float = 100) -> Path:
         """A key that led to the artifact."""
-        ingredients = {"stage": stage, "inputs": {"index": number}}
-        when = datetime.now(UTC) - timedelta(days=days_ago)
-        record = KeyRecord(
-            stage=stage,
-            key=key_of(ingredients),
-            ingredients=ingredients,
-            ref=ref,
-            when=when.isoformat(timespec="seconds"),
-        )
-        save_record(ArtifactStore(self.root), record)
-        path = self.root / "keys" / stage / f"{record.key}.json"
-        os.utime(path, (when.timestamp(), when.timestamp()))
+        path = self.root / old_record(ArtifactStore(self.root), ref, stage, number, days_ago)
+        os.utime(path, (time.time() - days_ago * 86400,) * 2)
         return path
 
     def has(self, ref: ArtifactRef) -> bool:
@@ -94,14 +75,6 @@ class Past:
     def _old(self, ref: ArtifactRef) -> ArtifactRef:
         os.utime(ArtifactStore(self.root).place(ref), (LONG_AGO, LONG_AGO))
         return ref
-
-
-def _keep(store: ArtifactStore, contents: dict[str, str], kind: str = "toy") -> ArtifactRef:
-    with store.draft(kind) as draft:
-        for name, text in contents.items():
-            (draft.path / name).write_text(text)
-    assert draft.ref is not None
-    return draft.ref
 
 
 @pytest.fixture
@@ -284,7 +257,7 @@ def test_what_a_living_process_has_used_stays_until_it_is_killed(past: Past) -> 
 def test_what_was_made_anew_with_equal_bytes_stays_for_its_maker(past: Past) -> None:
     ref = past.artifact("same")
     maker = ArtifactStore(past.root)
-    assert _keep(maker, {"file": "same"}) == ref
+    assert contents.keep(maker, {"file": "same"}) == ref
     past.gc()
     assert past.has(ref)
     del maker
@@ -294,7 +267,7 @@ def test_what_was_made_anew_with_equal_bytes_stays_for_its_maker(past: Past) -> 
 
 def test_a_result_stays_between_its_making_and_the_record_of_it(past: Past) -> None:
     maker = ArtifactStore(past.root)
-    ref = _keep(maker, {"file": "new"})
+    ref = contents.keep(maker, {"file": "new"})
     past.gc()
     assert maker.problem(ref) is None
 
