@@ -81,13 +81,14 @@ class BlockModel:
         block = template.to_empty(device=self.device).eval()
         architecture = self.checkpoint.architecture
         prefix = f"{architecture.blocks}.{index}."
-        state = {
-            architecture.module_name(name): self._cast(tensor, f"{prefix}{name}")
-            for name, tensor in self.checkpoint.block_tensors(index).items()
-        }
+        state = {}
         for linear, weight in (weights or {}).items():
             name = architecture.module_name(linear.removeprefix(prefix))
-            state[f"{name}.weight"] = weight.to(self.device, self.dtype)
+            state[f"{name}.weight"] = self._cast(weight, f"{linear}.weight")
+        for stored in (name for name in self.checkpoint.entries if name.startswith(prefix)):
+            name = architecture.module_name(stored.removeprefix(prefix))
+            if name not in state:  # what is replaced need not be read
+                state[name] = self._cast(self.checkpoint.tensor(stored), stored)
         try:
             missing, unexpected = block.load_state_dict(state, strict=False)
         except RuntimeError as error:

@@ -131,15 +131,6 @@ class Checkpoint:
         """The linears of one decoder block."""
         return [spec for spec in self.specs if spec.block == block]
 
-    def block_tensors(self, block: int) -> dict[str, Tensor]:
-        """Every tensor of one decoder block, by its name relative to the block, on disk."""
-        prefix = f"{self.architecture.blocks}.{block}."
-        return {
-            name.removeprefix(prefix): self.tensor(name)
-            for name in self.entries
-            if name.startswith(prefix)
-        }
-
     def _handle(self, file: Path) -> Any:
         with self._opening:
             if file not in self._handles:
