@@ -18,6 +18,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "sensitivity": ("linear", "format", "bits_per_weight", "predicted_loss"),
     "plan": ("linear", "role", "block", "expert", "rows", "cols", "format", "bits_per_weight"),
     "errors": ("linear", "role", "block", "error_rtn", "error"),
+    "tuning": ("block", "before", "after", "steps"),
     "scores": ("task", "metric", "value", "model"),
     "router_blocks": ("stage", "block", "changed"),
     "router_history": ("step", "heldout_kl"),
@@ -29,6 +30,7 @@ FILES = {
     "sensitivity": "sensitivity.parquet",
     "plan": "plan.parquet",
     "errors": "errors.parquet",
+    "tuning": "tuning.parquet",
     "scores": "scores.parquet",
     "router_blocks": "router.parquet",
     "router_history": "history.parquet",
@@ -57,6 +59,8 @@ class ReportInputs:
     sensitivity: pd.DataFrame | None = None
     plan: pd.DataFrame | None = None
     errors: pd.DataFrame | None = None
+    tuning: pd.DataFrame | None = None
+    """block, before, after: held-out error; steps: 0 where GPTQ's codes stayed."""
     scores: pd.DataFrame | None = None
     router: Mapping[str, Any] | None = None
     """{kl_before, kl_after, changed_before, changed_after, method}, or {skipped: reason}."""
