@@ -10,6 +10,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.server.child import end
+
 SERVER = "prefect.server.api.server:create_app"
 MARK = "ALPHAQUANT_SERVER_OF"
 _PROC = Path("/proc")
@@ -30,7 +32,7 @@ def end_orphans() -> list[int]:
         owner = dict(field.partition("=")[::2] for field in _fields(process, "environ")).get(MARK)
         # a process id is used again, and means another process in a container: the whole mark must be as it was
         if owner and _namespace(process) == owner.split()[2] and not _lives(owner):
-            os.kill(process, signal.SIGTERM)
+            end(process, signal.SIGTERM)
             ended.append(process)
     return ended
 

@@ -62,6 +62,17 @@ def test_the_server_of_a_dead_run_is_ended_once(start: Start) -> None:
     assert server.pid not in end_orphans()
 
 
+def test_a_server_that_ends_by_itself_meanwhile_stops_nobody(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(process: int, number: int) -> None:
+        raise ProcessLookupError
+
+    start(mark=_of_the_dead)
+    monkeypatch.setattr(os, "kill", gone)
+    end_orphans()
+
+
 def test_what_is_no_server_is_left_alone(start: Start) -> None:
     stranger = start("something else", mark=_of_the_dead)
     assert stranger.pid not in end_orphans()
