@@ -73,6 +73,16 @@ def test_failed_points_stand_beside_the_others(points: list[Point], tmp_path: Pa
     assert "failed: out of patience" in Path(summary["page"]).read_text()
 
 
+def test_who_reads_the_summary_while_it_is_replaced_sees_all_of_the_old_one(
+    points: list[Point], tmp_path: Path
+) -> None:
+    failed = {"status": "failed", "error": "no"}
+    mark_sweep(tmp_path / "out", "sweep-1")
+    with (tmp_path / "out" / "summary.json").open() as reader:
+        hand_over_sweep(tmp_path / "out", "sweep-1", points, [failed, failed])
+        assert json.load(reader) == {"run_id": "sweep-1", "status": "running"}
+
+
 def test_a_sweep_without_any_result_has_no_picture(points: list[Point], tmp_path: Path) -> None:
     failed = {"status": "failed", "error": "no"}
     mark_sweep(tmp_path / "out", "sweep-1")
