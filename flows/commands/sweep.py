@@ -54,9 +54,11 @@ def execute(options: argparse.Namespace) -> None:
         points_of(config, over, store, folder, force)
 
         def work() -> dict[str, Any]:
+            from flows.pipeline import on_server
             from flows.sweep import sweep
 
-            return sweep(over, config, list(force), store.location, str(folder))
+            with on_server():
+                return sweep(over, config, list(force), store.location, str(folder))
 
         summary = on_prefect(work, config, store, console, handler)
     if options.json:
