@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -22,8 +22,7 @@ from flows.pipeline import run_prepared
 from flows.points import Axis, Point, points_of
 from flows.preflight import open_store
 from flows.sweep_result import hand_over_sweep, mark_sweep, open_sweep
-from flows.ui import show_failure
-from flows.ui_sweep import show_sweep
+from flows.ui import show_failure, show_sweep
 from flows.watching import giving_up
 
 _DEFAULT = RunConfig()
@@ -97,14 +96,17 @@ def _ending_of(point: Point) -> dict[str, Any]:
 
 
 def _all_at_once(points: list[Point]) -> list[dict[str, Any]]:
-    futures: list[PrefectFuture[dict[str, Any]]] = [
-        task(name="point", task_run_name=point.name, cache_policy=NO_CACHE, persist_result=False)(
-            _in_its_own_words(point)
-        ).submit()
-        for point in points
-    ]
+    futures: list[PrefectFuture[dict[str, Any]]] = [_as_task(point).submit() for point in points]
     with giving_up():
         return [future.result() for future in futures]
+
+
+def _as_task(point: Point) -> Task[[], dict[str, Any]]:
+    # a function, as Prefect takes a text for a template, and a value such as {wq: int4} has braces
+    made = task(
+        name="point", task_run_name=lambda: point.name, cache_policy=NO_CACHE, persist_result=False
+    )
+    return made(_in_its_own_words(point))
 
 
 def _in_its_own_words(point: Point) -> Callable[[], dict[str, Any]]:
