@@ -55,7 +55,7 @@ def execute(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
     handler = send_to_stderr(console)
     store = open_store(options.store)
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         config = config_of(options)
         request = prepare(config, store, options.out, forced(options, config))
         request = replace(request, tags=tuple(options.tag))

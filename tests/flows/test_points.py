@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
 from alphaquant.errors import ConfigError, UserError
 from alphaquant.store.artifacts import ArtifactStore
 from flows.points import Axis, folder_name, points_of, read_axis
-from tests.flows.fakes import make_model_folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    folder = make_model_folder(tmp_path / "model")
-    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
 
 
 def test_an_axis_is_a_key_and_yaml_values() -> None:

@@ -9,18 +9,10 @@ import pandas as pd
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
 from alphaquant.errors import UserError
 from alphaquant.store.artifacts import ArtifactStore
 from flows.points import Point, points_of, read_axis
 from flows.sweep_result import hand_over_sweep, mark_sweep, open_sweep
-from tests.flows.fakes import make_model_folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    folder = make_model_folder(tmp_path / "model")
-    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
 
 
 @pytest.fixture
