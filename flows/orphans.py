@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from flows.server.child import end
+from flows.server.child import children_of, end
 
 SERVER = "prefect.server.api.server:create_app"
 MARK = "ALPHAQUANT_SERVER_OF"
@@ -21,6 +21,11 @@ def mark_servers() -> None:
     """Let every server that this process starts from now on say whose it is."""
     if mark := _identity(os.getpid()):
         os.environ[MARK] = mark
+
+
+def own_servers() -> list[int]:
+    """Servers that this process has started."""
+    return [child for child in children_of(os.getpid()) if SERVER in _fields(child, "cmdline")]
 
 
 def end_orphans() -> list[int]:

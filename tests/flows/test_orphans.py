@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.orphans import MARK, SERVER, end_orphans, mark_servers
+from flows.orphans import MARK, SERVER, end_orphans, mark_servers, own_servers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -53,6 +53,11 @@ def test_the_server_of_a_living_run_is_left_alone(start: Start) -> None:
     server = start()
     assert server.pid not in end_orphans()
     assert server.poll() is None
+
+
+def test_of_our_children_only_servers_count_as_ours(start: Start) -> None:
+    server, _ = start(), start("something else")
+    assert own_servers() == [server.pid]
 
 
 def test_the_server_of_a_dead_run_is_ended_once(start: Start) -> None:
