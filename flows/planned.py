@@ -34,14 +34,13 @@ def from_here_on(
     config: RunConfig, first: Iterable[str], stages: Stages = pipeline
 ) -> tuple[str, ...]:
     """The stages `first` and every stage that is given what they make, directly or through others."""
+    reached = set(first)
+    if not reached:
+        return ()  # walking would read the files that a config names
     recorder = _Recorder()
     stages(config, _ANY_MODEL, recorder)
-    reached = set(first)
-    for (
-        name,
-        given,
-    ) in recorder.given.items():  # in the order of the calls: inputs come before users
-        if given & reached:
+    for name, given in recorder.given.items():
+        if given & reached:  # in the order of the calls: inputs come before users
             reached.add(name)
     return tuple(name for name in recorder.given if name in reached)
 
