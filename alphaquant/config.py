@@ -185,7 +185,7 @@ class QuantizationConfig(Section):
     """Windows per step of tuning."""
     tune_rate: float = Field(5e-3, gt=0)
     """Largest move of a code's latent per step, in steps of the grid."""
-    tune_scale_rate: float = Field(2e-3, ge=0)
+    tune_scale_rate: float = Field(5e-3, ge=0)
     """Largest relative move of a scale per step."""
 
     @field_validator("scale_search", mode="before")
