@@ -16,7 +16,7 @@ from alphaquant.reporting.notation import (
     shown_interval,
     size_change,
 )
-from alphaquant.reporting.scores import ORIGINAL, Scores
+from alphaquant.reporting.scores import ORIGINAL, ROTATED, Scores
 from alphaquant.reporting.tables import ReportInputs
 
 _CARD_TASKS = 4
@@ -106,6 +106,8 @@ def answer(inputs: ReportInputs, linears: pd.DataFrame, scores: Scores) -> list[
         )
     else:
         sentences.append("This run made no plan, so bits per weight are not known.")
+    if inputs.setting("rotation", "kind") == "hadamard":
+        sentences.append(_rotation(scores))
     sentences += _cost(scores)
     if inputs.setting("export", "format") == "dense" and bits is not None:
         sentences.append(
@@ -113,6 +115,14 @@ def answer(inputs: ReportInputs, linears: pd.DataFrame, scores: Scores) -> list[
             "original's. Bits per weight count what the formats themselves store, scales and zero points included."
         )
     return sentences
+
+
+def _rotation(scores: Scores) -> str:
+    text = "The weights were turned by a Hadamard matrix before they were rounded; at inference that costs nothing"
+    kl = scores.find("kl_mean", ROTATED)
+    if kl is None:
+        return f"{text}."
+    return f"{text}. Rotated but not quantized, the model's mean token KL to the original is {number(kl.value)} nats."
 
 
 def _cost(scores: Scores) -> list[str]:

@@ -31,7 +31,8 @@ WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
         (["export"], ["export", "evaluate", "analyze"]),
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
-        (["alpha"], ["alpha", *STAGE_NAMES[3:]]),
+        (["alpha"], ["alpha", *STAGE_NAMES[STAGE_NAMES.index("allocate") :]]),
+        (["rotate"], ["rotate", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
         (["compare", "export"], ["export", "evaluate", "compare", "analyze"]),
         ([], []),
     ],
@@ -52,7 +53,8 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactSto
     monkeypatch.chdir(tmp_path)
     use_fake_stages(monkeypatch)
     model = make_model_folder(tmp_path / "model")
-    request = prepare(parse_config({"model": {"path": str(model)}}), store)
+    settings = {"model": {"path": str(model)}, "rotation": {"kind": "hadamard"}}
+    request = prepare(parse_config(settings), store)
     run(request)
     return request
 
