@@ -85,7 +85,8 @@ class RotatedCheckpoint(Checkpoint):
         turn = self.turns.get(name)
         if turn is None:
             return self._source.tensor(name)
-        stored = finite(self._source.tensor(turn.source or name), name).cpu()
+        stored = self._source.head_weight() if name == HEAD else self._source.tensor(name)
+        stored = finite(stored, name).cpu()
         dtype = self._dtype or (torch.bfloat16 if stored.element_size() == 1 else stored.dtype)
         if turn.ones:
             return torch.ones_like(stored, dtype=dtype)
@@ -95,8 +96,7 @@ class RotatedCheckpoint(Checkpoint):
             wide = torch.float64 if turn.outputs else dtype
             turned = self._rotation(turn.inputs, name).apply(stored, norm, dtype=wide)
         if turn.outputs:
-            rotation = self._rotation(turn.outputs, name)
-            turned = rotation.apply(turned.T, dtype=dtype).T.contiguous()
+            turned = self._rotation(turn.outputs, name).apply_left(turned, dtype=dtype)
         return turned.to(dtype)
 
     def _rotation(self, basis: Basis, name: str) -> Rotation:

@@ -46,10 +46,9 @@ class Rotation:
     def apply(
         self, x: Tensor, scale: Tensor | None = None, *, dtype: torch.dtype = torch.float64
     ) -> Tensor:
-        """x Q for rows of one or more vectors `[..., size]` on the CPU, computed in fp64.
+        """x Q for vectors `[..., size]` on the CPU, computed in fp64; `scale` `[size]` multiplies them first.
 
-        `scale` `[size]` multiplies the coordinates first. Widths that are multiples of `size` are turned
-        part by part.
+        A vector that is several times as long, such as one of all heads, is turned part by part.
         """
         out = torch.empty(x.shape, dtype=dtype)
         flat, flat_out = x.reshape(-1, self.size), out.view(-1, self.size)
@@ -60,14 +59,24 @@ class Rotation:
             flat_out[start : start + rows] = self._mix(chunk).view(-1, self.size)
         return out
 
+    def apply_left(self, w: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Qᵀ w for a matrix `[size, columns]` on the CPU, computed in fp64; parts of more rows one by one."""
+        out = torch.empty(w.shape, dtype=dtype)
+        columns = max(1, _CHUNK // w.shape[0])
+        for start in range(0, w.shape[1], columns):
+            chunk = w[:, start : start + columns].double()
+            parts = chunk.view(-1, self.size, chunk.shape[1]) * self._signs[:, None]
+            out[:, start : start + columns] = self._mix(parts, chunk.shape[1]).view(chunk.shape)
+        return out
+
     def matrix(self) -> Tensor:
         """Q itself `[size, size]`, in fp64."""
         return self.apply(torch.eye(self.size, dtype=torch.float64))
 
-    def _mix(self, x: Tensor) -> Tensor:
-        """Each factor in turn along its own axis of the Kronecker product."""
+    def _mix(self, x: Tensor, columns: int = 1) -> Tensor:
+        """Each factor in turn along its own axis of the Kronecker product; `columns` lie behind the last."""
         assert self._factors is not None
-        behind = self.block
+        behind = self.block * columns
         for factor in self._factors:
             behind //= len(factor)
             if behind > 1:

@@ -34,8 +34,6 @@ class Turn:
     """Norm whose weight its columns are multiplied with."""
     ones: bool = False
     """A norm whose weight went into the linears behind it."""
-    source: str | None = None
-    """Tensor that it is made from, where it is another: the head of a tied model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +70,10 @@ def turns(
         )
     _check_block(architecture, shapes, rotation)
     embedding, final_norm = f"{architecture.embedding}.weight", f"{architecture.final_norm}.weight"
-    tied = bool(config.get("tie_word_embeddings", False))
     found = {
         embedding: Turn(inputs="residual"),
         final_norm: Turn(ones=True),
-        HEAD: Turn(inputs="residual", norm=final_norm, source=embedding if tied else None),
+        HEAD: Turn(inputs="residual", norm=final_norm),
     }
     turned = heads(architecture, config, specs, rotation).turned
     for spec in specs:

@@ -156,6 +156,14 @@ def test_a_weight_that_is_not_finite_is_named(llama: Checkpoint) -> None:
         rotated.weight("model.layers.1.mlp.up_proj")
 
 
+def test_a_tied_model_with_another_head_of_its_own_is_refused(llama: Checkpoint) -> None:
+    tied = Checkpoint(llama.path)
+    tied.raw_config["tie_word_embeddings"] = tied.config.tie_word_embeddings = True
+    rotated = RotatedCheckpoint(tied, hadamard())
+    with pytest.raises(ModelError, match=r"tie_word_embeddings: true, but lm_head.weight differs"):
+        rotated.weight("lm_head")
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_in_memory_is_rotated_in_place(tmp_path: Path, model_type: str, tied: bool) -> None:

@@ -79,12 +79,29 @@ def test_applying_equals_multiplying_by_the_matrix(size: int, block: int | None)
     )
 
 
-def test_a_wide_matrix_is_applied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0)).double()
+@pytest.mark.parametrize(("size", "block"), [(96, 32), (96, 12), (56, 7), (64, None)])
+def test_applying_from_the_left_is_the_transpose(size: int, block: int | None) -> None:
+    rotation = Rotation(size, block=block, seed=1)
+    w = torch.randn(size, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rotation.apply_left(w), rotation.matrix().T @ w.double())
+
+
+def test_longer_vectors_are_turned_part_by_part() -> None:
+    """As those of all heads: two heads of 12 turn like the block-diagonal matrix of both."""
+    rotation = Rotation(12)
+    both = torch.block_diag(rotation.matrix(), rotation.matrix())
+    w = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(rotation.apply(w), w @ both)
+    torch.testing.assert_close(rotation.apply_left(w), both.T @ w)
+
+
+def test_a_large_matrix_is_applied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)).double()
     rotation = Rotation(24)
-    whole = rotation.apply(x)
+    whole, left = rotation.apply(w), rotation.apply_left(w)
     monkeypatch.setattr("alphaquant.linalg.hadamard._CHUNK", 24 * 7)
-    assert torch.equal(rotation.apply(x), whole)
+    torch.testing.assert_close(rotation.apply(w), whole)
+    torch.testing.assert_close(rotation.apply_left(w), left)
 
 
 def test_blocks_do_not_mix() -> None:

@@ -53,12 +53,12 @@ def test_all_tensors_but_norms_and_biases_of_outputs_turn(tmp_path: Path, model_
     assert still == expected.get(model_type, set())
 
 
-def test_a_tied_head_is_made_of_the_embedding_and_the_final_norm(tmp_path: Path) -> None:
+def test_a_tied_model_gets_a_head_that_takes_the_final_norm_in(tmp_path: Path) -> None:
     model = headers(tmp_path, tie_word_embeddings=True)
-    embedding = "model.embed_tokens.weight"
+    assert "lm_head.weight" not in model.shapes
     found = model.turns()
-    assert found["lm_head.weight"] == Turn("residual", None, "model.norm.weight", source=embedding)
-    assert found[embedding] == Turn("residual")
+    assert found["lm_head.weight"] == Turn("residual", norm="model.norm.weight")
+    assert found["model.embed_tokens.weight"] == Turn("residual")
 
 
 def test_a_clamp_on_the_values_keeps_heads_as_they_are(tmp_path: Path) -> None:
