@@ -71,9 +71,10 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     tokens = _tokens(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     if config.rotation.kind == "none":
-        weights = call.skip(rotate, "rotation.kind is none") or model
+        turned = call.skip(rotate, "rotation.kind is none")
     else:
-        weights = _rotated(config, model, call)
+        turned = _rotated(config, model, call)
+    weights = turned or model  # what is rounded; alpha and scores belong to the original
     losses = call(
         sensitivity, model=weights, tokens=tokens, **_sensitivity_settings(config), execution=here
     )
@@ -120,7 +121,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             blocks=blocks,
             tokens=tokens,
             **_compare_settings(config),
-            **({} if weights == model else {"original": model}),
+            **({"original": model} if turned else {}),
             execution=here,
         )
     report = call(
@@ -136,6 +137,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             "routers": routers,
             "scores": scores,
             "rivals": rivals,
+            **({"rotation": turned} if turned else {}),
         },
     )
     return Products(plan, checkpoint, scores, report)

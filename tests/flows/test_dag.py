@@ -61,7 +61,7 @@ def test_the_whole_pipeline() -> None:
         "export": {"rotate", "quantize", "router"},
         "evaluate": {"allocate", "export"},
         "compare": {"calibration", "rotate", "allocate", "quantize"},
-        "analyze": {*STAGE_NAMES} - {"calibration", "rotate", "export", "analyze"},
+        "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
     }
 
 
@@ -89,13 +89,15 @@ def test_without_a_rotation_no_stage_is_told_of_one() -> None:
 
     class Keeper(Recorder):
         def __call__(self, stage: Stage, **given: Any) -> str:
-            inputs[stage.name] = set(given)
+            inputs[stage.name] = {*given, *given.get("tables", ())}
             return super().__call__(stage, **given)
 
     pipeline(parse_config({"comparison": {"random": 1}}), MODEL, Keeper())
     assert "original" not in inputs["compare"]
+    assert "rotation" not in inputs["analyze"]
     pipeline(WHOLE, MODEL, Keeper())
     assert "original" in inputs["compare"]
+    assert "rotation" in inputs["analyze"]
 
 
 def test_rounding_to_nearest_needs_no_calibration() -> None:

@@ -92,13 +92,15 @@ def test_a_removed_table_is_made_again_because_it_is_handed_over(request_: Reque
     assert [name for name, state in states.items() if state == "run"] == ["alpha"]
 
 
-def test_removed_tokens_are_not_needed_until_a_stage_that_reads_them_runs(
+def test_removed_tokens_and_rotated_models_are_not_needed_until_a_stage_that_reads_them_runs(
     request_: Request,
 ) -> None:
     _remove(request_.store, "calibration")
     assert _states(request_)["calibration"] == "cached"
+    _remove(request_.store, "rotate")
+    assert _states(request_)["rotate"] == "cached"
     _remove(request_.store, "sensitivity")
-    assert _states(request_)["calibration"] == "run"
+    assert (_states(request_)["calibration"], _states(request_)["rotate"]) == ("run", "run")
 
 
 def test_only_stages_of_which_nothing_is_published_are_called_so(request_: Request) -> None:
