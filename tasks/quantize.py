@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphaquant.store.artifacts import REFS
-from tasks.inputs import load_tokens, open_model
+from tasks.inputs import load_tokens, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def quantize(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     plan: ArtifactRef,
     tokens: ArtifactRef | None,
     quantization: QuantizationConfig,
@@ -42,7 +42,7 @@ def quantize(
     from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
 
-    checkpoint = open_model(model)
+    checkpoint = open_weights(store, model)
     blocks = store.block_cache(model=model, tokens=tokens, quantization=quantization)
     folders = quantize_blocks(
         checkpoint,

@@ -34,6 +34,7 @@ from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track, unreported
 
 OWN_PLAN = "own plan, routers untrained"
+ROTATED = "rotated, not quantized"
 
 
 def rival_scores(
@@ -48,10 +49,15 @@ def rival_scores(
     *,
     device: torch.device,
     batch_size: int,
+    original: Checkpoint | None = None,
 ) -> list[Score]:
-    """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise."""
-    ruler = _Ruler(checkpoint, windows, device, batch_size)
-    scores = ruler.measure(OWN_PLAN, own, own_blocks)
+    """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise.
+
+    `original` is given when `checkpoint` is its rotated form: that one's own KL is measured then too.
+    """
+    ruler = _Ruler(checkpoint, original, windows, device, batch_size)
+    scores = [] if original is None else [ruler.divergence(ROTATED)]
+    scores += ruler.measure(OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with tempfile.TemporaryDirectory() as folder, unreported():
@@ -107,14 +113,22 @@ class _Ruler:
     """The original's last hidden states on the held-out windows, against which models are measured."""
 
     def __init__(
-        self, checkpoint: Checkpoint, windows: Tensor, device: torch.device, batch_size: int
+        self,
+        checkpoint: Checkpoint,
+        original: Checkpoint | None,
+        windows: Tensor,
+        device: torch.device,
+        batch_size: int,
     ) -> None:
         self._checkpoint, self._device = checkpoint, device
         self._batches = list(windows.split(batch_size))
-        self._model: Any = load_model(checkpoint.path, device, checkpoint.trust_remote_code)
-        self._live = LiveCheckpoint(self._model)
+        self._model = _loaded(original or checkpoint, device)
         # hidden states, not logits: exact, and smaller by vocabulary / hidden size
         self._original = [self._hidden(batch).cpu() for batch in self._batches]
+        self._head = self._model.get_output_embeddings()
+        if original is not None:
+            self._model = _loaded(checkpoint, device)
+        self._live = LiveCheckpoint(self._model)
         self._weights = resample_weights(windows.shape[0])
 
     def measure(self, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
@@ -122,20 +136,24 @@ class _Ruler:
         for index, folder in enumerate(blocks):
             for name, weight in block_weights(self._checkpoint, index, folder).items():
                 self._live.replace(name, weight)
+        bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
+        return [self.divergence(label), bits]
+
+    def divergence(self, label: str) -> Score:
+        """Mean token KL of the model as it is."""
         kl = torch.cat(
             [
                 self._divergence(original, self._hidden(batch))
                 for batch, original in zip(self._batches, self._original, strict=True)
             ]
         )
-        measured = bootstrap_score(
+        return bootstrap_score(
             weighted_mean(kl.double().cpu()),
             self._weights,
             task=HELDOUT,
             metric="kl_mean",
             model=label,
         )
-        return [measured, Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)]
 
     @torch.no_grad()
     def _hidden(self, batch: Tensor) -> Tensor:
@@ -147,7 +165,11 @@ class _Ruler:
         head = self._model.get_output_embeddings()
         means = []
         for first, second in zip(original, ours, strict=True):  # one window's logits at a time
-            log_p = torch.log_softmax(head(first[:-1].to(self._device)).float(), -1)
+            log_p = torch.log_softmax(self._head(first[:-1].to(self._device)).float(), -1)
             log_q = torch.log_softmax(head(second[:-1]).float(), -1)
             means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
         return torch.stack(means)
+
+
+def _loaded(checkpoint: Checkpoint, device: torch.device) -> Any:
+    return load_model(checkpoint.path, device, checkpoint.trust_remote_code)

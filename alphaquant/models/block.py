@@ -145,24 +145,8 @@ class BlockModel:
                 yield self.run(block, index, batch).to(batch.device)
 
     def head(self) -> nn.Linear:
-        """The output projection `[vocabulary, hidden]`, tied or not, as config.json says.
-
-        Raises ModelError for a tied model whose own lm_head.weight differs: transformers would
-        not tie it.
-        """
-        embedding = f"{self.checkpoint.architecture.embedding}.weight"
-        tied = bool(self.checkpoint.config.tie_word_embeddings)
-        name = embedding if tied else "lm_head.weight"
-        stored = self.checkpoint.tensor(name)
-        if tied and "lm_head.weight" in self.checkpoint.entries:
-            own = self.checkpoint.tensor("lm_head.weight")
-            if not torch.equal(own.to(stored.device, stored.dtype), stored):
-                raise ModelError(
-                    f"config.json of {self.checkpoint.path} has tie_word_embeddings: true, but "
-                    f"lm_head.weight differs from {embedding}. Set tie_word_embeddings to false, "
-                    "or remove lm_head.weight."
-                )
-        weight = self._cast(stored, name)
+        """The output projection `[vocabulary, hidden]`, tied or not. Raises ModelError as `head_weight` does."""
+        weight = self._cast(self.checkpoint.head_weight(), "lm_head.weight")
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight = nn.Parameter(weight, requires_grad=False)
         return head
