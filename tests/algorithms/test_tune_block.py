@@ -64,7 +64,8 @@ def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
     after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
     unseen = windows(seed=5)
     assert error(after, unseen) < 0.97 * error(values(begin), unseen)
-    assert tuning.after < tuning.before and tuning.steps > 0
+    assert tuning.after < tuning.before
+    assert tuning.steps > 0
 
 
 def test_gptq_stays_where_tuning_only_does_harm() -> None:
@@ -72,7 +73,8 @@ def test_gptq_stays_where_tuning_only_does_harm() -> None:
     begin = starts(x)
     harmful = QuantizationConfig(tune_rate=50.0, tune_scale_rate=5.0, tune_steps=8)
     kept, tuning = tune_block(run, begin, x, run(weights(), x), harmful, CPU)
-    assert tuning.steps == 0 and tuning.after == tuning.before
+    assert tuning.steps == 0
+    assert tuning.after == tuning.before
     for start, weight in zip(begin, kept, strict=True):
         assert torch.equal(weight.codes, start.quantized.codes)
 
@@ -103,4 +105,5 @@ def test_few_windows_and_few_steps_work(count: int, steps: int) -> None:
     x = windows(count)
     config = QuantizationConfig(tune_steps=steps, tune_batch_size=64)
     _, tuning = tune_block(run, starts(x), x, run(weights(), x), config, CPU)
-    assert 0 <= tuning.steps <= steps and tuning.after <= tuning.before
+    assert 0 <= tuning.steps <= steps
+    assert tuning.after <= tuning.before

@@ -40,7 +40,8 @@ def test_gradients_pass_straight_through_the_rounding(text: str) -> None:
 def test_the_gradient_of_a_scale_is_that_of_the_values_it_scales() -> None:
     start, rounding = started("int3-g16")
     (rounding.weight() * 2).sum().backward()
-    assert rounding.factor is not None and rounding.factor.grad is not None
+    assert rounding.factor is not None
+    assert rounding.factor.grad is not None
     expected = 2 * start.dequantize().unflatten(-1, (3, 16)).sum(-1, keepdim=True)
     torch.testing.assert_close(rounding.factor.grad, expected)
 
