@@ -167,8 +167,8 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
 
 
 def needs_calibration(config: RunConfig) -> bool:
-    """Whether the short way looks at calibration text; rounding to nearest does not."""
-    return config.quantization.method != "rtn"
+    """Whether the short way looks at calibration text; rounding to nearest does not, unless it is tuned."""
+    return config.quantization.method != "rtn" or config.quantization.tune != "none"
 
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:

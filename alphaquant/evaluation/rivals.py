@@ -93,11 +93,10 @@ def _rivals(
         )
         plan = allocate(checkpoint.specs, uniform, quantization)
         for method in comparison.methods:
-            yield (
-                f"uniform {text}, {method}",
-                plan,
-                quantization.model_copy(update={"method": method}),
-            )
+            update: dict[str, Any] = {"method": method}
+            if method == "rtn":  # the baseline of the comparison, whatever the run does on top
+                update["tune"] = "none"
+            yield f"uniform {text}, {method}", plan, quantization.model_copy(update=update)
     equal_bits = allocation.model_copy(update={"target_bits": own.bits_per_weight})
     for number in range(1, comparison.random + 1):
         seed = comparison.seed + number

@@ -104,6 +104,9 @@ def test_rounding_to_nearest_needs_no_calibration() -> None:
     recorder = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_only)
     assert recorder.skipped == {"calibration": "method rtn looks at no inputs"}
     assert recorder.given["quantize"] == {"allocate"}
+    tuned = {"method": "rtn", "tune": "block"}
+    recorder = _drawn(parse_config({"quantization": tuned}), quantize_only)
+    assert recorder.given["quantize"] == {"allocate", "calibration"}
 
 
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:
