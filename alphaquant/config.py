@@ -125,6 +125,10 @@ class AllocationConfig(Section):
     """What shares one format; empty means fused for budget and alpha, linear for the others."""
     gamma: float = Field(1.0, ge=0)
     """Strength of alpha in policy alpha: loss is weighted by (alpha / median) to this power."""
+    alpha_rule: Literal["null", "alphaq"] = "null"
+    """Policy alpha. null: alpha over its value for a random matrix of the shape, with each format's error and all weights counted. alphaq: AlphaQ's formula, raw alpha, 4 to the power of -bits, every linear counted alike; its own direction is protect=low_alpha."""
+    alpha_prior: bool = False
+    """Policy budget: let alpha correct the measured losses as far as it foretells them on this model."""
     mxfp4_ratio: float = Field(0.3, ge=0, le=1)
     """Policy ratio: share of the least sensitive linears that get mxfp4."""
     bf16_ratio: float = Field(0.0, ge=0, le=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch import Tensor
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_random import random_plan
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
-from alphaquant.algorithms.quantized_block import block_weights
 from alphaquant.config import (
     AllocationConfig,
     ComparisonConfig,
@@ -26,10 +24,9 @@ from alphaquant.config import (
 )
 from alphaquant.errors import PlanError
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_mean
-from alphaquant.evaluation.evaluate import load_model
+from alphaquant.evaluation.ruler import Ruler
 from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.live import LiveCheckpoint
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track, unreported
 
@@ -50,8 +47,8 @@ def rival_scores(
     batch_size: int,
 ) -> list[Score]:
     """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise."""
-    ruler = _Ruler(checkpoint, windows, device, batch_size)
-    scores = ruler.measure(OWN_PLAN, own, own_blocks)
+    ruler = Ruler(checkpoint, windows, device, batch_size)
+    scores = _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with tempfile.TemporaryDirectory() as folder, unreported():
@@ -64,7 +61,7 @@ def rival_scores(
                 batch_size=batch_size,
                 blocks=FreshBlocks(Path(folder)),
             )
-            scores += ruler.measure(label, plan, blocks)
+            scores += _measured(ruler, label, plan, blocks)
     return scores
 
 
@@ -103,51 +100,12 @@ def _rivals(
         yield f"random plan {number}", plan, quantization
 
 
-class _Ruler:
-    """The original's last hidden states on the held-out windows, against which models are measured."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, windows: Tensor, device: torch.device, batch_size: int
-    ) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        self._batches = list(windows.split(batch_size))
-        self._model: Any = load_model(checkpoint.path, device, checkpoint.trust_remote_code)
-        self._live = LiveCheckpoint(self._model)
-        # hidden states, not logits: exact, and smaller by vocabulary / hidden size
-        self._original = [self._hidden(batch).cpu() for batch in self._batches]
-        self._weights = resample_weights(windows.shape[0])
-
-    def measure(self, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
-        """Put the quantized blocks into the model and compare."""
-        for index, folder in enumerate(blocks):
-            for name, weight in block_weights(self._checkpoint, index, folder).items():
-                self._live.replace(name, weight)
-        kl = torch.cat(
-            [
-                self._divergence(original, self._hidden(batch))
-                for batch, original in zip(self._batches, self._original, strict=True)
-            ]
-        )
-        measured = bootstrap_score(
-            weighted_mean(kl.double().cpu()),
-            self._weights,
-            task=HELDOUT,
-            metric="kl_mean",
-            model=label,
-        )
-        return [measured, Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)]
-
-    @torch.no_grad()
-    def _hidden(self, batch: Tensor) -> Tensor:
-        return self._model.model(batch.to(self._device), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _divergence(self, original: Tensor, ours: Tensor) -> Tensor:
-        """Mean token KL of each window `[windows]`, over the tokens that predict another of the window."""
-        head = self._model.get_output_embeddings()
-        means = []
-        for first, second in zip(original, ours, strict=True):  # one window's logits at a time
-            log_p = torch.log_softmax(head(first[:-1].to(self._device)).float(), -1)
-            log_q = torch.log_softmax(head(second[:-1]).float(), -1)
-            means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-        return torch.stack(means)
+def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
+    """Put quantized blocks into the ruler and compare."""
+    ruler.put_blocks(blocks)
+    kl = ruler.measure().kl
+    weights = resample_weights(len(kl))
+    measured = bootstrap_score(
+        weighted_mean(kl), weights, task=HELDOUT, metric="kl_mean", model=label
+    )
+    return [measured, Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)]
