@@ -69,7 +69,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     tokens = _tokens(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     losses = call(
-        sensitivity, model=model, tokens=tokens, **_sensitivity_settings(config), execution=here
+        sensitivity, model=model, tokens=tokens, **sensitivity_settings(config), execution=here
     )
     plan = call(
         allocate,
@@ -120,7 +120,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         analyze,
         model=model,
         name=model.name,
-        config=config.model_dump(mode="json", exclude={"model", "execution"}),
+        config=config.model_dump(mode="json", exclude={"model", "experiment", "execution"}),
         tables={
             "alpha": alphas,
             "sensitivity": losses,
@@ -170,7 +170,7 @@ def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
     )
 
 
-def _sensitivity_settings(config: RunConfig) -> dict[str, Any]:
+def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
     """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
     rounding = config.quantization
     return {

@@ -1,0 +1,138 @@
+"""Figures of an experiment: every arm at the same bits, and bits against what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from alphaquant.algorithms.arms import ARMS, Kind
+from alphaquant.evaluation.paired import Comparison
+from alphaquant.reporting.experiment_tables import ExperimentInputs, title_of
+from alphaquant.reporting.style import ACCENT, AFTER, BEFORE, new_figure, plain_log
+from alphaquant.reporting.sweep import COST, front
+
+KINDS: dict[Kind, tuple[str, str]] = {
+    "blind": (BEFORE, "no alpha, no calibration"),
+    "alpha": (ACCENT, "alpha alone"),
+    "control": ("#E6A57E", "alpha spoilt (controls)"),
+    "measured": (AFTER, "calibration alone"),
+    "both": ("#009E73", "calibration and alpha"),
+}
+_CURVES = {"fisher": (AFTER, "o"), "low": (ACCENT, "v"), "high": ("#882255", "^")}
+
+
+def arms_figure(inputs: ExperimentInputs, comparison: Comparison, results: pd.DataFrame) -> Figure:
+    """One row per arm, best first: mean KL with its interval, single plans as small dots."""
+    names = sorted(inputs.arms(), key=lambda name: comparison.mean(name).value)
+    figure = new_figure(0.34 * len(names) + 1.5)
+    axis = figure.subplots()
+    every = []
+    for place, name in enumerate(names):
+        colour = KINDS[ARMS[name].kind][0]
+        found = comparison.mean(name)
+        single = results[(results["arm"] == name) & ~results["front"]]["kl"].to_numpy()
+        axis.scatter(single, [place] * len(single), s=13, color=colour, alpha=0.35, linewidths=0)
+        if np.isfinite(found.low):
+            axis.plot([found.low, found.high], [place, place], color=colour, linewidth=2, zorder=3)
+        axis.scatter([found.value], [place], s=44, color=colour, zorder=4)
+        every += [found.value, *single]
+    if min(every) > 0 and max(every) / min(every) > 4:
+        plain_log(axis, "x")
+    axis.set_yticks(range(len(names)), [ARMS[name].title for name in names])
+    axis.set_ylim(len(names) - 0.45, -0.55)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(COST)
+    present = {ARMS[name].kind for name in names}
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=colour, label=label)
+        for kind, (colour, label) in KINDS.items()
+        if kind in present
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.2)
+    return figure
+
+
+def front_figure(results: pd.DataFrame, rivals: Mapping[str, tuple[float, float]]) -> Figure | None:
+    """KL over stored bits: uniform formats, mixed plans of three arms, other software's checkpoints.
+
+    `rivals` are bits per weight and KL by name.
+    """
+    points = results[results["front"]]
+    if points.empty:
+        return None
+    figure = new_figure(5.0)
+    axis = figure.subplots()
+    formats = points[~points["arm"].isin(list(_CURVES))].sort_values("bits_per_weight")
+    axis.scatter(
+        formats["bits_per_weight"], formats["kl"], s=52, color=BEFORE, marker="s", zorder=3,
+        label="one format for all",
+    )  # fmt: skip
+    _name_points(axis, formats["arm"], formats["bits_per_weight"], formats["kl"])
+    for name, (colour, marker) in _CURVES.items():
+        chosen = points[points["arm"] == name].sort_values("bits_per_weight")
+        if len(chosen):
+            axis.plot(
+                chosen["bits_per_weight"], chosen["kl"], color=colour, marker=marker, markersize=6,
+                linewidth=1.2, zorder=4, label=f"mixed, {title_of(name)}",
+            )  # fmt: skip
+    if rivals:
+        bits, costs = zip(*rivals.values(), strict=True)
+        axis.scatter(
+            bits, costs, s=60, color="#000000", marker="*", zorder=5, label="other software"
+        )
+        _name_points(axis, list(rivals), bits, costs)
+    all_bits = [*points["bits_per_weight"], *(bits for bits, _ in rivals.values())]
+    all_costs = [*points["kl"], *(cost for _, cost in rivals.values())]
+    best = front(all_bits, all_costs)
+    axis.step(
+        [all_bits[at] for at in best],
+        [all_costs[at] for at in best],
+        where="post",
+        color="#999999",
+        linewidth=0.9,
+        linestyle=":",
+        zorder=1,
+        label="Pareto front",
+    )
+    axis.set_xlabel("stored bits per weight")
+    axis.set_ylabel(COST)
+    axis.margins(x=0.08, y=0.12)
+    if min(all_costs) > 0 and max(all_costs) / min(all_costs) > 4:
+        plain_log(axis, "y")
+    axis.legend(loc="upper right")
+    return figure
+
+
+def variants_figure(tried: Mapping[str, Mapping[str, float]]) -> Figure | None:
+    """Predicted loss of every variant of the arms that had a choice, one panel per arm."""
+    shown = {name: found for name, found in tried.items() if len(found) > 1}
+    if not shown:
+        return None
+    rows = max(len(found) for found in shown.values())
+    figure = new_figure(0.2 * rows * -(-len(shown) // 2) + 1.2 * -(-len(shown) // 2))
+    panels = figure.subplots(-(-len(shown) // 2), 2, squeeze=False).ravel()
+    for axis in panels[len(shown) :]:
+        axis.set_axis_off()
+    for axis, (name, found) in zip(panels, shown.items(), strict=False):
+        ordered = sorted(found.items(), key=lambda item: -item[1])
+        values = [value for _, value in ordered]
+        colours = [BEFORE] * (len(values) - 1) + [ACCENT]
+        axis.scatter(values, range(len(values)), s=26, color=colours, zorder=3)
+        axis.set_yticks(range(len(values)), [text for text, _ in ordered], fontsize=8)
+        axis.set_title(title_of(name))
+        axis.grid(visible=False, axis="y")
+        if min(values) > 0 and max(values) / min(values) > 4:
+            plain_log(axis, "x")
+    figure.supxlabel("predicted loss on the calibration text (nats per token)", fontsize=9.5)
+    return figure
+
+
+def _name_points(axis, names, xs, ys) -> None:  # type: ignore[no-untyped-def]
+    for name, x, y in zip(names, xs, ys, strict=True):
+        axis.annotate(
+            str(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color="#444444"
+        )  # fmt: skip
