@@ -261,7 +261,7 @@ class ExperimentConfig(Section):
     """Calibration seeds, counted up from calibration.seed; every arm is quantized with each."""
     draws: int = Field(20, ge=1)
     """Plans of every arm that chance has a part in, spread over the seeds."""
-    gammas: tuple[float, ...] = (1.0, 3.0, 10.0)
+    gammas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
     """Strengths of alpha to choose from, by predicted loss on the calibration text."""
     front: tuple[float, ...] = (2.5, 3.0, 3.5, 4.25)
     """Bits per weight of the mixed plans on the Pareto front."""

@@ -37,9 +37,10 @@ def arm(
 
     `arm` is an arm's name, or a format that every linear gets.
     """
-    from alphaquant.algorithms.arm_plans import arm_plans, plans_table
+    from alphaquant.algorithms.arm_plans import arm_plans
     from alphaquant.algorithms.arm_table import ArmTable, Knowledge
     from alphaquant.algorithms.arms import ARM_NAMES
+    from alphaquant.algorithms.plan_tables import plans_table
     from alphaquant.formats.scheme import Scheme
 
     alphas, others = read_table(store, hill, "alpha"), read_table(store, farms, "alpha")
@@ -65,7 +66,7 @@ def arm(
         )
         table = ArmTable(known)
         plans = [table.told(table.in_one_format(scheme))]
-    plans_table(plans).to_parquet(out / "plans.parquet", index=False)
+    plans_table([one.plan for one in plans]).to_parquet(out / "plans.parquet", index=False)
     told = [
         {
             "bits_per_weight": one.plan.bits_per_weight,

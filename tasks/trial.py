@@ -40,7 +40,7 @@ def trial(
     import pandas as pd
     from safetensors.torch import load_file
 
-    from alphaquant.algorithms.arm_plans import read_plans
+    from alphaquant.algorithms.plan_tables import read_plans
     from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
     from alphaquant.evaluation.ruler import Ruler
     from alphaquant.models.device import compute_device

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,13 +11,8 @@ from alphaquant.algorithms.allocation_random import random_plan
 from alphaquant.algorithms.arm_table import ArmPlan, ArmTable, Guide, Knowledge
 from alphaquant.algorithms.arms import ArmName
 from alphaquant.errors import PlanError
-from alphaquant.formats.scheme import Scheme
-from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import unreported
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ALPHA_GUIDES: tuple[Guide, ...] = ("hill / null", "hill", "farms")
 TOLERANCE = 0.005
@@ -111,29 +105,3 @@ def _chosen(table: ArmTable, variants: Iterable[tuple[QuantPlan, str]]) -> ArmPl
     tried = {one.variant: one.predicted for one in told if one.predicted is not None}
     best = min(told, key=lambda one: np.inf if one.predicted is None else one.predicted)
     return ArmPlan(best.plan, best.variant, best.predicted, tried)
-
-
-def plans_table(plans: Sequence[ArmPlan]) -> pd.DataFrame:
-    """`plans.parquet` of an arm: draw, linear, scheme; bf16 for what is kept."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        [
-            (draw, spec.name, str(one.plan.schemes[spec.name]))
-            for draw, one in enumerate(plans)
-            for spec in one.plan.specs
-        ],
-        columns=["draw", "linear", "scheme"],
-    )
-
-
-def read_plans(table: pd.DataFrame, specs: Sequence[LinearSpec]) -> list[QuantPlan]:
-    """The plans that `plans_table` wrote, in order."""
-    found = []
-    for _, rows in table.groupby("draw", sort=True):
-        schemes: Mapping[str, Scheme] = {
-            name: Scheme.parse(text, group_size=None)
-            for name, text in zip(rows["linear"], rows["scheme"], strict=True)
-        }
-        found.append(QuantPlan([spec for spec in specs if spec.name in schemes], schemes))
-    return found

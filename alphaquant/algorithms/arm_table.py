@@ -47,7 +47,7 @@ class Knowledge:
     farms: pd.DataFrame
     sensitivity: pd.DataFrame
     oracle: pd.DataFrame | None = None
-    gammas: tuple[float, ...] = (1.0, 3.0, 10.0)
+    gammas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MOST_PARAMETERS = 100_000_000
 MOST_GROUPS = 2000
-WINDOWS = 8
-"""Calibration windows that each group is measured on."""
+TOKENS = 1024
+"""Calibration tokens that each group is measured on; at least one window."""
 _SMALLEST = 1e-9  # nats; what fp32 leaves of a divergence that is there
 
 
@@ -59,7 +59,7 @@ def one_at_a_time(
     """
     import pandas as pd
 
-    ruler = Ruler(checkpoint, tokens[:WINDOWS], device, batch_size)
+    ruler = Ruler(checkpoint, tokens[: max(1, TOKENS // tokens.shape[1])], device, batch_size)
     with tempfile.TemporaryDirectory() as folder, unreported():
         folders = quantize_blocks(
             checkpoint,

@@ -24,6 +24,8 @@ PAIRS: tuple[tuple[ArmName, ArmName], ...] = (
     ("low", "high"),
     ("low", "variance"),
     ("high", "variance"),
+    ("low", "uniform"),
+    ("high", "uniform"),
     ("local_alpha", "local"),
     ("fisher_prior", "fisher"),
     ("low", "fisher"),

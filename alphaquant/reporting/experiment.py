@@ -73,7 +73,6 @@ def _document(
         ),
         Card("original perplexity", number(float(np.exp(inputs.original_loss.mean())), 4), ""),
     ]
-    answer = [text for text in answer_words(verdict, comparison) if text]
     sections = (
         _arms_section(inputs, results, comparison),
         _comparisons_section(verdict),
@@ -85,7 +84,7 @@ def _document(
         title=f"What alpha is worth: {inputs.model}",
         subtitle=f"{number(bits)} bits per weight, {_granularity(inputs)}",
         cards=cards,
-        answer=answer,
+        answer=answer_words(verdict, comparison),
         sections=sections,
     )
 
@@ -223,17 +222,13 @@ def _method_section(inputs: ExperimentInputs) -> Section:
             [[ARMS[name].title, ARMS[name].says] for name in inputs.arms()],
         ),
     ]
-    tried = {
-        name: found[0].plans[0]["tried"]
-        for name in ("low", "high", "local_alpha", "kurtosis", "alphaq")
-        if (found := inputs.of_arm(name))
-    }
     add_picture(
         items,
         "variants",
-        "Predicted loss of every variant",
-        "First calibration seed; the coloured one was taken.",
-        variants_figure(tried),
+        "Predicted loss over the strength of alpha",
+        "First calibration seed. Lines that lie lower are better; the dotted line is the same rule without alpha. A circle "
+        "marks what was taken.",
+        variants_figure(inputs),
     )
     return Section("method", "How it was done", items)
 

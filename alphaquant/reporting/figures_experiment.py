@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alphaquant.algorithms.arms import ARMS, Kind
+from alphaquant.algorithms.arms import ARMS, ArmName, Kind
 from alphaquant.evaluation.paired import Comparison
 from alphaquant.reporting.experiment_tables import ExperimentInputs, title_of
 from alphaquant.reporting.style import ACCENT, AFTER, BEFORE, new_figure, plain_log
@@ -107,32 +109,87 @@ def front_figure(results: pd.DataFrame, rivals: Mapping[str, tuple[float, float]
     return figure
 
 
-def variants_figure(tried: Mapping[str, Mapping[str, float]]) -> Figure | None:
-    """Predicted loss of every variant of the arms that had a choice, one panel per arm."""
-    shown = {name: found for name, found in tried.items() if len(found) > 1}
-    if not shown:
+_GUIDES = {"hill": "-", "hill / null": "--", "farms": "-.", "kurtosis": "-"}
+_ENDS = {"low": ACCENT, "high": "#882255"}
+_PANELS: tuple[tuple[str, tuple[ArmName, ...], ArmName], ...] = (
+    ("alpha alone", ("low", "high"), "variance"),
+    ("kurtosis alone", ("kurtosis",), "variance"),
+    ("output error × alpha", ("local_alpha",), "local"),
+)
+"""Title, arms, and the arm that is theirs without a guide."""
+
+
+def variants_figure(inputs: ExperimentInputs) -> Figure | None:
+    """Predicted loss over gamma for every guide and direction, a panel per family of arms."""
+    panels = [
+        (title, [(name, inputs.of_arm(name)[0].plans[0]) for name in names], base)
+        for title, names, base in _PANELS
+        if all(inputs.of_arm(name) for name in names)
+    ]
+    if not panels:
         return None
-    rows = max(len(found) for found in shown.values())
-    figure = new_figure(0.2 * rows * -(-len(shown) // 2) + 1.2 * -(-len(shown) // 2))
-    panels = figure.subplots(-(-len(shown) // 2), 2, squeeze=False).ravel()
-    for axis in panels[len(shown) :]:
-        axis.set_axis_off()
-    for axis, (name, found) in zip(panels, shown.items(), strict=False):
-        ordered = sorted(found.items(), key=lambda item: -item[1])
-        values = [value for _, value in ordered]
-        colours = [BEFORE] * (len(values) - 1) + [ACCENT]
-        axis.scatter(values, range(len(values)), s=26, color=colours, zorder=3)
-        axis.set_yticks(range(len(values)), [text for text, _ in ordered], fontsize=8)
-        axis.set_title(title_of(name))
-        axis.grid(visible=False, axis="y")
-        if min(values) > 0 and max(values) / min(values) > 4:
-            plain_log(axis, "x")
-    figure.supxlabel("predicted loss on the calibration text (nats per token)", fontsize=9.5)
+    figure = new_figure(3.9)
+    for axis, (title, arms, base) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for name, plan in arms:
+            _lines(axis, name, plan)
+        plain = inputs.of_arm(base)
+        if plain and plain[0].plans[0]["predicted_loss"] is not None:
+            value = float(plain[0].plans[0]["predicted_loss"])
+            axis.axhline(value, color="#777777", linewidth=0.9, linestyle=":")
+        axis.set_title(title)
+        axis.set_xlabel("gamma (strength of the guide)")
+        low, high = axis.get_ylim()
+        plain_log(axis, "x", *(("y",) if low > 0 and high / low > 4 else ()))
+    figure.axes[0].set_ylabel("predicted loss (nats per token)")
+    handles = [
+        *(Line2D([], [], color=colour, label=f"{end} first") for end, colour in _ENDS.items()),
+        *(
+            Line2D([], [], color="#555555", linestyle=style, label=name)
+            for name, style in _GUIDES.items()
+            if name != "kurtosis"
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
 
-def _name_points(axis, names, xs, ys) -> None:  # type: ignore[no-untyped-def]
+def _lines(axis: Axes, arm: str, plan: Mapping[str, Any]) -> None:
+    """One line per guide and direction of what an arm tried."""
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for text, loss in plan["tried"].items():
+        guide, _, gamma = text.rpartition(", gamma ")
+        end, _, rest = guide.partition(" ")
+        if end not in _ENDS:
+            end, rest = arm, guide
+        lines.setdefault((end, rest), []).append((float(gamma), float(loss)))
+        if text == plan["variant"]:
+            axis.scatter(
+                [float(gamma)],
+                [float(loss)],
+                s=60,
+                facecolors="none",
+                edgecolors="#000000",
+                zorder=5,
+            )
+    for (end, guide), points in lines.items():
+        gammas, losses = zip(*sorted(points), strict=True)
+        style = _GUIDES.get(guide, ":")
+        axis.plot(
+            gammas, losses, color=_ENDS[end], linestyle=style, marker=".", linewidth=1.3, zorder=3
+        )
+
+
+def _name_points(
+    axis: Axes, names: Iterable[str], xs: Iterable[float], ys: Iterable[float]
+) -> None:
     for name, x, y in zip(names, xs, ys, strict=True):
         axis.annotate(
-            str(name), (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, color="#444444"
-        )  # fmt: skip
+            str(name),
+            (x, y),
+            xytext=(6, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color="#444444",
+        )

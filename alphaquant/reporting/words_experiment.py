@@ -10,23 +10,34 @@ from alphaquant.evaluation.verdict import ADDITIONS, CONTROLS, DIRECTIONS, Verdi
 from alphaquant.reporting.notation import number, signed
 from alphaquant.reporting.statistics import Correlation
 
-_ENDS = {"low": "low", "high": "high"}
+_BASELINES: dict[ArmName, str] = {
+    "variance": "the same rule at gamma 0",
+    "uniform": "spreading two formats evenly",
+    "fisher": "spending by predicted loss, which reads the calibration text",
+}
 
 
 def answer_words(verdict: Verdict, comparison: Comparison) -> list[str]:
     """Does alpha help on this model, and which way?"""
-    return [_headline(verdict), *_alone(verdict), _addition(verdict), _way(verdict, comparison)]
+    words = [
+        _headline(verdict),
+        _way(verdict, comparison),
+        *_alone(verdict),
+        _baselines(verdict),
+        _addition(verdict),
+    ]
+    return [text for text in words if text]
 
 
 def _headline(verdict: Verdict) -> str:
     if verdict.helps:
-        ends = " and ".join(_ENDS[direction] for direction in verdict.alone)
+        ends = " and ".join(verdict.alone)
         return (
             f"Alpha helps on this model: spending bits on linears of {ends} alpha beats both controls, and alpha makes "
             "a measured allocation better."
         )
     if verdict.alone:
-        ends = " and ".join(_ENDS[direction] for direction in verdict.alone)
+        ends = " and ".join(verdict.alone)
         return (
             f"Alpha does not help on this model once sensitivity is measured. Alone it knows something: spending bits on "
             f"linears of {ends} alpha beats both controls. But it makes no measured allocation better."
@@ -50,7 +61,7 @@ def _alone(verdict: Verdict) -> list[str]:
         if len(found) < 2:
             continue
         sentences.append(
-            f"More bits for {_ENDS[direction]} alpha: KL {change_text(found[0])} against the same formats shuffled within "
+            f"More bits for {direction} alpha: KL {change_text(found[0])} against the same formats shuffled within "
             f"type and block, {change_text(found[1])} against the same rule with alphas permuted within type."
         )
     return sentences
@@ -58,7 +69,7 @@ def _alone(verdict: Verdict) -> list[str]:
 
 def _addition(verdict: Verdict) -> str:
     parts = [
-        f"{change_text(verdict.changes[pair])} added to `{ARMS[pair[1]].title}`"
+        f"{change_text(verdict.changes[pair])} when added to `{ARMS[pair[1]].title}`"
         for pair in ADDITIONS
         if pair in verdict.changes
     ]
@@ -69,34 +80,41 @@ def _way(verdict: Verdict, comparison: Comparison) -> str:
     change = verdict.changes.get(("low", "high"))
     if change is None:
         return ""
-    values = " against ".join(number(comparison.mean(name).value) for name in ("low", "high"))
-    if verdict.better is None:
-        text = f"Which way: not decided. Low alpha first costs a KL of {values} for high alpha first ({change_text(change)})"
-    else:
-        text = (
-            f"Which way: {verdict.better} alpha is the end to protect. Low alpha first costs a KL of {values} for high "
-            f"alpha first ({change_text(change)})"
-        )
-    plain = [
-        verdict.changes[pair] for pair in (("low", "variance"), ("high", "variance")) if pair in verdict.changes
-    ]  # fmt: skip
-    if len(plain) == 2:
-        text += (
-            f"; against the same rule without alpha (gamma 0) that is {change_text(plain[0])} and "
-            f"{change_text(plain[1])}"
-        )
-    return f"{text}."
+    low, high = (number(comparison.mean(name).value) for name in ("low", "high"))
+    end = (
+        "not decided"
+        if verdict.better is None
+        else f"of the two directions, protecting {verdict.better} alpha is the better"
+    )
+    return (
+        f"Which way: {end}. Low alpha first costs a KL of {low}, high alpha first {high}; the former against the latter is "
+        f"{change_text(change)}."
+    )
+
+
+def _baselines(verdict: Verdict) -> str:
+    """The better direction against rules that know neither alpha nor any text."""
+    change = verdict.changes.get(("low", "high"))
+    if change is None:
+        return ""
+    direction: ArmName = "low" if change.value < 0 else "high"
+    parts = [
+        f"{change_text(verdict.changes[direction, other])} against {text}"
+        for other, text in _BASELINES.items()
+        if (direction, other) in verdict.changes
+    ]
+    return f"Against rules without alpha, {direction} alpha first has a KL of {'; '.join(parts)}."
 
 
 def change_text(found: Interval) -> str:
-    """`−12.3 % [−15.0, −9.1]`, or words where it could be nothing."""
+    """`−12.3 % [−15.0, −9.1]`, with a word where that may be chance."""
     value = f"{_percent(found.value)} %"
     if np.isnan(found.low):
         return f"{value}, no interval"
     if found.value == found.low == found.high == 0:
         return "exactly 0 (the same plans)"
     text = f"{value} [{_percent(found.low)}, {_percent(found.high)}]"
-    return text if found.excludes_zero else f"{text}, which may be nothing"
+    return text if found.excludes_zero else f"{text} (not beyond chance)"
 
 
 def _percent(share: float) -> str:
@@ -119,8 +137,3 @@ def relation_words(found: Correlation) -> str:
     if np.isnan(found.low):
         return signed(found.value)
     return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
-
-
-def arm_note(name: ArmName) -> str:
-    """What an arm does."""
-    return ARMS[name].says
