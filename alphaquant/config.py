@@ -255,7 +255,7 @@ class ComparisonConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """The arms of `alphaquant sweep --experiment alpha`; a single run does not look at it."""
+    """Ways to spend the same bits, for the experiment on what alpha is worth; a single run does not look at it."""
 
     seeds: int = Field(3, ge=1, le=100)
     """Calibration seeds, counted up from calibration.seed; every arm is quantized with each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,8 +16,8 @@ from alphaquant.plan import QuantPlan
 from alphaquant.progress import unreported
 
 ALPHA_GUIDES: tuple[Guide, ...] = ("hill / null", "hill", "farms")
-TOLERANCE = 0.005
-"""Bits per weight by which a random plan may fall short of the budget."""
+TOLERANCES = (0.005, 0.02, 0.1)
+"""Bits per weight by which a random plan may fall short of the budget: the first that groups allow."""
 
 
 def arm_plans(name: ArmName, known: Knowledge, draws: int, seed: int) -> list[ArmPlan]:
@@ -28,12 +29,7 @@ def arm_plans(name: ArmName, known: Knowledge, draws: int, seed: int) -> list[Ar
         table = ArmTable(known)
         random = [np.random.default_rng((seed, number)) for number in range(draws)]
         if name == "random":
-            seeds = [int(one.integers(2**31)) for one in random]
-            plans = [
-                random_plan(known.specs, table.config, known.quantization, number, TOLERANCE)
-                for number in seeds
-            ]
-            return [table.told(plan) for plan in plans]
+            return [table.told(_random(table, int(one.integers(2**31)))) for one in random]
         direction, _, control = name.partition("_")
         if control not in ("shuffled", "permuted"):
             return [_single(name, table)]
@@ -44,6 +40,14 @@ def arm_plans(name: ArmName, known: Knowledge, draws: int, seed: int) -> list[Ar
             table.told(table.guided(table.permuted(table.guide(guide), one), gamma), best.variant)
             for one in random
         ]
+
+
+def _random(table: ArmTable, seed: int) -> QuantPlan:
+    known = table.known
+    for tolerance in TOLERANCES[:-1]:
+        with contextlib.suppress(PlanError):
+            return random_plan(known.specs, table.config, known.quantization, seed, tolerance)
+    return random_plan(known.specs, table.config, known.quantization, seed, TOLERANCES[-1])
 
 
 def _single(name: ArmName, table: ArmTable) -> ArmPlan:
