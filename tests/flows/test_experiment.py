@@ -71,11 +71,8 @@ def _sensitivity(out: Path, store: Workbench, **inputs: Any) -> None:
     (out / "losses").write_text(str(inputs["tokens"].digest))
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.chdir(tmp_path)
-    folder = make_model_folder(tmp_path / "model")
-    TRIALS.clear()
+def use_fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put fakes in the place of every stage of an experiment."""
     bodies = {
         "calibration": _calibration,
         "alpha": fakes.BODIES["alpha"],
@@ -89,6 +86,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     }
     for name, body in bodies.items():
         monkeypatch.setattr(flows.experiment_dag, name, Stage(name, body, __name__))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.chdir(tmp_path)
+    folder = make_model_folder(tmp_path / "model")
+    TRIALS.clear()
+    use_fake_experiment(monkeypatch)
     return load_config(
         None,
         [
