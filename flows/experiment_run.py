@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,7 @@ class ExperimentCalls(StageCalls):
     def __init__(self, request: Request, run: StageRunner, side_by_side: SideBySide) -> None:
         super().__init__(replace(request, stages=_no_stages), run)
         self._side_by_side = side_by_side
+        self._alone = threading.Lock()
 
     def step(self, step: Step) -> ArtifactRef | None:
         """Run a step, or find its result."""
@@ -82,6 +84,10 @@ class ExperimentCalls(StageCalls):
         force = step.stage.name in self._request.force
         result = self._run(step.stage, self._request.store, step.inputs, force=force)
         return self._keep(replace(result, name=step.label))
+
+    def _keep(self, result: StageResult) -> ArtifactRef | None:
+        with self._alone:  # steps may end at the same moment
+            return super()._keep(result)
 
     def all(self, steps: Sequence[Step]) -> list[ArtifactRef | None]:
         """Run steps that do not need each other."""

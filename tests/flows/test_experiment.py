@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from alphaquant.errors import PlanError, UserError
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.runs import load_run, run_ids
 from alphaquant.store.stage import Skipped, Stage, Workbench
+from flows.experiment_dag import Step
 from flows.experiment_run import PAGE, TABLE, prepare_experiment, run_experiment
 from flows.runner import run_here
 from tests.flows import fakes
@@ -151,6 +154,18 @@ def test_the_same_experiment_again_computes_nothing(
     assert {stage["state"] for stage in again["stages"]} == {"cached"}
     assert TRIALS == []
     assert (tmp_path / "other" / PAGE).is_file()
+
+
+def test_steps_side_by_side_are_all_kept(config: RunConfig, store: ArtifactStore) -> None:
+    def at_once(work: Callable[[Step], Any], steps: Sequence[Step]) -> list[Any]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(work, steps))
+
+    request, rivals = prepare_experiment(config, store, None)
+    summary = run_experiment(request, rivals, run_here, at_once)
+    labels = {stage["name"] for stage in summary["stages"]}
+    assert len([label for label in labels if label.startswith("trial ")]) == len(TRIALS) == 41
+    assert set(load_run(store, "last")["refs"]) == labels
 
 
 def test_more_seeds_compute_only_what_is_new(config: RunConfig, store: ArtifactStore) -> None:
