@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from alphaquant.algorithms.arms import ARMS, ArmName, Kind
 from alphaquant.evaluation.paired import Comparison
@@ -89,7 +90,8 @@ def front_figure(results: pd.DataFrame, rivals: Mapping[str, tuple[float, float]
         _name_points(axis, list(rivals), bits, costs)
     all_bits = [*points["bits_per_weight"], *(bits for bits, _ in rivals.values())]
     all_costs = [*points["kl"], *(cost for _, cost in rivals.values())]
-    best = front(all_bits, all_costs)
+    # plans within the tolerance of one budget are one step of the front
+    best = front([round(bits, 2) for bits in all_bits], all_costs)
     axis.step(
         [all_bits[at] for at in best],
         [all_costs[at] for at in best],
@@ -109,6 +111,8 @@ def front_figure(results: pd.DataFrame, rivals: Mapping[str, tuple[float, float]
     return figure
 
 
+_ROOM = 0.4
+"""Bits per weight that a point's name takes."""
 _GUIDES = {"hill": "-", "hill / null": "--", "farms": "-.", "kurtosis": "-"}
 _ENDS = {"low": ACCENT, "high": "#882255"}
 _PANELS: tuple[tuple[str, tuple[ArmName, ...], ArmName], ...] = (
@@ -184,12 +188,19 @@ def _lines(axis: Axes, arm: str, plan: Mapping[str, Any]) -> None:
 def _name_points(
     axis: Axes, names: Iterable[str], xs: Iterable[float], ys: Iterable[float]
 ) -> None:
-    for name, x, y in zip(names, xs, ys, strict=True):
+    """Write names to the right of points, to the left where another one is near."""
+    points = sorted(zip(xs, ys, names, strict=True))
+    for place, (x, y, name) in enumerate(points):
+        crowded = place + 1 < len(points) and points[place + 1][0] - x < _ROOM
         axis.annotate(
             str(name),
             (x, y),
-            xytext=(6, 5),
+            xytext=(-8 if crowded else 8, 0),
             textcoords="offset points",
+            ha="right" if crowded else "left",
+            va="center",
             fontsize=8,
             color="#444444",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=6,
         )

@@ -126,7 +126,8 @@ def rule_words() -> str:
     return (
         "The rule: alpha helps if, in one direction, it beats both controls, and if `output error × alpha` beats `output "
         "error` or `predicted loss, alpha as prior` beats `predicted loss`; a difference counts when its 95 % interval "
-        "excludes zero. Each such test errs about once in forty."
+        "excludes zero. Each such test errs about once in forty. Shuffled formats spoil what the weights' variance knows as well; "
+        "permuted alphas spoil alpha alone."
     )
 
 
