@@ -276,7 +276,7 @@ class ExperimentConfig(Section):
     rivals: tuple[str, ...] = ()
     """Checkpoints of the same model by other software on the Pareto front: FOLDER@BITS, bits per weight as stored."""
     oracle: bool = True
-    """Quantize one group of linears at a time and measure the whole model: for small models only."""
+    """Quantize one group of linears at a time and measure the whole model: for small models only (15 s per seed for the demo's 208 linears)."""
 
     @field_validator("uniform")
     @classmethod

@@ -50,6 +50,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ArtifactStore,
             "experiment.gammas=[1]",
             "experiment.front=[4.5]",
             "experiment.uniform=[int4]",
+            f"experiment.rivals=['{folder / 'model'}@16']",  # the model itself
         ],
     )
     store = ArtifactStore(folder / "store")
@@ -69,7 +70,9 @@ def test_all_arms_are_measured_at_the_same_bits(
     assert own.loc[own["arm"] == "random", "kl"].nunique() == 2
     [int4] = results[results["label"] == "front int4"].to_dict("records")
     assert int4["bits_per_weight"] > 5  # groups of 16 and kept routers
-    assert "Alpha" in (out / "experiment.md").read_text()
+    text = (out / "experiment.md").read_text()
+    assert "Alpha" in text
+    assert "| model (16) | 16.000 | 0 |" in text
     assert json.loads((out / "verdict.json").read_text()).keys() == {
         "helps",
         "alone",
