@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -113,7 +113,8 @@ def front_figure(results: pd.DataFrame, rivals: Mapping[str, tuple[float, float]
 
 _ROOM = 0.4
 """Bits per weight that a point's name takes."""
-_GUIDES = {"hill": "-", "hill / null": "--", "farms": "-.", "kurtosis": "-"}
+_Line: TypeAlias = Literal["-", "--", "-.", ":"]
+_GUIDES: dict[str, _Line] = {"hill": "-", "hill / null": "--", "farms": "-.", "kurtosis": "-"}
 _ENDS = {"low": ACCENT, "high": "#882255"}
 _PANELS: tuple[tuple[str, tuple[ArmName, ...], ArmName], ...] = (
     ("alpha alone", ("low", "high"), "variance"),
