@@ -21,7 +21,8 @@ from alphaquant.algorithms.allocation_seed import allocation_from_seed
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_block
-from alphaquant.config import AlphaConfig, QuantizationConfig
+from alphaquant.algorithms.rotation import rotate_model
+from alphaquant.config import AlphaConfig, QuantizationConfig, RotationConfig
 from alphaquant.config_file import parse_config
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
@@ -51,11 +52,10 @@ class GPTQConfig:
     actorder: bool = False
     static_groups: bool = False
     use_hadamard: bool = False
+    """Rotate the model first, inside its weights: norms are folded, a tied head becomes untied."""
 
     def __post_init__(self) -> None:
-        """Rotation is refused rather than ignored."""
-        if self.use_hadamard:
-            raise ConfigError("use_hadamard=True is not available in this version; use False")
+        """Refuse what a run would refuse."""
         self.quantization("gptq")
 
     def quantization(self, method: str) -> QuantizationConfig:
@@ -139,7 +139,8 @@ def gptq_quantize_model(
     """Quantize `model` in place with GPTQ, block by block; returns codes and scales by linear.
 
     `dataloader` yields `[1, seqlen]` token windows. `layer_config` is a config of `load_layer_config` or
-    the schemes of `plan_model_layer_schemes`. `dtype` is that of forward passes on an accelerator.
+    the schemes of `plan_model_layer_schemes`. `dtype` is that of forward passes on an accelerator. Raises
+    ModelError for `use_hadamard` on a model that a rotation would change.
     """
     windows = list(dataloader)
     if not windows:
@@ -149,8 +150,18 @@ def gptq_quantize_model(
         raise DataError(
             f"calibration windows are [1, seqlen] of one length; found {sorted(shapes)}"
         )
-    config = (gptq_config or GPTQConfig()).quantization("gptq")
-    return _quantize(model, torch.cat(windows), layer_config, device, config, model_type, dtype)
+    chosen = gptq_config or GPTQConfig()
+    rotation = RotationConfig(kind="hadamard") if chosen.use_hadamard else None
+    return _quantize(
+        model,
+        torch.cat(windows),
+        layer_config,
+        device,
+        chosen.quantization("gptq"),
+        model_type,
+        dtype,
+        rotation,
+    )
 
 
 def rtn_quantize_model(
@@ -219,10 +230,14 @@ def _quantize(
     config: QuantizationConfig,
     model_type: str,
     dtype: str,
+    rotation: RotationConfig | None = None,
 ) -> dict[str, QuantizedWeight]:
     checkpoint = LiveCheckpoint(model, model_type)
     plan = _plan(checkpoint, _as_seed_config(layer_config, checkpoint), config)
     target = compute_device(device)
+    if rotation:
+        rotate_model(model, rotation, model_type)
+        checkpoint = LiveCheckpoint(model, model_type)
     with tempfile.TemporaryDirectory() as folder:
         folders = quantize_blocks(
             checkpoint,

@@ -181,6 +181,16 @@ class QuantizationConfig(Section):
     """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
+    tune: Literal["none", "block"] = "none"
+    """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better."""
+    tune_steps: int = Field(100, ge=1)
+    """Steps of tuning per block."""
+    tune_batch_size: int = Field(4, ge=1)
+    """Windows per step of tuning."""
+    tune_rate: float = Field(5e-3, gt=0)
+    """Largest move of a code's latent per step, in steps of the grid."""
+    tune_scale_rate: float = Field(5e-3, ge=0)
+    """Largest relative move of a scale per step."""
 
     @field_validator("scale_search", mode="before")
     @classmethod
@@ -196,10 +206,21 @@ class QuantizationConfig(Section):
 
 
 class RotationConfig(Section):
-    """Rotation of outliers before quantization."""
+    """Rotation of outliers before quantization.
 
-    kind: Literal["none"] = "none"
-    """none: weights are quantized in their own basis."""
+    Takes about 25 seconds of one core per billion weights, and the model's size once more in the store.
+    """
+
+    kind: Literal["none", "hadamard"] = "none"
+    """none: weights keep their own basis. hadamard: the residual stream is turned by signs times a Hadamard matrix, and norms are folded, all inside the weights: nothing is added at inference."""
+    block: int | None = Field(None, ge=2)
+    """Channels that are mixed with each other, such as 32 for mx formats or 16 for nvfp4; empty means all."""
+    heads: bool | None = None
+    """Turn the values inside each attention head too; empty means yes where that is exact."""
+    seed: int = Field(0, ge=0)
+    """Seed of the random signs."""
+    candidates: int = Field(1, ge=1)
+    """Seeds that are tried, counted from seed; the one that leaves the smallest largest weights is used."""
 
 
 class RouterConfig(Section):

@@ -22,12 +22,14 @@ from tasks.compare import compare
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.quantize import quantize
+from tasks.rotate import rotate
 from tasks.router import router
 from tasks.sensitivity import sensitivity
 
 StageName: TypeAlias = Literal[
     "calibration",
     "alpha",
+    "rotate",
     "sensitivity",
     "allocate",
     "quantize",
@@ -68,8 +70,13 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     here, rounding = config.execution, config.quantization
     tokens = _tokens(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
+    if config.rotation.kind == "none":
+        turned = call.skip(rotate, "rotation.kind is none")
+    else:
+        turned = _rotated(config, model, call)
+    weights = turned or model  # what is rounded; alpha and scores belong to the original
     losses = call(
-        sensitivity, model=model, tokens=tokens, **sensitivity_settings(config), execution=here
+        sensitivity, model=weights, tokens=tokens, **sensitivity_settings(config), execution=here
     )
     plan = call(
         allocate,
@@ -80,21 +87,21 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         sensitivity=losses,
     )
     blocks = call(
-        quantize, model=model, plan=plan, tokens=tokens, quantization=rounding, execution=here
+        quantize, model=weights, plan=plan, tokens=tokens, quantization=rounding, execution=here
     )
     if config.router.method == "none":
         routers = call.skip(router, "router.method is none")
     else:
         routers = call(
             router,
-            model=model,
+            model=weights,
             plan=plan,
             blocks=blocks,
             tokens=tokens,
             router=config.router,
             execution=here,
         )
-    checkpoint = call(export, model=model, blocks=blocks, routers=routers, export=config.export)
+    checkpoint = call(export, model=weights, blocks=blocks, routers=routers, export=config.export)
     scores = call(
         evaluate,
         model=model,
@@ -109,11 +116,12 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     else:
         rivals = call(
             compare,
-            model=model,
+            model=weights,
             plan=plan,
             blocks=blocks,
             tokens=tokens,
             **_compare_settings(config),
+            **({"original": model} if turned else {}),
             execution=here,
         )
     report = call(
@@ -129,6 +137,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             "routers": routers,
             "scores": scores,
             "rivals": rivals,
+            **({"rotation": turned} if turned else {}),
         },
     )
     return Products(plan, checkpoint, scores, report)
@@ -149,16 +158,17 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
         alpha=None,
         sensitivity=None,
     )
+    weights = model if config.rotation.kind == "none" else _rotated(config, model, call)
     blocks = call(
-        quantize, model=model, plan=plan, tokens=tokens, quantization=rounding, execution=here
+        quantize, model=weights, plan=plan, tokens=tokens, quantization=rounding, execution=here
     )
-    checkpoint = call(export, model=model, blocks=blocks, routers=None, export=config.export)
+    checkpoint = call(export, model=weights, blocks=blocks, routers=None, export=config.export)
     return Products(plan, checkpoint)
 
 
 def needs_calibration(config: RunConfig) -> bool:
-    """Whether the short way looks at calibration text; rounding to nearest does not."""
-    return config.quantization.method != "rtn"
+    """Whether the short way looks at calibration text; rounding to nearest does not, unless it is tuned."""
+    return config.quantization.method != "rtn" or config.quantization.tune != "none"
 
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
@@ -168,6 +178,10 @@ def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
         calibration=config.calibration,
         files=file_digests([config.calibration.dataset]),
     )
+
+
+def _rotated(config: RunConfig, model: ModelRef, call: Call) -> Any:
+    return call(rotate, model=model, rotation=config.rotation)
 
 
 def sensitivity_settings(config: RunConfig) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def run_on_pool(
     with store.locked(f"dispatch-{stage.name}-{found.key}", stage.name):
         go_on()
         if not force:
-            found = lookup(stage, store, inputs)
+            found = lookup(stage, store, inputs, why=found.miss)
             if found.miss is None:
                 return run_stage(stage, store, inputs)
         return _dispatch(stage, store, inputs, found, force=force)
@@ -126,7 +126,7 @@ def _dispatch(
 
 
 def _is_done(stage: Stage, store: ArtifactStore, inputs: dict[str, Any], job: UUID) -> bool:
-    found = lookup(stage, store, inputs)
+    found = lookup(stage, store, inputs, why="not done")
     place = found.record.place if found.record and found.miss is None else None
     return place is not None and place.job == str(job)
 
@@ -141,7 +141,7 @@ def _result(
     *,
     force: bool,
 ) -> StageResult:
-    now = lookup(stage, store, inputs)
+    now = lookup(stage, store, inputs, why="not done")
     record = now.record
     if now.miss is not None or record is None:
         raise _failure(stage, store, now.key, job)

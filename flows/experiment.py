@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, tags, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -25,12 +25,12 @@ from flows.dispatch import run_on_pool
 from flows.display import PlainDisplay
 from flows.experiment_dag import Step
 from flows.experiment_run import in_turn, prepare_experiment, run_experiment
+from flows.pipeline import on_server
 from flows.preflight import open_store
 from flows.runner import Request, run_here
 from flows.stage_task import run_as_task
 from flows.sweep import AT_ONCE
-from flows.ui import show_failure
-from flows.ui_sweep import show_sweep
+from flows.ui import show_failure, show_sweep
 from flows.watching import giving_up
 
 _DEFAULT = RunConfig()
@@ -80,10 +80,10 @@ def experiment_flow(
 
 
 def run_prepared_experiment(request: Request, rivals: dict[str, ModelRef]) -> dict[str, Any]:
-    """Run the flow for a caller that has checked its request already."""
+    """Run the flow for a caller that has checked its request already. Raises what `on_server` does."""
     token = _prepared.set((request, rivals))
     try:
-        with tags("alphaquant"):
+        with on_server():
             return experiment_flow(
                 request.config,
                 list(request.force),  # type: ignore[arg-type]

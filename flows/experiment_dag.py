@@ -22,6 +22,7 @@ from tasks.calibration import calibration
 from tasks.conclude import conclude
 from tasks.evaluate import evaluate
 from tasks.oracle import oracle
+from tasks.rotate import rotate
 from tasks.sensitivity import sensitivity
 from tasks.teacher import teacher
 from tasks.trial import trial
@@ -94,7 +95,11 @@ def experiment(
             },
         )
     )
-    seeds = [_seed(config, model, calls, number) for number in range(options.seeds)]
+    turned = None
+    if config.rotation.kind != "none":
+        turned = calls.step(Step("rotate", rotate, {"model": model, "rotation": config.rotation}))
+    weights = turned or model  # what is rounded; alpha and scores belong to the original
+    seeds = [_seed(config, model, weights, calls, number) for number in range(options.seeds)]
 
     def plans(name: str, seed: _Seed, label: str, bits: float | None = None) -> Step:
         allocation = config.allocation
@@ -136,12 +141,13 @@ def experiment(
                 f"trial {label}",
                 trial,
                 {
-                    "model": model,
+                    "model": weights,
                     "plans": planned[label],
                     "tokens": seed.tokens,
                     "teacher": original,
                     "quantization": rounding,
                     "execution": here,
+                    **({"original": model} if turned else {}),
                 },
             )
             for label, (_, seed) in wanted.items()
@@ -168,7 +174,7 @@ def experiment(
     )
 
 
-def _seed(config: RunConfig, model: ModelRef, calls: Calls, number: int) -> _Seed:
+def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number: int) -> _Seed:
     here, rounding = config.execution, config.quantization
     text = config.calibration.model_copy(update={"seed": config.calibration.seed + number})
     tokens = calls.step(
@@ -183,7 +189,7 @@ def _seed(config: RunConfig, model: ModelRef, calls: Calls, number: int) -> _See
             f"sensitivity, seed {number}",
             sensitivity,
             {
-                "model": model,
+                "model": weights,
                 "tokens": tokens,
                 **sensitivity_settings(config),
                 "execution": here,
@@ -197,7 +203,7 @@ def _seed(config: RunConfig, model: ModelRef, calls: Calls, number: int) -> _See
                 f"oracle, seed {number}",
                 oracle,
                 {
-                    "model": model,
+                    "model": weights,
                     "tokens": tokens,
                     "sensitivity": losses,
                     "allocation": config.allocation,

@@ -42,8 +42,11 @@ def send_to_stderr(console: Console) -> logging.Handler:
 
 
 @contextlib.contextmanager
-def stdout_kept_clean() -> Iterator[None]:
-    """Send what anybody prints to stderr, other languages and child processes included."""
+def stdout_kept_clean(wanted: bool) -> Iterator[None]:
+    """Send what anybody prints to stderr, other languages and child processes included; if it is `wanted`."""
+    if not wanted:
+        yield
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     try:

@@ -10,6 +10,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.server.child import children_of, end
+
 SERVER = "prefect.server.api.server:create_app"
 MARK = "ALPHAQUANT_SERVER_OF"
 _PROC = Path("/proc")
@@ -21,6 +23,11 @@ def mark_servers() -> None:
         os.environ[MARK] = mark
 
 
+def own_servers() -> list[int]:
+    """Servers that this process has started."""
+    return [child for child in children_of(os.getpid()) if SERVER in _fields(child, "cmdline")]
+
+
 def end_orphans() -> list[int]:
     """Stop marked servers of this user whose owner is gone; returns their process ids."""
     ended = []
@@ -30,7 +37,7 @@ def end_orphans() -> list[int]:
         owner = dict(field.partition("=")[::2] for field in _fields(process, "environ")).get(MARK)
         # a process id is used again, and means another process in a container: the whole mark must be as it was
         if owner and _namespace(process) == owner.split()[2] and not _lives(owner):
-            os.kill(process, signal.SIGTERM)
+            end(process, signal.SIGTERM)
             ended.append(process)
     return ended
 

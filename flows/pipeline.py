@@ -6,7 +6,9 @@ of the stages is in `flows/dag.py`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
@@ -79,21 +81,34 @@ def run_prepared(request: Request) -> dict[str, Any]:
     """
     token = _prepared.set(request)
     try:
-        # by the tag, crash detection knows which runs send heartbeats
-        quick = temporary_settings(_SHORT_LIVED if not PREFECT_API_URL.value() else {})
-        with quick, tags("alphaquant"):
+        with on_server():
             return quantize_model(
                 request.config,
                 list(request.force),  # type: ignore[arg-type]
                 request.store.location,
                 str(request.out) if request.out else "",
             )
+    finally:
+        _prepared.reset(token)
+
+
+@contextlib.contextmanager
+def on_server() -> Iterator[None]:
+    """Call a flow as a command does: marked as ours, and with what may be wrong with the server put into words.
+
+    Raises ConfigError when PREFECT_API_URL names no server that answers, ServerGone when it stops answering.
+    """
+    # by the tag, crash detection knows which runs send heartbeats
+    quick = temporary_settings(_SHORT_LIVED if not PREFECT_API_URL.value() else {})
+    try:
+        with quick, tags("alphaquant"):
+            yield
     except RuntimeError as error:
         if not str(error).startswith("Failed to reach API"):
             raise
         raise ConfigError(
             f"the Prefect server at {PREFECT_API_URL.value()} does not answer. Check PREFECT_API_URL and that "
-            "the server runs; without PREFECT_API_URL, or with --no-prefect, none is needed."
+            "the server runs; without PREFECT_API_URL, and for a run with --no-prefect, none is needed."
         ) from error
     except httpx.TransportError as error:
         server = PREFECT_API_URL.value() or "http://127.0.0.1"
@@ -101,7 +116,5 @@ def run_prepared(request: Request) -> dict[str, Any]:
             raise  # a stage's own trouble with the network
         raise ServerGone(
             f"the Prefect server at {server} does not answer ({type(error).__name__}). Finished stages and "
-            "blocks are kept: the same command goes on when the server is back, or with --no-prefect."
+            "blocks are kept: the same command goes on when the server is back, a run also with --no-prefect."
         ) from error
-    finally:
-        _prepared.reset(token)

@@ -15,8 +15,8 @@ from flows.dag import Stages, pipeline
 if TYPE_CHECKING:
     from flows.runner import Request
 
-UNPUBLISHED = ("calibration",)
-"""Stages whose artifact is nothing but tensors for other stages: none of it is handed over."""
+UNPUBLISHED = ("calibration", "rotate")
+"""Stages whose artifact is for other stages alone, tokens or a whole model: none of it is handed over."""
 _ANY_MODEL = ModelRef(path="", name="", model_type="", digest="")
 
 
@@ -34,14 +34,13 @@ def from_here_on(
     config: RunConfig, first: Iterable[str], stages: Stages = pipeline
 ) -> tuple[str, ...]:
     """The stages `first` and every stage that is given what they make, directly or through others."""
+    reached = set(first)
+    if not reached:
+        return ()  # walking would read the files that a config names
     recorder = _Recorder()
     stages(config, _ANY_MODEL, recorder)
-    reached = set(first)
-    for (
-        name,
-        given,
-    ) in recorder.given.items():  # in the order of the calls: inputs come before users
-        if given & reached:
+    for name, given in recorder.given.items():
+        if given & reached:  # in the order of the calls: inputs come before users
             reached.add(name)
     return tuple(name for name in recorder.given if name in reached)
 

@@ -13,7 +13,7 @@ import yaml
 from alphaquant.config import RunConfig
 from alphaquant.config_file import assign, parse_config
 from alphaquant.config_section import Section
-from alphaquant.errors import ConfigError
+from alphaquant.errors import ConfigError, first_line
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.keys import digest_of
 from flows.preflight import prepare
@@ -21,6 +21,8 @@ from flows.runner import Request
 
 _MOST = 200
 _LONGEST = 110
+_NO_VALUE = (yaml.YAMLError, ValueError, TypeError)
+"""Torn YAML; a date that does not exist; a date, which no config key takes."""
 
 
 class Axis(Section):
@@ -54,14 +56,14 @@ def read_axis(text: str) -> Axis:
             f"--over {text!r} is not section.key=value,value,..., such as allocation.target_bits=3,3.5,4"
         )
     try:
-        found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError as error:
+        found = tuple(json.dumps(value) for value in yaml.safe_load(f"[{values}]"))
+    except _NO_VALUE as error:
         raise ConfigError(
             f"--over {text!r}: {values!r} is not a list of values: {error}"
         ) from error
     if not found:
         raise ConfigError(f"--over {text!r} names no values")
-    return Axis(key=key.strip(), values=tuple(json.dumps(value) for value in found))
+    return Axis(key=key.strip(), values=found)
 
 
 def points_of(
@@ -80,7 +82,7 @@ def points_of(
         )
     if where := [key for key in keys if key.startswith("execution.")]:
         raise ConfigError(f"{where[0]} decides no result; sweep over what does")
-    values = [[yaml.safe_load(value) for value in axis.values] for axis in over]
+    values = [_values(axis) for axis in over]
     combinations = [dict(zip(keys, chosen, strict=True)) for chosen in itertools.product(*values)]
     distinct = list({json.dumps(settings): settings for settings in combinations}.values())
     if len(distinct) > _MOST:
@@ -95,6 +97,26 @@ def points_of(
         except ConfigError as error:
             raise ConfigError(f"at {json.dumps(settings)}: {error}") from error
         found.append(Point(settings, request))
+    return found
+
+
+def _values(axis: Axis) -> list[Any]:
+    """An axis's values as they stand in a config."""
+    if not axis.values:
+        raise ConfigError(
+            f"{axis.key} is given no values to take in turn; name at least one, such as 3.5"
+        )
+    found = []
+    for text in axis.values:
+        try:
+            value = yaml.safe_load(text)
+            json.dumps(value)
+        except _NO_VALUE as error:
+            raise ConfigError(
+                f"{text!r} is no value for {axis.key}: write it as it would stand in a YAML config, such as "
+                f"3.5 or int4, text in quotes ({first_line(error)})"
+            ) from error
+        found.append(value)
     return found
 
 

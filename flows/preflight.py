@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError, DataError, nearest
+from alphaquant.models.architecture import Architecture, architecture_of
 from alphaquant.models.resolve import ModelRef, read_config, resolve_model
+from alphaquant.models.tensors import tensor_index
 from alphaquant.store.artifacts import ArtifactStore
 from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only
 from flows.publish import check_target, check_writable
@@ -47,6 +50,7 @@ def prepare(
     check_files(config, calibrated=stages is not quantize_only or needs_calibration(config))
     model = find_model(config, store)
     check_plan(config, model)
+    check_rotation(config, model)
     if not dry and config.execution.where == "here":
         check_device(config.execution.device)
     return Request(config, model, store, out, force, stages)
@@ -106,13 +110,9 @@ def check_plan(config: RunConfig, model: ModelRef) -> None:
     from alphaquant.algorithms.allocation_budget import check_reachable
     from alphaquant.algorithms.allocation_groups import group_costs, group_linears, menu
     from alphaquant.algorithms.allocation_rules import default_scheme, resolve_rules
-    from alphaquant.models.architecture import architecture_of
-    from alphaquant.models.tensors import tensor_index
 
-    folder = Path(model.path)
-    raw = read_config(folder)
-    shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
-    specs = architecture_of(raw, model.trust_remote_code).linears(raw, shapes)
+    architecture, raw, shapes = _structure(model)
+    specs = architecture.linears(raw, shapes)
     allocation, quantization = config.allocation, config.quantization
     rules = resolve_rules(specs, allocation, quantization)
     if allocation.policy in ("uniform", "manual"):
@@ -123,3 +123,30 @@ def check_plan(config: RunConfig, model: ModelRef) -> None:
     groups = group_linears(rules.free, allocation.granularity or "fused")
     smallest = int(group_costs(groups, options).min(axis=1).sum()) if groups else 0
     check_reachable(rules, options, smallest, allocation.target_bits)
+
+
+def check_rotation(config: RunConfig, model: ModelRef) -> None:
+    """Raise ModelError for a model that a rotation would change, ConfigError for blocks that do not fit."""
+    if config.rotation.kind == "none":
+        return
+    from alphaquant.models.rotatable import turns
+
+    architecture, raw, shapes = _structure(model)
+    turns(
+        architecture,
+        raw,
+        shapes,
+        architecture.linears(raw, shapes),
+        config.rotation,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _structure(
+    model: ModelRef,
+) -> tuple[Architecture, dict[str, Any], dict[str, tuple[int, ...]]]:
+    """A model's architecture, config.json and shapes of tensors, read from headers."""
+    folder = Path(model.path)
+    raw = read_config(folder)
+    shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
+    return architecture_of(raw, model.trust_remote_code), raw, shapes

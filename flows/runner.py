@@ -70,7 +70,7 @@ class StageCalls:
         if spared := self._spared.take(stage, inputs):
             return self._keep(spared)
         for earlier, given in self._spared.needed_for(stage, inputs, force=force):
-            known = lookup(earlier, self._request.store, given).record
+            known = lookup(earlier, self._request.store, given, why="not done").record
             if self._call(earlier, given, force=False) != (known and known.ref):
                 raise StoreError(
                     f"{earlier.name} was removed, and came out otherwise than before when it was needed again. "

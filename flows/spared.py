@@ -55,7 +55,7 @@ class Spared:
         A stage planned as cached runs when a stage before it came out otherwise than the last time.
         """
         reads = [name for name in self._aside if name in stages_in(inputs)]
-        if not reads or not (force or lookup(stage, self._store, inputs).miss):
+        if not reads or not (force or lookup(stage, self._store, inputs, why="not done").miss):
             return
         for name in reads:
             earlier, given = self._aside.pop(name)

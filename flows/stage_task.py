@@ -13,7 +13,7 @@ from prefect.states import Completed, Failed
 from alphaquant.errors import AlphaQuantError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.stage import Stage, StageResult
-from flows.runner import StageRunner, run_here
+from flows.runner import StageRunner
 from flows.ui_failure import note_stage
 from flows.ui_progress import progress_in_ui
 
@@ -24,7 +24,7 @@ def run_as_task(
     inputs: dict[str, Any],
     *,
     force: bool,
-    runner: StageRunner = run_here,
+    runner: StageRunner,
 ) -> StageResult:
     """Run a stage as a Prefect task of its name; a hit ends in the state Cached with its reason."""
     results: list[StageResult] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import Task, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -18,17 +20,17 @@ from alphaquant.progress import reporter, reporting_to
 from alphaquant.store.runs import new_run_id
 from flows.dag import StageName
 from flows.display import PlainDisplay
-from flows.pipeline import run_prepared
+from flows.pipeline import on_server, run_prepared
 from flows.points import Axis, Point, points_of
 from flows.preflight import open_store
 from flows.sweep_result import hand_over_sweep, mark_sweep, open_sweep
-from flows.ui import show_failure
-from flows.ui_sweep import show_sweep
+from flows.ui import show_failure, show_sweep
 from flows.watching import giving_up
 
 _DEFAULT = RunConfig()
 AT_ONCE = 8
 """Points that are worked on at a time when stages are jobs of a pool."""
+_checked: ContextVar[list[Point] | None] = ContextVar("checked", default=None)
 
 
 class SweepFailed(AlphaQuantError):
@@ -63,7 +65,7 @@ def sweep(
     try:
         artifacts = open_store(store)
         folder = open_sweep(out, config, artifacts)
-        points = points_of(config, over, artifacts, folder, tuple(force))
+        points = _checked.get() or points_of(config, over, artifacts, folder, tuple(force))
         mark_sweep(folder, str(flow_run.name))
         work = _all_at_once if config.execution.where == "pool" else _one_by_one
         summary = hand_over_sweep(folder, str(flow_run.name), points, work(points))
@@ -77,6 +79,25 @@ def sweep(
     except Exception as error:  # noqa: BLE001
         return show_failure(error)  # type: ignore[no-any-return]
     return summary
+
+
+def sweep_checked(
+    points: list[Point], over: list[Axis], config: RunConfig, out: Path
+) -> dict[str, Any]:
+    """Run the flow for a caller that has checked its points already. Raises what `on_server` does."""
+    request = points[0].request
+    token = _checked.set(points)
+    try:
+        with on_server():
+            return sweep(
+                over,
+                config,
+                list(request.force),  # type: ignore[arg-type]
+                request.store.location,
+                str(out),
+            )
+    finally:
+        _checked.reset(token)
 
 
 def _one_by_one(points: list[Point]) -> list[dict[str, Any]]:
@@ -97,14 +118,17 @@ def _ending_of(point: Point) -> dict[str, Any]:
 
 
 def _all_at_once(points: list[Point]) -> list[dict[str, Any]]:
-    futures: list[PrefectFuture[dict[str, Any]]] = [
-        task(name="point", task_run_name=point.name, cache_policy=NO_CACHE, persist_result=False)(
-            _in_its_own_words(point)
-        ).submit()
-        for point in points
-    ]
+    futures: list[PrefectFuture[dict[str, Any]]] = [_as_task(point).submit() for point in points]
     with giving_up():
         return [future.result() for future in futures]
+
+
+def _as_task(point: Point) -> Task[[], dict[str, Any]]:
+    # a function, as Prefect takes a text for a template, and a value such as {wq: int4} has braces
+    made = task(
+        name="point", task_run_name=lambda: point.name, cache_policy=NO_CACHE, persist_result=False
+    )
+    return made(_in_its_own_words(point))
 
 
 def _in_its_own_words(point: Point) -> Callable[[], dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from alphaquant.config import RunConfig
 from alphaquant.store.artifacts import ArtifactStore
+from alphaquant.store.files import write_json
 from flows.points import Point, leaf, value_text
 from flows.preflight import find_model
 from flows.publish import SUMMARY, check_target
@@ -27,7 +27,7 @@ def mark_sweep(folder: Path, run_id: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / SUMMARY).exists():
         summary = {"run_id": run_id, "status": "running"}
-        (folder / SUMMARY).write_text(json.dumps(summary) + "\n", encoding="utf-8")
+        write_json(folder / SUMMARY, summary)
 
 
 def hand_over_sweep(
@@ -56,7 +56,7 @@ def hand_over_sweep(
     title = f"{summary['model']}: {len(points)} points"
     page = sweep_markdown(title, table, FIGURE if picture else None)
     (folder / PAGE).write_text(page, encoding="utf-8")
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / SUMMARY, summary)
     return summary
 
 

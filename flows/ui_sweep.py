@@ -1,25 +1,21 @@
-"""What the Prefect UI shows of a sweep: its table, its picture, and links to the runs."""
+"""What the Prefect UI shows of a sweep, as a Markdown page: its table, its picture, and links to the runs."""
 
 from __future__ import annotations
 
-import base64
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_markdown_artifact
+from flows.ui_pages import Page, inline_png
 
 
-def show_sweep(summary: dict[str, Any]) -> None:
-    """Put the comparison of all points among the flow run's artifacts."""
+def sweep_pages(summary: dict[str, Any]) -> Iterator[Page]:
+    """The comparison of all points, as it stands in the sweep's folder, with its picture inside."""
     page = Path(summary["page"])
     text = re.sub(
         r"\]\(([^)]+\.png)\)",
-        lambda found: f"](data:image/png;base64,{_base64(page.parent / found[1])})",
+        lambda found: f"]({inline_png(page.parent / found[1])})",
         page.read_text(encoding="utf-8"),
     )
-    create_markdown_artifact(text, key="sweep", description="Points side by side")
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+    yield Page("sweep", "Points side by side", text)

@@ -75,8 +75,8 @@ def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]
 
     A server that is away for a while does no harm: `is_done` says whether the store has the job's result.
     """
-    pause, since, away = _POLL[0], time.monotonic(), False
-    told = _Told(what)
+    pause, away = _POLL[0], False
+    told = _Told(what, pool)
     while True:
         if given_up.wait(pause):
             raise KeyboardInterrupt
@@ -84,11 +84,7 @@ def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]
         try:
             with asking() as client:
                 job = client.read_flow_run(job.id)
-                if _waits(job) and time.monotonic() - since > _PATIENCE:
-                    told.once("waits", _what_is_missing(client, pool, job))
-                elif job.state and job.state.type == StateType.RUNNING:
-                    told.once("runs", f"{what}: {job.name} is running")
-                    told.now_and_then(_progress_of(client, job))
+                told.look_at(client, job)
             away = False
         except AWAY as error:
             if not away:
@@ -112,23 +108,36 @@ def wait_for(job: FlowRun, pool: str, what: str, is_done: Callable[[UUID], bool]
 
 
 class _Told:
-    """What the user was told of a job: each thing once, its progress every few seconds."""
+    """What the user was told of a job: each thing once, its progress every few seconds.
 
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
+    The server is asked only for what would be said now.
+    """
+
+    def __init__(self, what: str, pool: str) -> None:
+        self._what = what
+        self._pool = pool
+        self._since = time.monotonic()
         self._things: set[str] = set()
         self._progress: tuple[float, str] = (0.0, "")
 
-    def once(self, thing: str, message: str) -> None:
-        if thing not in self._things:
-            self._things.add(thing)
-            reporter().note(message)
+    def look_at(self, client: SyncPrefectClient, job: FlowRun) -> None:
+        """Tell what is new of a job."""
+        if _waits(job) and time.monotonic() - self._since > _PATIENCE:
+            self._once("waits", lambda: _what_is_missing(client, self._pool, job))
+        elif job.state and job.state.type == StateType.RUNNING:
+            self._once("runs", lambda: f"{self._what}: {job.name} is running")
+            self._now_and_then(lambda: _progress_of(client, job))
 
-    def now_and_then(self, progress: str | None) -> None:
+    def _once(self, thing: str, message: Callable[[], str]) -> None:
+        if thing not in self._things:
+            reporter().note(message())
+            self._things.add(thing)
+
+    def _now_and_then(self, progress: Callable[[], str | None]) -> None:
         when, last = self._progress
-        if progress and progress != last and time.monotonic() - when > _INTERVAL:
-            self._progress = (time.monotonic(), progress)
-            reporter().note(progress)
+        if time.monotonic() - when > _INTERVAL and (said := progress()) and said != last:
+            self._progress = (time.monotonic(), said)
+            reporter().note(said)
 
 
 def _progress_of(client: SyncPrefectClient, job: FlowRun) -> str | None:
@@ -148,9 +157,15 @@ def _waits(job: FlowRun) -> bool:
 
 
 def _what_is_missing(client: SyncPrefectClient, pool: str, job: FlowRun) -> str:
-    deployment = client.read_deployment_by_name(deployment_of(pool))
-    name = deployment.work_pool_name or pool
-    online = [w for w in client.read_workers_for_work_pool(name) if w.status == "ONLINE"]
+    try:
+        deployment = client.read_deployment_by_name(deployment_of(pool))
+        name = deployment.work_pool_name or pool
+        online = [w for w in client.read_workers_for_work_pool(name) if w.status == "ONLINE"]
+    except ObjectNotFound:
+        return (
+            f"{job.name} waits: the server has lost the pool {pool} or its deployment {deployment_of(pool)}. "
+            "`alphaquant server` makes both; then interrupt this command and give it again."
+        )
     if online:
         return f"{job.name} waits: the {len(online)} workers of the pool {name} are busy"
     return (

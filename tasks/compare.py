@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.inputs import load_tokens, open_model
+from tasks.inputs import load_tokens, open_model, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compare(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     plan: ArtifactRef,
     blocks: ArtifactRef,
     tokens: ArtifactRef,
@@ -37,10 +37,12 @@ def compare(
     limit: int | None,
     files: dict[str, str],
     execution: ExecutionConfig,
+    original: ModelRef | None = None,
 ) -> None:
     """Write `rivals.parquet`, with the columns of `scores.parquet` and one label per rival.
 
-    `files`, the digest of the text that `dataset` names, is for the key.
+    `files`, the digest of the text that `dataset` names, is for the key. `original` is what rivals are
+    measured against when `model` is its rotated form.
     """
     from alphaquant.evaluation.rivals import rival_scores
     from alphaquant.evaluation.scores import scores_table
@@ -49,19 +51,20 @@ def compare(
     from alphaquant.text.sources import load_documents
     from alphaquant.text.windows import evaluation_windows
 
-    original = open_model(model)
-    length = min(sequence_length, original.context_length)
+    checkpoint = open_weights(store, model)
+    length = min(sequence_length, checkpoint.context_length)
     documents = load_documents(dataset, "evaluation")
     scores = rival_scores(
-        original,
-        QuantPlan.load(store.path(plan), original.specs),
+        checkpoint,
+        QuantPlan.load(store.path(plan), checkpoint.specs),
         store.block_paths(blocks),
         load_tokens(store, tokens),
-        evaluation_windows(original.tokenizer, documents, length, limit),
+        evaluation_windows(checkpoint.tokenizer, documents, length, limit),
         allocation,
         quantization,
         comparison,
         device=compute_device(execution.device),
         batch_size=execution.batch_size,
+        original=open_model(original) if original else None,
     )
     scores_table(scores).to_parquet(out / "rivals.parquet", index=False)

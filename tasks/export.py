@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.inputs import load_routers, open_model
+from tasks.inputs import load_routers, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def export(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     blocks: ArtifactRef,
     routers: ArtifactRef | None,
     export: ExportConfig,
@@ -29,7 +29,7 @@ def export(
     from alphaquant.export.dense import export_dense
 
     export_dense(
-        open_model(model),
+        open_weights(store, model),
         store.block_paths(blocks),
         load_routers(store, routers),
         out,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from alphaquant.store.artifacts import ArtifactRef
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -10,19 +13,31 @@ if TYPE_CHECKING:
 
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.resolve import ModelRef
-    from alphaquant.store.artifacts import ArtifactRef
     from alphaquant.store.stage import Workbench
 
 TOKENS = "tokens.safetensors"
 ROUTERS = "routers.safetensors"
+ROTATED = "model"
+"""Folder of the checkpoint in the artifact of stage rotate."""
 
 
 def open_model(model: ModelRef) -> Checkpoint:
     """The original model, headers read and checked."""
+    return _opened(model.path, trust_remote_code=model.trust_remote_code)
+
+
+def open_weights(store: Workbench, model: ModelRef | ArtifactRef) -> Checkpoint:
+    """The model whose weights are quantized: the original, or what stage rotate made of it."""
+    if isinstance(model, ArtifactRef):
+        return _opened(store.path(model) / ROTATED)
+    return open_model(model)
+
+
+def _opened(path: Path | str, *, trust_remote_code: bool = False) -> Checkpoint:
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.device import suit_threads
 
-    checkpoint = Checkpoint(model.path, model.trust_remote_code)
+    checkpoint = Checkpoint(path, trust_remote_code)
     suit_threads(checkpoint.parameters)
     return checkpoint
 

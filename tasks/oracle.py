@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphaquant.store.stage import Skipped
-from tasks.inputs import load_tokens, open_model, read_table
+from tasks.inputs import load_tokens, open_weights, read_table
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def oracle(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     tokens: ArtifactRef,
     sensitivity: ArtifactRef,
     allocation: AllocationConfig,
@@ -33,7 +33,7 @@ def oracle(
     from alphaquant.evaluation.one_at_a_time import one_at_a_time, too_large
     from alphaquant.models.device import compute_device
 
-    checkpoint = open_model(model)
+    checkpoint = open_weights(store, model)
     losses = read_table(store, sensitivity, "sensitivity")
     assert losses is not None
     none = losses.iloc[:0]

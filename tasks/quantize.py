@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphaquant.store.artifacts import REFS
-from tasks.inputs import load_tokens, open_model
+from tasks.inputs import load_tokens, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def quantize(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     plan: ArtifactRef,
     tokens: ArtifactRef | None,
     quantization: QuantizationConfig,
@@ -30,17 +30,19 @@ def quantize(
 ) -> None:
     """Write `refs.json`, the blocks' artifacts in order, and `errors.parquet`, one row per linear.
 
+    With tuning also `tuning.parquet`, one row per tuned block.
+
     Each finished block is kept at once, so an interrupted stage goes on behind the last one. Method rtn
     works without `tokens`.
     """
     import pandas as pd
 
     from alphaquant.algorithms.quantize_model import quantize_blocks
-    from alphaquant.algorithms.quantized_block import load_errors
+    from alphaquant.algorithms.quantized_block import load_errors, load_tuning
     from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
 
-    checkpoint = open_model(model)
+    checkpoint = open_weights(store, model)
     blocks = store.block_cache(model=model, tokens=tokens, quantization=quantization)
     folders = quantize_blocks(
         checkpoint,
@@ -53,4 +55,7 @@ def quantize(
     )
     errors = pd.concat([load_errors(folder) for folder in folders], ignore_index=True)
     errors.to_parquet(out / "errors.parquet", index=False)
+    tunings = [{"block": at, **found} for at, f in enumerate(folders) if (found := load_tuning(f))]
+    if tunings:
+        pd.DataFrame(tunings).to_parquet(out / "tuning.parquet", index=False)
     (out / REFS).write_text(json.dumps(blocks.as_refs(), indent=1), encoding="utf-8")

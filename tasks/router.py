@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from alphaquant.store.stage import Skipped
-from tasks.inputs import ROUTERS, load_tokens, open_model
+from tasks.inputs import ROUTERS, load_tokens, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def router(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     plan: ArtifactRef,
     blocks: ArtifactRef,
     tokens: ArtifactRef,
@@ -40,7 +40,7 @@ def router(
     from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
 
-    checkpoint = open_model(model)
+    checkpoint = open_weights(store, model)
     if not any(spec.role == "router" for spec in checkpoint.specs):
         return Skipped("the model is dense: it has no routers")
     routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.specs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.inputs import load_tokens, open_model
+from tasks.inputs import load_tokens, open_weights
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def sensitivity(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     tokens: ArtifactRef,
     formats: tuple[str, ...],
     group_size: int,
@@ -37,7 +37,7 @@ def sensitivity(
 
     schemes = [Scheme.parse(name, group_size=group_size, symmetric=symmetric) for name in formats]
     table = sensitivity_table(
-        open_model(model),
+        open_weights(store, model),
         load_tokens(store, tokens),
         list(dict.fromkeys(schemes)),
         damping=damping,

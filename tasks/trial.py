@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphaquant.progress import track, unreported
-from tasks.inputs import load_tokens, open_model
+from tasks.inputs import load_tokens, open_model, open_weights
 from tasks.stage import stage
 from tasks.teacher import HIDDEN
 
@@ -25,14 +25,16 @@ def trial(
     out: Path,
     store: Workbench,
     *,
-    model: ModelRef,
+    model: ModelRef | ArtifactRef,
     plans: ArtifactRef,
     tokens: ArtifactRef,
     teacher: ArtifactRef,
     quantization: QuantizationConfig,
     execution: ExecutionConfig,
+    original: ModelRef | None = None,
 ) -> None:
-    """Write `windows.parquet`: draw, window, kl and loss, nats per token.
+    """Write `windows.parquet`: draw, window, kl and loss, nats per token. `original` is what is measured
+    against when `model` is its rotated form.
 
     Every finished plan is kept at once, so an interrupted stage goes on behind the last one; the quantized
     weights are not kept.
@@ -45,7 +47,7 @@ def trial(
     from alphaquant.evaluation.ruler import Ruler
     from alphaquant.models.device import compute_device
 
-    checkpoint = open_model(model)
+    checkpoint = open_weights(store, model)
     table = pd.read_parquet(store.path(plans) / "plans.parquet")
     found = read_plans(table, checkpoint.specs)
     finished = store.block_cache(model=model, tokens=tokens, teacher=teacher, rounding=quantization)
@@ -59,7 +61,12 @@ def trial(
         if folder is None:
             if ruler is None:  # not before a plan has to be measured
                 ruler = Ruler(
-                    checkpoint, held["windows"], device, execution.batch_size, held["hidden"]
+                    checkpoint,
+                    held["windows"],
+                    device,
+                    execution.batch_size,
+                    original=open_model(original) if original else None,
+                    hidden=held["hidden"],
                 )
             with tempfile.TemporaryDirectory() as scratch, unreported():
                 blocks = quantize_blocks(

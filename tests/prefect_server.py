@@ -18,14 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import prefect_settings
+from flows.server.reach import answers
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -75,7 +74,7 @@ class PrefectServer:
                 start_new_session=True,
             )
         limit = time.monotonic() + _START_SECONDS
-        while not is_healthy(self.api_url):
+        while not answers(self.api_url):
             if self.process.poll() is not None or time.monotonic() > limit:
                 self.kill()
                 raise RuntimeError(f"the Prefect server did not start: {self.log.read_text()}")
@@ -161,18 +160,6 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def is_healthy(api_url: str) -> bool:
-    """Whether a server answers; one that wants a password also does."""
-    try:
-        with urllib.request.urlopen(f"{api_url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code == 401
-    except OSError:
-        return False
 
 
 def empty_database() -> Path:

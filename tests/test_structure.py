@@ -82,7 +82,6 @@ PREFECT_SIDE = {
     "flows/sweep.py",
     "flows/ui.py",
     "flows/ui_progress.py",
-    "flows/ui_sweep.py",
     "flows/watching.py",
 }
 

@@ -59,6 +59,7 @@ def make_model(
     seed: int = 0,
     shard: str = "1GB",
     dtype: torch.dtype = torch.bfloat16,
+    uneven_norms: bool = False,
     **changes: Any,
 ) -> Path:
     """Save a random model of `model_type` with its tokenizer; returns the folder."""
@@ -72,6 +73,8 @@ def make_model(
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
+            elif uneven_norms:
+                parameter.uniform_(0.5, 1.5)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -7,7 +7,7 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,13 +45,20 @@ def search_of(scale_search: str, diagonal: Tensor) -> dict[str, Any]:
     return {"search": "mse", "importance": diagonal if scale_search == "hessian" else None}
 
 
+class Solution(NamedTuple):
+    """What GPTQ found."""
+
+    weight: QuantizedWeight
+    loss: Tensor
+    """Σe² = tr((W - Q)(H + λI)(W - Q)ᵀ), exactly what was left # [...]"""
+    compensated: Tensor
+    """What each column had become when it was rounded # [..., out, in]"""
+
+
 def gptq(
     weight: Tensor, factor: InverseFactor, scheme: Scheme, options: GptqOptions | None = None
-) -> tuple[QuantizedWeight, Tensor]:
-    """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian.
-
-    Returns the codes and the loss `[...]`: Σe² = tr((W - Q)(H + λI)(W - Q)ᵀ), exactly what was left.
-    """
+) -> Solution:
+    """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian."""
     options = options or GptqOptions()
     original = weight.float()
     scales = find_scales(original, scheme, **search_of(options.scale_search, factor.energy))
@@ -59,8 +66,9 @@ def gptq(
     refresher = (
         None if _static(scheme, options) else _Refresher(scheme, options, factor.energy, scales)
     )
-    values, loss = _round_columns(walk, original, scheme, scales, options, refresher)
-    return encode(walk.put_back(values), scales, scheme), loss
+    values, loss, rounded = _round_columns(walk, original, scheme, scales, options, refresher)
+    quantized = encode(walk.put_back(values), scales, scheme)
+    return Solution(quantized, loss, walk.put_back(rounded))
 
 
 def _static(scheme: Scheme, options: GptqOptions) -> bool:
@@ -130,8 +138,8 @@ def _round_columns(
     scales: Scales,
     options: GptqOptions,
     refresher: _Refresher | None,
-) -> tuple[Tensor, Tensor]:
-    """The walk itself: values `[..., out, in]` in walking order, and the loss `[...]`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The walk itself: values in walking order, the loss `[...]`, and what was rounded to the values."""
     cols = original.shape[-1]
     fmt, upper = scheme.number_format, walk.upper.float()
     weight = walk.take(original)
@@ -159,4 +167,4 @@ def _round_columns(
         loss += errors.square().sum((-2, -1))
         if stop < cols:
             weight[..., stop:] -= errors @ upper[..., start:stop, stop:]
-    return values, loss
+    return values, loss, weight

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.gptq import GptqOptions, gptq
 from alphaquant.algorithms.quantized_block import block_weights, save_block
-from alphaquant.algorithms.rtn import rtn
-from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.algorithms.solve_block import Lesson, solve_block
 from alphaquant.config import QuantizationConfig
-from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
-from alphaquant.linalg.hessian import (
-    HessianAccumulator,
-    InverseFactor,
-    inverse_factor,
-    output_error,
-    white,
-)
+from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
-from alphaquant.models.checkpoint import Checkpoint, finite
+from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import run_and_collect
@@ -80,6 +70,8 @@ def quantize_blocks(
     """
     if tokens is None and config.method != "rtn":
         raise ValueError(f"method {config.method} needs calibration tokens")
+    if tokens is None and config.tune != "none":
+        raise ValueError("tuning needs calibration tokens")
     walker = _Walker(checkpoint, tokens, device, dtype or compute_dtype(device), batch_size)
     folders: list[Path] = []
     for index in range(checkpoint.blocks):
@@ -95,19 +87,16 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
-            weights, errors = _quantize_block(checkpoint, solved, plan, observed, device, config)
-            folder = blocks.put(
-                index,
-                ingredients,
-                lambda out, w=weights, e=errors: save_block(out, w, e),  # type: ignore[misc]
-            )
+            lesson = walker.lesson(index) if config.tune == "block" and specs else None
+            block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
+            folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
     reporter().update("block", checkpoint.blocks, checkpoint.blocks)
     return folders
 
 
 class _Walker:
-    """Hidden states of the quantized model, advanced only as far as somebody asks."""
+    """Hidden states of the quantized model, and of the original, advanced only as far as somebody asks."""
 
     def __init__(
         self,
@@ -122,6 +111,10 @@ class _Walker:
         self._model: BlockModel | None = None
         self._hidden: list[Tensor] = []
         self._next = 0
+        self._original: list[
+            Tensor
+        ] = []  # behind as many of the original's blocks as _original_next
+        self._original_next = 0
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -131,10 +124,7 @@ class _Walker:
             return {}
         if self._tokens is None:
             return {spec.input_key: white(spec.cols, self._device) for spec in specs}
-        if self._model is None:  # not before a block has to be computed
-            self._model = BlockModel(self._checkpoint, self._device, self._dtype)
-            self._hidden = self._model.embed(self._tokens, self._batch_size)
-        model = self._model
+        model = self._opened()
         while self._next < index:
             weights = block_weights(self._checkpoint, self._next, folders[self._next])
             block = model.block(self._next, weights)
@@ -142,100 +132,25 @@ class _Walker:
             self._next += 1
         return run_and_collect(model, model.block(index), index, specs, self._hidden)[0]
 
+    def lesson(self, index: int) -> Lesson:
+        """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
+        model = self._opened()
+        if not self._original:
+            self._original = model.embed(cast(Tensor, self._tokens), self._batch_size)
+        while self._original_next <= index:
+            block = model.block(self._original_next)
+            self._original = list(model.advance(block, self._original_next, self._original))
+            self._original_next += 1
+        block = model.block(index)
 
-def _quantize_block(
-    checkpoint: Checkpoint,
-    specs: Sequence[LinearSpec],
-    plan: QuantPlan,
-    observed: Mapping[str, HessianAccumulator],
-    device: torch.device,
-    config: QuantizationConfig,
-) -> tuple[dict[str, QuantizedWeight], pd.DataFrame]:
-    """Solve every stack of a block's linears."""
-    done: dict[str, QuantizedWeight] = {}
-    rows: list[dict[str, Any]] = []
-    for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes):
-        scheme = plan.schemes[stack.specs[0].name]
-        if scheme.format == "bf16":
-            continue
-        weight = torch.stack(
-            [
-                finite(checkpoint.weight(spec.name), spec.name).to(device).float()
-                for spec in stack.specs
-            ]
-        )
-        factor = inverse_factor(stack.hessian, config.damping)
-        quantized = _solve(weight, factor, stack, scheme, config)
-        for position, spec in enumerate(stack.specs):
-            done[spec.name] = quantized[position]
-        rows += _errors(weight, quantized, factor, stack, scheme)
-    return {s.name: done[s.name] for s in specs if s.name in done}, error_table(rows)
+        def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+            return model.run(block, index, hidden, weights)
 
+        return Lesson(run, torch.cat(self._hidden), torch.cat(self._original))
 
-def _solve(
-    weight: Tensor, factor: InverseFactor, stack: Stack, scheme: Scheme, config: QuantizationConfig
-) -> QuantizedWeight:
-    if config.method == "rtn":
-        return rtn(weight, scheme, config.scale_search, stack.specs[0].name)
-    options = GptqOptions(
-        config.block_size, config.act_order, config.static_groups, config.scale_search
-    )
-    return gptq(weight, factor, scheme, options)[0]
-
-
-def _errors(
-    weight: Tensor,
-    quantized: QuantizedWeight,
-    factor: InverseFactor,
-    stack: Stack,
-    scheme: Scheme,
-) -> list[dict[str, Any]]:
-    """Output errors on the calibration inputs, relative to the output's energy.
-
-    `error_rtn` is that of rounding to nearest with the very same scales.
-    """
-    hessian = stack.hessian
-    scale, zero = expand(quantized.scales, weight.shape[-1])
-    rounded = fake_quantize(weight, scale, zero, scheme.number_format)
-    tiny = torch.finfo(torch.float32).tiny
-    energy = output_error(weight, hessian).clamp(min=tiny)
-    before = output_error(weight - rounded, hessian) / energy
-    difference = weight - quantized.dequantize()
-    after = output_error(difference, hessian) / energy
-    plain = difference.square().sum((-2, -1)) / weight.square().sum((-2, -1)).clamp(min=tiny)
-    return [
-        {
-            "linear": spec.name,
-            "role": spec.role,
-            "block": spec.block,
-            "expert": spec.expert,
-            "format": scheme.format,
-            "bits_per_weight": scheme.bits_per_weight(spec.cols, rows=spec.rows),
-            "tokens": stack.tokens[position],
-            "error_rtn": float(before[position]),
-            "error": float(after[position]),
-            "weight_error": float(plain[position]),
-            "damping": float(factor.damping[position]),
-        }
-        for position, spec in enumerate(stack.specs)
-    ]
-
-
-_COLUMNS = {
-    "linear": "string",
-    "role": "string",
-    "block": "Int64",
-    "expert": "Int64",
-    "format": "string",
-    "bits_per_weight": "float64",
-    "tokens": "Int64",
-    "error_rtn": "float64",
-    "error": "float64",
-    "weight_error": "float64",
-    "damping": "float64",
-}
-
-
-def error_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Per-linear errors with the columns of `errors.parquet`, also when there are none."""
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    def _opened(self) -> BlockModel:
+        """The model, not built before a block has to be computed."""
+        if self._model is None:
+            self._model = BlockModel(self._checkpoint, self._device, self._dtype)
+            self._hidden = self._model.embed(cast(Tensor, self._tokens), self._batch_size)
+        return self._model

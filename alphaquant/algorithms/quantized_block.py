@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,22 +13,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alphaquant.algorithms.solve_block import SolvedBlock
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
 
 _WEIGHTS = "block.safetensors"
 _ERRORS = "errors.parquet"
+_TUNING = "tuning.json"
 
 
-def save_block(folder: Path, weights: Mapping[str, QuantizedWeight], errors: pd.DataFrame) -> None:
-    """Write codes, scales and zeros by linear name, and the per-linear errors."""
+def save_block(folder: Path, block: SolvedBlock) -> None:
+    """Write codes, scales and zeros by linear name, the per-linear errors, and what tuning brought."""
+    weights = block.weights
     tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         tensors |= {key: value.cpu().contiguous() for key, value in weight.tensors(name).items()}
     schemes = {name: str(weight.scheme) for name, weight in weights.items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"schemes": json.dumps(schemes, sort_keys=True)})
-    errors.to_parquet(folder / _ERRORS, index=False)
+    block.errors.to_parquet(folder / _ERRORS, index=False)
+    if block.tuning is not None:
+        (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")
 
 
 def load_block(folder: Path) -> dict[str, QuantizedWeight]:
@@ -44,6 +50,14 @@ def load_block(folder: Path) -> dict[str, QuantizedWeight]:
 def load_errors(folder: Path) -> pd.DataFrame:
     """The per-linear errors of a block."""
     return pd.read_parquet(folder / _ERRORS)
+
+
+def load_tuning(folder: Path) -> dict[str, Any] | None:
+    """The fields of a block's `Tuning`; None when it was not tuned."""
+    path = folder / _TUNING
+    if not path.is_file():
+        return None
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str, Tensor]:

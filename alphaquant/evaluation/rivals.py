@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track, unreported
 
 OWN_PLAN = "own plan, routers untrained"
+ROTATED = "rotated, not quantized"
 
 
 def rival_scores(
@@ -45,10 +47,15 @@ def rival_scores(
     *,
     device: torch.device,
     batch_size: int,
+    original: Checkpoint | None = None,
 ) -> list[Score]:
-    """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise."""
-    ruler = Ruler(checkpoint, windows, device, batch_size)
-    scores = _measured(ruler, OWN_PLAN, own, own_blocks)
+    """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise.
+
+    `original` is given when `checkpoint` is its rotated form: that one's own KL is measured then too.
+    """
+    ruler = Ruler(checkpoint, windows, device, batch_size, original=original)
+    scores = [] if original is None else [_divergence(ruler, ROTATED)]
+    scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with tempfile.TemporaryDirectory() as folder, unreported():
@@ -84,11 +91,10 @@ def _rivals(
         )
         plan = allocate(checkpoint.specs, uniform, quantization)
         for method in comparison.methods:
-            yield (
-                f"uniform {text}, {method}",
-                plan,
-                quantization.model_copy(update={"method": method}),
-            )
+            update: dict[str, Any] = {"method": method}
+            if method == "rtn":  # the baseline of the comparison, whatever the run does on top
+                update["tune"] = "none"
+            yield f"uniform {text}, {method}", plan, quantization.model_copy(update=update)
     equal_bits = allocation.model_copy(update={"target_bits": own.bits_per_weight})
     for number in range(1, comparison.random + 1):
         seed = comparison.seed + number
@@ -103,9 +109,13 @@ def _rivals(
 def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
     """Put quantized blocks into the ruler and compare."""
     ruler.put_blocks(blocks)
+    bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
+    return [_divergence(ruler, label), bits]
+
+
+def _divergence(ruler: Ruler, label: str) -> Score:
+    """Mean token KL of the ruler's model as it is."""
     kl = ruler.measure().kl
-    weights = resample_weights(len(kl))
-    measured = bootstrap_score(
-        weighted_mean(kl), weights, task=HELDOUT, metric="kl_mean", model=label
+    return bootstrap_score(
+        weighted_mean(kl), resample_weights(len(kl)), task=HELDOUT, metric="kl_mean", model=label
     )
-    return [measured, Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)]

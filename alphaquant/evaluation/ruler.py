@@ -39,14 +39,22 @@ class Ruler:
         windows: Tensor,  # [windows, length]
         device: torch.device,
         batch_size: int,
-        original: Tensor | None = None,  # [windows, length, hidden]
+        *,
+        original: Checkpoint | None = None,
+        hidden: Tensor | None = None,  # [windows, length, hidden]
     ) -> None:
-        """`original` is what `hidden_states` of an unchanged ruler gave; computed anew without it."""
+        """`original` is given when `checkpoint` is its rotated form, whose hidden states have another basis.
+
+        `hidden` is what `hidden_states` of the unchanged original gave; computed anew without it.
+        """
         self._checkpoint, self._device = checkpoint, device
         self._batches = windows.split(batch_size)
-        self._model: Any = load_model(checkpoint.path, device, checkpoint.trust_remote_code)
+        self._model = _loaded(original or checkpoint, device)
+        self._head = self._model.get_output_embeddings()
+        self._original = (self.hidden_states() if hidden is None else hidden).split(batch_size)
+        if original is not None:
+            self._model = _loaded(checkpoint, device)
         self._live = LiveCheckpoint(self._model)
-        self._original = (self.hidden_states() if original is None else original).split(batch_size)
 
     def hidden_states(self) -> Tensor:
         """Last hidden states on the windows with the weights as they are now, on the CPU."""
@@ -72,7 +80,7 @@ class Ruler:
             hidden = self._hidden(batch)
             for tokens, first, second in zip(batch, originals, hidden, strict=True):
                 # one window's logits at a time
-                log_p = torch.log_softmax(head(first[:-1].to(self._device)).float(), -1)
+                log_p = torch.log_softmax(self._head(first[:-1].to(self._device)).float(), -1)
                 log_q = torch.log_softmax(head(second[:-1]).float(), -1)
                 kl.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
                 targets = tokens[1:, None].to(self._device)
@@ -84,3 +92,7 @@ class Ruler:
         output = self._model.model(batch.to(self._device), use_cache=False)
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+
+def _loaded(checkpoint: Checkpoint, device: torch.device) -> Any:
+    return load_model(checkpoint.path, device, checkpoint.trust_remote_code)

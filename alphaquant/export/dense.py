@@ -26,7 +26,7 @@ def export_dense(
 
     `routers` (by linear name) replace the kept ones. Every file that is no weight is copied.
     """
-    _copy_files(checkpoint.path, out)
+    copy_small_files(checkpoint.path, out)
     files = sorted({entry.file for entry in checkpoint.entries.values()})
     quantized = _BlockReader(checkpoint, blocks)
 
@@ -59,7 +59,8 @@ class _BlockReader:
         return self._held[1][linear]
 
 
-def _copy_files(source: Path, out: Path) -> None:
+def copy_small_files(source: Path, out: Path) -> None:
+    """Copy every file of a model folder that holds no weights."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not path.name.startswith("."):
             shutil.copyfile(path, out / path.name)

@@ -42,6 +42,16 @@ class Architecture:
     disk_names: tuple[tuple[str, str], ...] = ()
     """The inverse of `module_names`."""
     mlp: str = "mlp"
+    attention_norm: str = "input_layernorm"
+    """Norm whose output q, k and v read."""
+    mlp_norm: str = "post_attention_layernorm"
+    """Norm whose output the MLP, experts and routers read."""
+    output_norms: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")
+    """Norms of projection outputs, which stand beside the residual stream."""
+    value_clamp: str | None = None
+    """Config key of a clamp on the values of attention; where it is set, heads cannot be rotated."""
+    unrotatable: str | None = None
+    """Why the residual stream cannot be rotated exactly, such as norms behind a block; None: it can."""
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -212,7 +222,7 @@ _ROWS = (
     Architecture("llama"),
     Architecture("qwen2"),
     Architecture("qwen3"),
-    Architecture("olmoe", experts_key="num_experts", router="mlp.gate"),
+    Architecture("olmoe", experts_key="num_experts", router="mlp.gate", value_clamp="clip_qkv"),
     Architecture(
         "mixtral",
         experts_key="num_local_experts",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
@@ -80,13 +81,14 @@ class BlockModel:
         block = template.to_empty(device=self.device).eval()
         architecture = self.checkpoint.architecture
         prefix = f"{architecture.blocks}.{index}."
-        state = {
-            architecture.module_name(name): self._cast(tensor, f"{prefix}{name}")
-            for name, tensor in self.checkpoint.block_tensors(index).items()
-        }
+        state = {}
         for linear, weight in (weights or {}).items():
             name = architecture.module_name(linear.removeprefix(prefix))
-            state[f"{name}.weight"] = weight.to(self.device, self.dtype)
+            state[f"{name}.weight"] = self._cast(weight, f"{linear}.weight")
+        for stored in (name for name in self.checkpoint.entries if name.startswith(prefix)):
+            name = architecture.module_name(stored.removeprefix(prefix))
+            if name not in state:  # what is replaced need not be read
+                state[name] = self._cast(self.checkpoint.tensor(stored), stored)
         try:
             missing, unexpected = block.load_state_dict(state, strict=False)
         except RuntimeError as error:
@@ -109,13 +111,32 @@ class BlockModel:
 
     def linear(self, block: nn.Module, index: int, name: str) -> nn.Module:
         """The submodule (with a `.weight`) that a linear's name on disk means."""
-        architecture = self.checkpoint.architecture
-        relative = name.removeprefix(f"{architecture.blocks}.{index}.")
-        return block.get_submodule(architecture.module_name(relative))
+        return block.get_submodule(self._module(index, name))
 
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """One batch `[windows, length, hidden]` through a block, on the device."""
-        return block(hidden.to(self.device), **self._kwargs(index, hidden))  # type: ignore[no-any-return]
+    def _module(self, index: int, linear: str) -> str:
+        """A linear's path inside its block."""
+        architecture = self.checkpoint.architecture
+        return architecture.module_name(linear.removeprefix(f"{architecture.blocks}.{index}."))
+
+    def run(
+        self,
+        block: nn.Module,
+        index: int,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """One batch `[windows, length, hidden]` through a block, on the device.
+
+        `weights` by linear stand in for the block's own; gradients reach them.
+        """
+        hidden, kwargs = hidden.to(self.device), self._kwargs(index, hidden)
+        if weights is None:
+            return block(hidden, **kwargs)  # type: ignore[no-any-return]
+        replaced = {
+            f"{self._module(index, linear)}.weight": weight.to(self.dtype)
+            for linear, weight in weights.items()
+        }
+        return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
 
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
         """The block's outputs, batch by batch, each kept where its input lay."""
@@ -124,24 +145,8 @@ class BlockModel:
                 yield self.run(block, index, batch).to(batch.device)
 
     def head(self) -> nn.Linear:
-        """The output projection `[vocabulary, hidden]`, tied or not, as config.json says.
-
-        Raises ModelError for a tied model whose own lm_head.weight differs: transformers would
-        not tie it.
-        """
-        embedding = f"{self.checkpoint.architecture.embedding}.weight"
-        tied = bool(self.checkpoint.config.tie_word_embeddings)
-        name = embedding if tied else "lm_head.weight"
-        stored = self.checkpoint.tensor(name)
-        if tied and "lm_head.weight" in self.checkpoint.entries:
-            own = self.checkpoint.tensor("lm_head.weight")
-            if not torch.equal(own.to(stored.device, stored.dtype), stored):
-                raise ModelError(
-                    f"config.json of {self.checkpoint.path} has tie_word_embeddings: true, but "
-                    f"lm_head.weight differs from {embedding}. Set tie_word_embeddings to false, "
-                    "or remove lm_head.weight."
-                )
-        weight = self._cast(stored, name)
+        """The output projection `[vocabulary, hidden]`, tied or not. Raises ModelError as `head_weight` does."""
+        weight = self._cast(self.checkpoint.head_weight(), "lm_head.weight")
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         head.weight = nn.Parameter(weight, requires_grad=False)
         return head

@@ -127,18 +127,27 @@ class Checkpoint:
         """A linear's weight `[out, in]` in its stored dtype, by the linear's name."""
         return self.tensor(f"{linear}.weight")
 
+    def head_weight(self) -> Tensor:
+        """The output projection `[vocabulary, hidden]` in its stored dtype, tied or not, as config.json says.
+
+        Raises ModelError for a tied model whose own lm_head.weight differs: transformers would not tie it.
+        """
+        embedding, head = f"{self.architecture.embedding}.weight", "lm_head.weight"
+        if not self.config.tie_word_embeddings:
+            return self.tensor(head)
+        stored = self.tensor(embedding)
+        if head in self.entries:
+            own = self.tensor(head)
+            if not torch.equal(own.to(stored.device, stored.dtype), stored):
+                raise ModelError(
+                    f"config.json of {self.path} has tie_word_embeddings: true, but {head} differs from "
+                    f"{embedding}. Set tie_word_embeddings to false, or remove {head}."
+                )
+        return stored
+
     def block_specs(self, block: int) -> list[LinearSpec]:
         """The linears of one decoder block."""
         return [spec for spec in self.specs if spec.block == block]
-
-    def block_tensors(self, block: int) -> dict[str, Tensor]:
-        """Every tensor of one decoder block, by its name relative to the block, on disk."""
-        prefix = f"{self.architecture.blocks}.{block}."
-        return {
-            name.removeprefix(prefix): self.tensor(name)
-            for name in self.entries
-            if name.startswith(prefix)
-        }
 
     def _handle(self, file: Path) -> Any:
         with self._opening:

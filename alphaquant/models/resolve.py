@@ -16,7 +16,7 @@ from alphaquant.demo import demo_model_path
 from alphaquant.errors import ModelError
 from alphaquant.models.architecture import architecture_of
 from alphaquant.models.tensors import tensor_index
-from alphaquant.store.files import write_json
+from alphaquant.store.files import sha256_of, write_json
 
 # what decides a model's behaviour; READMEs and pictures may change without effect
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
@@ -124,10 +124,12 @@ def _download(repository: str, revision: str | None) -> Path:
 
 def _digest(folder: Path, cache_path: Path | None) -> str:
     cache = _read_cache(cache_path)
+    known = dict(cache)
     total = hashlib.sha256()
     for path in _files(folder):
         total.update(f"{path.relative_to(folder).as_posix()}\0{_file_sum(path, cache)}\n".encode())
-    _write_cache(cache_path, cache)
+    if cache != known:
+        _write_cache(cache_path, cache)
     return total.hexdigest()
 
 
@@ -142,8 +144,7 @@ def _file_sum(path: Path, cache: dict[str, list[Any]]) -> str:
     if known and known[:3] == mark:
         return str(known[3])
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     cache[str(path)] = [*mark, digest]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from alphaquant.reporting.document import Card
@@ -16,7 +19,7 @@ from alphaquant.reporting.notation import (
     shown_interval,
     size_change,
 )
-from alphaquant.reporting.scores import ORIGINAL, Scores
+from alphaquant.reporting.scores import ORIGINAL, ROTATED, Scores
 from alphaquant.reporting.tables import ReportInputs
 
 _CARD_TASKS = 4
@@ -106,6 +109,8 @@ def answer(inputs: ReportInputs, linears: pd.DataFrame, scores: Scores) -> list[
         )
     else:
         sentences.append("This run made no plan, so bits per weight are not known.")
+    if inputs.rotation is not None:
+        sentences.append(_rotation(inputs.rotation, scores))
     sentences += _cost(scores)
     if inputs.setting("export", "format") == "dense" and bits is not None:
         sentences.append(
@@ -113,6 +118,18 @@ def answer(inputs: ReportInputs, linears: pd.DataFrame, scores: Scores) -> list[
             "original's. Bits per weight count what the formats themselves store, scales and zero points included."
         )
     return sentences
+
+
+def _rotation(facts: Mapping[str, Any], scores: Scores) -> str:
+    text = (
+        "The model was rotated inside its weights before they were rounded: the largest weight of a group went from "
+        f"{number(facts['peak_before'])} to {number(facts['peak_after'])} times the root mean square (Gaussian "
+        "weights: 2.85)"
+    )
+    kl = scores.find("kl_mean", ROTATED)
+    if kl is None:
+        return f"{text}."
+    return f"{text}; rotated but not quantized, its mean token KL to the original is {number(kl.value)} nats."
 
 
 def _cost(scores: Scores) -> list[str]:

@@ -14,6 +14,7 @@ from alphaquant.reporting.scores import Scores
 from alphaquant.reporting.sections_alpha import alpha_section, direction_section
 from alphaquant.reporting.sections_cost import error_section, router_section, score_section
 from alphaquant.reporting.sections_plan import bits_section, run_section
+from alphaquant.reporting.sections_tuning import tuning_section
 from alphaquant.reporting.style import drawing
 from alphaquant.reporting.tables import ReportInputs, tidy
 from alphaquant.reporting.words_alpha import budget_verdict, direction_words
@@ -51,6 +52,7 @@ def build_report(inputs: ReportInputs) -> Document:
             alpha_section(inputs, linears),
             direction_section(inputs, findings),
             error_section(inputs, linears),
+            tuning_section(inputs),
             router_section(inputs, linears),
             run_section(inputs),
         )
@@ -60,5 +62,5 @@ def build_report(inputs: ReportInputs) -> Document:
         subtitle=" · ".join(fact for fact in facts if fact),
         cards=cards(inputs, linears, scores),
         answer=summary,
-        sections=sections,
+        sections=tuple(section for section in sections if section is not None),
     )

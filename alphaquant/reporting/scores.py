@@ -10,11 +10,13 @@ import pandas as pd
 
 ORIGINAL, QUANTIZED = "original", "quantized"
 BEFORE_ROUTER = "router-before"
+ROTATED = "rotated, not quantized"
 """Labels of the `model` column; any other label is another plan, for comparison."""
 
 HELDOUT = "heldout"
 """Task under which perplexity and fidelity on held-out text are filed."""
 
+_NO_PLAN = (ORIGINAL, QUANTIZED, BEFORE_ROUTER, ROTATED)
 _SHARES = ("acc", "exact_match", "top1_agreement", "flips", "f1", "em", "mcc", "pass@1")
 _LOWER_IS_BETTER = re.compile(r"kl_|perplexity|flips|bits_per_byte|loss")
 _SERIES = re.compile(r"[\s_#-]+\d+$")
@@ -112,7 +114,7 @@ class Scores:
         """Other plans, best first; a numbered series (random plan 1, random plan 2) is one rival."""
         found: dict[str, list[Score]] = {}
         for row in self.rows:
-            if row.metric == "kl_mean" and row.model not in (ORIGINAL, QUANTIZED, BEFORE_ROUTER):
+            if row.metric == "kl_mean" and row.model not in _NO_PLAN:
                 found.setdefault(_SERIES.sub("", row.model), []).append(row)
         rivals = []
         for label, rows in found.items():

@@ -18,6 +18,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "sensitivity": ("linear", "format", "bits_per_weight", "predicted_loss"),
     "plan": ("linear", "role", "block", "expert", "rows", "cols", "format", "bits_per_weight"),
     "errors": ("linear", "role", "block", "error_rtn", "error"),
+    "tuning": ("block", "before", "after", "steps"),
     "scores": ("task", "metric", "value", "model"),
     "router_blocks": ("stage", "block", "changed"),
     "router_history": ("step", "heldout_kl"),
@@ -29,11 +30,13 @@ FILES = {
     "sensitivity": "sensitivity.parquet",
     "plan": "plan.parquet",
     "errors": "errors.parquet",
+    "tuning": "tuning.parquet",
     "scores": "scores.parquet",
     "router_blocks": "router.parquet",
     "router_history": "history.parquet",
     "router": "router.json",
     "allocation": "allocation.json",
+    "rotation": "rotation.json",
 }
 """Where `read_inputs` looks for each table in a folder."""
 
@@ -58,6 +61,8 @@ class ReportInputs:
     sensitivity: pd.DataFrame | None = None
     plan: pd.DataFrame | None = None
     errors: pd.DataFrame | None = None
+    tuning: pd.DataFrame | None = None
+    """block, before, after: held-out error; steps: 0 where GPTQ's codes stayed."""
     scores: pd.DataFrame | None = None
     router: Mapping[str, Any] | None = None
     """{kl_before, kl_after, changed_before, changed_after, method}, or {skipped: reason}."""
@@ -67,6 +72,8 @@ class ReportInputs:
     """step, train_loss, heldout_kl."""
     allocation: Mapping[str, Any] | None = None
     """{granularities: what each would cost, alpha_prior: what alpha adds to the measured losses, or None}."""
+    rotation: Mapping[str, Any] | None = None
+    """{peak_before, peak_after, ...}: the largest weight of a group against the root mean square weight."""
     stages: Sequence[Mapping[str, Any]] = ()
     """{name, state, seconds} of each stage, in order."""
 

@@ -16,12 +16,20 @@ from alphaquant.store.fingerprint import LIBRARY, source_of
 _WATCHED = (LIBRARY, "tasks")
 
 
-def _times() -> dict[Path, int]:
+def _time_of(source: Path) -> int | None:
+    """When a file was written (ns); None when it is gone, or a link to nothing as editors leave them."""
+    try:
+        return source.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _times() -> dict[Path, int | None]:
     found = {}
     for package in _WATCHED:
         if (source := source_of(package)) is not None:
             for path in source.parent.rglob("*.py"):
-                found[path] = path.stat().st_mtime_ns
+                found[path] = _time_of(path)
     return found
 
 
@@ -55,10 +63,3 @@ class CodeGuard:
                 f"{', '.join(edited[:3])} changed on disk after this process had started, so it is not known "
                 "which code ran. Finished stages and blocks are kept: give the same command again."
             )
-
-
-def _time_of(source: Path) -> int | None:
-    try:
-        return source.stat().st_mtime_ns
-    except OSError:
-        return None

@@ -9,9 +9,7 @@ from typing import Any
 
 from alphaquant.store.artifacts import MANIFEST, ArtifactRef
 from alphaquant.store.bucket import Bucket, Entry
-from alphaquant.store.files import sha256_of
 from alphaquant.store.parallel import side_by_side
-from alphaquant.store.scratch import Scratch
 
 
 def folder_of(ref: ArtifactRef) -> str:
@@ -30,19 +28,16 @@ def size_problem(entry: Mapping[str, Any], files: Mapping[str, Entry]) -> str | 
 
 
 def content_problem(
-    bucket: Bucket, ref: ArtifactRef, entries: Sequence[Mapping[str, Any]], scratch: Scratch
+    bucket: Bucket, ref: ArtifactRef, entries: Sequence[Mapping[str, Any]]
 ) -> str | None:
     """What every file's content, read for this, says against the artifact. Raises StoreError."""
 
     def problem(item: tuple[str, str]) -> str | None:
         name, digest = item
-        with scratch.folder() as folder:
-            try:
-                bucket.download(folder_of(ref), [name], folder)
-            except FileNotFoundError:
-                return f"damaged: {name} is missing"
-            same = sha256_of(folder / name) == digest
-        return None if same else f"damaged: the content of {name} was changed"
+        found = bucket.sha256(f"{folder_of(ref)}/{name}")
+        if found is None:
+            return f"damaged: {name} is missing"
+        return None if found == digest else f"damaged: the content of {name} was changed"
 
     items = [(entry["path"], entry["sha256"]) for entry in entries]
     found = side_by_side(problem, [(MANIFEST, ref.digest), *items])

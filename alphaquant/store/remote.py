@@ -169,7 +169,7 @@ class RemoteStore(ArtifactStore):
         ):
             return problem
         if full:
-            return content_problem(self.remote, ref, entries, self._scratch)
+            return content_problem(self.remote, ref, entries)
         refs = next((entry["sha256"] for entry in entries if entry["path"] == REFS), None)
         if refs and self._checked(ref, REFS, refs) is None:
             return f"damaged: the content of {REFS} was changed"

@@ -25,6 +25,8 @@ MARK_SECONDS = 3600.0
 _FOLDER = "used"
 _CLOCK = "clock"
 _GATE = "gc"
+_LOCAL_GATE = "gc-bucket"
+"""Not "gc": that is the lock by which `usage.py` keeps everybody on this machine from noting a use."""
 _DOING = "removing artifacts"
 
 
@@ -53,7 +55,7 @@ class SharedUse:
     def removing(self, what: str) -> Iterator[None]:
         """Keep every machine from completing artifacts while the context is open."""
         with (
-            locked(self._root, _GATE, what, _DOING),
+            locked(self._root, _LOCAL_GATE, what, _DOING),
             leased(self._bucket, _GATE, what, place_of(self._root), _DOING),
         ):
             yield

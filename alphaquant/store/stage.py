@@ -144,13 +144,18 @@ class Lookup:
     """Why it must run; None for a hit."""
 
 
-def lookup(stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any]) -> Lookup:
-    """Find the result of a stage for these inputs and check that it is unharmed."""
+def lookup(
+    stage: Stage, store: ArtifactStore, inputs: Mapping[str, Any], *, why: str | None = None
+) -> Lookup:
+    """Find the result of a stage for these inputs and check that it is unharmed.
+
+    `why` is said of an unknown key; without it the stage's recent records are read to find out what changed.
+    """
     ingredients = stage.ingredients(inputs)
     key = key_of(ingredients)
     record = load_record(store, stage.name, key)
     if record is None:
-        return Lookup(key, ingredients, None, why_new(store, stage.name, ingredients))
+        return Lookup(key, ingredients, None, why or why_new(store, stage.name, ingredients))
     if record.ref:
         note_use(store, record.ref)
     problem = store.problem(record.ref) if record.ref else None
@@ -176,7 +181,7 @@ def run_stage(
         return _hit(found, stage, started)
     with store.locked(f"{stage.name}-{found.key}", stage.name):
         if not force:
-            found = lookup(stage, store, inputs)
+            found = lookup(stage, store, inputs, why=found.miss)
             if found.miss is None:
                 return _hit(found, stage, started, "another process computed it meanwhile")
         with claim(stage, inputs) as place:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alphaquant.errors import StoreError
-from alphaquant.store.files import try_lock
+from alphaquant.store.files import try_lock, writing_to
 
 if TYPE_CHECKING:
     from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
@@ -104,8 +104,11 @@ def used_since(folder: Path, moment: int) -> bool:
 
 
 def clock(root: Path) -> int:
-    """The time (ns) of the file system itself, which another machine may keep."""
-    with _gate(root, fcntl.LOCK_SH) as gate:
+    """The time (ns) of the file system itself, which another machine may keep.
+
+    Raises UserError when the store may not be written.
+    """
+    with writing_to(root), _gate(root, fcntl.LOCK_SH) as gate:
         if gate is None:
             return time.time_ns()
         os.utime(gate)
@@ -120,7 +123,7 @@ def oldest_user(root: Path, *, tidy: bool = False) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             try:
                 handle = os.open(path, os.O_RDWR)
-            except PermissionError:  # somebody else's: taken to live
+            except OSError:  # somebody else's, or on a disk that may only be read: taken to live
                 since.append(path.stat().st_mtime_ns)
                 continue
             try:

@@ -11,6 +11,7 @@ from alphaquant.store.artifacts import ArtifactRef
 from alphaquant.store.bucket import Entry
 from alphaquant.store.files import parse_json
 from alphaquant.store.inspection import folder_of
+from alphaquant.store.records import KeyRecord, load_record
 from alphaquant.store.remote import RemoteStore
 from alphaquant.upkeep.consequences import Name
 from alphaquant.upkeep.inventory import QUARANTINE
@@ -49,6 +50,12 @@ def jsons_in(store: RemoteStore, folder: str) -> Files:
     """JSON files below a folder."""
     found = store.remote.files(folder)
     return {name: entry for name, entry in found.items() if name.endswith(".json")}
+
+
+def record_in(store: RemoteStore, name: str) -> KeyRecord | None:
+    """The record in a file of `keys/`; None when it is absent, torn or not of its name."""
+    stage, _, file = name.partition("/")
+    return load_record(store, stage, file.removesuffix(".json"))
 
 
 def manifests_in(store: RemoteStore) -> dict[str, tuple[dict[str, Any] | None, float]]:

@@ -6,11 +6,13 @@ Artifacts without a manifest are uploads under way, or that broke off: nobody co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePath, PurePosixPath
 from typing import Any, TypeVar
 
@@ -18,9 +20,9 @@ from alphaquant.progress import reporter
 from alphaquant.store.artifacts import MANIFEST, REFS, ArtifactRef
 from alphaquant.store.inspection import folder_of
 from alphaquant.store.parallel import side_by_side
-from alphaquant.store.records import KeyRecord, load_record
+from alphaquant.store.records import KeyRecord
 from alphaquant.store.remote import NotWhole, RemoteStore
-from alphaquant.upkeep.bucket_listing import artifacts_in, jsons_in, manifests_in, ref_of
+from alphaquant.upkeep.bucket_listing import artifacts_in, jsons_in, manifests_in, record_in, ref_of
 from alphaquant.upkeep.consequences import Name, name_of
 from alphaquant.upkeep.inventory import QUARANTINE, Stored
 from alphaquant.upkeep.soundness import TORN_MANIFEST, TORN_RECORD, Check
@@ -64,7 +66,7 @@ class BucketSite:
     def records(self) -> tuple[list[KeyRecord], list[tuple[PurePath, str]]]:
         """Every key record, and files that hold none."""
         names = [name for name in jsons_in(self._store, "keys") if name.count("/") == 1]
-        found = _in_threads(self._record, names, "records")
+        found = _in_threads(partial(record_in, self._store), names, "records")
         torn = [
             (PurePosixPath("keys", name), TORN_RECORD)
             for name, record in zip(names, found, strict=True)
@@ -110,7 +112,8 @@ class BucketSite:
     def put_file_aside(self, path: PurePath) -> str:
         """Move a record or a run manifest."""
         target = f"{QUARANTINE}/{path.parent}/{path.stem}-{self._when}.json"
-        self._bucket.copy(str(path), target)
+        with contextlib.suppress(FileNotFoundError):  # another fsck was faster
+            self._bucket.copy(str(path), target)
         self._bucket.remove([str(path)])
         return f"{self._store.location}/{target}"
 
@@ -152,10 +155,6 @@ class BucketSite:
                 check.children = self._store.children(check.stored.ref)
             except NotWhole:  # its size is right
                 check.problems.append(f"the content of {REFS} was changed")
-
-    def _record(self, name: str) -> KeyRecord | None:
-        stage, _, file = name.partition("/")
-        return load_record(self._store, stage, file.removesuffix(".json"))
 
 
 def _place(name: Name) -> str:

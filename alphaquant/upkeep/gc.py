@@ -16,12 +16,10 @@ from typing import Any
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.records import KeyRecord
 from alphaquant.store.remote import RemoteStore
-from alphaquant.store.usage import clock, oldest_user
 from alphaquant.upkeep.consequences import Name, name_of
 from alphaquant.upkeep.gc_bucket import gc_bucket
 from alphaquant.upkeep.gc_report import (
     DAY,
-    HOUR,
     LOG_DAYS,
     RECORD_DAYS,
     RECORDS_PER_STAGE,
@@ -44,6 +42,7 @@ from alphaquant.upkeep.soundness import manifest_problem, record_problem
 from alphaquant.upkeep.sweeping import (
     by_kind,
     ended_jobs,
+    moments,
     older,
     remove,
     remove_empty,
@@ -69,8 +68,7 @@ def gc(
     if isinstance(store, RemoteStore):
         return gc_bucket(store, keep, delete=delete, quarantine=quarantine)
     root = root_of(store)
-    now = clock(root) if delete else time.time_ns()
-    cutoff = min(now - int(keep.grace_hours * HOUR * 1e9), oldest_user(root, tidy=delete) or now)
+    _, cutoff = moments(root, keep.grace_hours, delete=delete)
     manifests = list(_readable(run_files(root)))
     kept = kept_runs(manifests, keep)
     records = list(_records(store, root))
@@ -148,5 +146,7 @@ def _outdated(
 
 def _ended_jobs(root: Path, cutoff: float) -> list[Path]:
     jobs = {path.name: written(path) for path in job_files(root)}
+    if not jobs:
+        return []
     records = {f"{path.parent.name}/{path.name}": written(path) for path in key_files(root)}
-    return [root / "jobs" / name for name in ended_jobs(jobs, records if jobs else {}, cutoff)]
+    return [root / "jobs" / name for name in ended_jobs(jobs, records, cutoff)]

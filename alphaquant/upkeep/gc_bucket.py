@@ -16,7 +16,7 @@ from alphaquant.progress import track
 from alphaquant.store.artifacts import MANIFEST, REFS
 from alphaquant.store.inspection import folder_of
 from alphaquant.store.parallel import side_by_side
-from alphaquant.store.records import KeyRecord, load_record
+from alphaquant.store.records import KeyRecord
 from alphaquant.store.remote import RemoteStore
 from alphaquant.store.runs import at_work
 from alphaquant.upkeep.bucket_listing import (
@@ -26,6 +26,7 @@ from alphaquant.upkeep.bucket_listing import (
     manifests_in,
     paths_of,
     quarantined_in,
+    record_in,
     ref_of,
 )
 from alphaquant.upkeep.consequences import BLOCK, Name, name_of
@@ -127,12 +128,7 @@ def _unfinished(store: RemoteStore, records: Files, kept: list[dict[str, Any]]) 
         for name, entry in records.items()
         if name.partition("/")[0].endswith(BLOCK) and entry.modified >= min(since) - DAY
     ]
-    return [record for record in side_by_side(lambda n: _record(store, n), names) if record]
-
-
-def _record(store: RemoteStore, name: str) -> KeyRecord | None:
-    stage, _, file = name.partition("/")
-    return load_record(store, stage, file.removesuffix(".json"))
+    return [record for record in side_by_side(lambda n: record_in(store, n), names) if record]
 
 
 def _sweep(
@@ -175,7 +171,7 @@ def _outdated(store: RemoteStore, records: Files, there: set[Name], now: float) 
         for when, name in sorted(dated, reverse=True)[RECORDS_PER_STAGE:]
         if when < now - RECORD_DAYS * DAY
     ]
-    read = side_by_side(lambda name: _record(store, name), old)
+    read = side_by_side(lambda name: record_in(store, name), old)
     return [
         name
         for name, record in zip(old, read, strict=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping
 
 from alphaquant.store.artifacts import MANIFEST
 from alphaquant.store.remote import RemoteStore
-from alphaquant.store.usage import clock, oldest_user
 from alphaquant.upkeep.consequences import Name, name_of
-from alphaquant.upkeep.gc_report import DAY, HOUR, LOG_DAYS, Cache
+from alphaquant.upkeep.gc_report import DAY, LOG_DAYS, Cache
 from alphaquant.upkeep.inventory import artifacts, files_of, left_over, logs
 from alphaquant.upkeep.marking import Keep
-from alphaquant.upkeep.sweeping import by_kind, older, remove, remove_empty, sweep, used
+from alphaquant.upkeep.sweeping import by_kind, moments, older, remove, remove_empty, sweep, used
 
 _UNSENT_DAYS = 30.0
 """What the bucket does not have may be work whose upload broke off: it stays longer."""
@@ -29,8 +27,7 @@ def trim(
     root = store.root
     if not root.is_dir():
         return Cache(str(root), 0, 0, 0, 0)
-    now = clock(root) if delete else time.time_ns()
-    cutoff = min(now - int(keep.grace_hours * HOUR * 1e9), oldest_user(root, tidy=delete) or now)
+    now, cutoff = moments(root, keep.grace_hours, delete=delete)
     unsent = min(cutoff, now - int(_UNSENT_DAYS * DAY * 1e9))
     found = artifacts(root)
     sizes = {stored: list(files_of(stored.folder).values()) for stored in found}

@@ -13,13 +13,22 @@ from pathlib import Path
 
 from alphaquant.progress import track
 from alphaquant.store.files import writing_to
-from alphaquant.store.usage import removing, used_since
+from alphaquant.store.usage import clock, oldest_user, removing, used_since
 from alphaquant.upkeep.consequences import Name, name_of
-from alphaquant.upkeep.gc_report import DAY, Kind
+from alphaquant.upkeep.gc_report import DAY, HOUR, Kind
 from alphaquant.upkeep.inventory import Stored, empty_folders
 
 _BATCH = 64
 _JOB_DAYS = 30.0
+
+
+def moments(root: Path, grace_hours: float, *, delete: bool) -> tuple[int, int]:
+    """The time of now, and since when what was used stays (ns): for the grace, and for whoever still lives.
+
+    The clock is the file system's when something is to be removed. Raises UserError when it may not be written.
+    """
+    now = clock(root) if delete else time.time_ns()
+    return now, min(now - int(grace_hours * HOUR * 1e9), oldest_user(root, tidy=delete) or now)
 
 
 def used(stored: Stored, cutoff: int) -> bool:
@@ -31,9 +40,10 @@ def used(stored: Stored, cutoff: int) -> bool:
 
 
 def sweep(root: Path, garbage: list[Stored], cutoff: int) -> list[Stored]:
-    """Take away what is still unused; returns that."""
+    """Take away what is still unused; returns that. Raises UserError when it may not be written."""
     taken: list[Stored] = []
-    (root / "tmp").mkdir(exist_ok=True)
+    with writing_to(root):
+        (root / "tmp").mkdir(exist_ok=True)
     for start in track(range(0, len(garbage), _BATCH), "batches", -(-len(garbage) // _BATCH)):
         graves = []
         with writing_to(root), removing(root):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from alphaquant.config_file import load_config
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.runs import new_run_id
 from alphaquant.store.stage import StageResult, run_stage
-from flows.commands.options import Verbs, add_assignments, add_store, add_verb
+from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb
 from flows.contents import file_digests
 from flows.display import current_display, showing_progress
 from flows.logs import send_to_stderr, stdout_kept_clean
@@ -44,9 +43,7 @@ def add_to(verbs: Verbs) -> None:
         "--out", type=Path, metavar="DIR", help="put scores.parquet into this folder"
     )
     add_store(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
-    )
+    add_json(parser)
     parser.set_defaults(execute=execute)
 
 
@@ -55,7 +52,7 @@ def execute(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
     send_to_stderr(console)
     store = open_store(options.store)
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         config = load_config(None, options.assignments)
         check_places(store, options.out)
         check_files(config)

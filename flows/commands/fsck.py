@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 
@@ -42,10 +41,7 @@ def execute(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
     send_to_stderr(console)
     store = open_store(options.store)
-    with (
-        stdout_kept_clean() if options.json else contextlib.nullcontext(),
-        showing_progress(console),
-    ):
+    with stdout_kept_clean(options.json), showing_progress(console):
         report = fsck(store, fast=options.fast, repair=not options.dry_run)
     if options.json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")

@@ -15,7 +15,7 @@ from alphaquant.upkeep.gc_report import Report
 from alphaquant.upkeep.marking import Keep
 from flows.commands.options import Verbs, add_json, add_store, add_verb
 from flows.display import showing_progress
-from flows.logs import send_to_stderr
+from flows.logs import send_to_stderr, stdout_kept_clean
 from flows.preflight import open_store
 
 _EXAMPLE = """  alphaquant gc
@@ -59,7 +59,7 @@ def execute(options: argparse.Namespace) -> None:
     send_to_stderr(console)
     store = open_store(options.store)
     keep = Keep(options.keep_runs, options.keep_days, tuple(options.keep_tag), options.grace)
-    with showing_progress(console):
+    with stdout_kept_clean(options.json), showing_progress(console):
         report = gc(store, keep, delete=options.delete, quarantine=options.quarantine)
     if options.json:
         sys.stdout.write(json.dumps(report.as_json(), indent=1) + "\n")

@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 
 from alphaquant.config import RunConfig
 from alphaquant.config_file import load_config
-from alphaquant.demo import demo_model_path
+from alphaquant.demo import demo_config_path
 from flows.dag import StageName
 from flows.planned import from_here_on
 from flows.preflight import check_force
@@ -100,7 +100,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
     if options.model is not None:
         assignments.append(f"model.path={quoted(options.model)}")
     elif path is None:
-        path = demo_model_path().parent / "demo.yaml"
+        path = demo_config_path()
     return load_config(path, assignments)
 
 

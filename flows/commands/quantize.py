@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from alphaquant.config import RunConfig
 from alphaquant.config_file import load_config
-from flows.commands.options import Verbs, add_assignments, add_store, add_verb, quoted
+from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb, quoted
 from flows.dag import quantize_only
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
@@ -59,9 +58,7 @@ def add_to(verbs: Verbs) -> None:
     parser.add_argument("--calib", metavar="FILE.txt", help="calibration text (default: builtin)")
     add_assignments(parser)
     add_store(parser)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
-    )
+    add_json(parser)
     parser.set_defaults(execute=execute)
 
 
@@ -70,7 +67,7 @@ def execute(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
     send_to_stderr(console)
     out = options.dst or default_folder(options)
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         store = open_store(options.store)
         request = prepare(config_of(options), store, out, stages=quantize_only)
         with showing_progress(console):

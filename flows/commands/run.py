@@ -7,11 +7,9 @@ import contextlib
 import json
 import logging
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +18,7 @@ from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError
 from alphaquant.store.artifacts import ArtifactStore
 from flows import prefect_settings
+from flows.ahead import working_ahead
 from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
@@ -55,7 +54,7 @@ def execute(options: argparse.Namespace) -> None:
     console = Console(stderr=True)
     handler = send_to_stderr(console)
     store = open_store(options.store)
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         config = config_of(options)
         request = prepare(config, store, options.out, forced(options, config))
         request = replace(request, tags=tuple(options.tag))
@@ -94,9 +93,7 @@ def on_prefect(
             from flows.dispatch import check_pool
 
             check_pool(config.execution.pool)
-    # the server takes seconds to start: what the end of a run needs is imported meanwhile
-    threading.Thread(target=import_module, args=("pandas",), daemon=True).start()
-    with showing_progress(console):
+    with working_ahead(), showing_progress(console):
         return work()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import sys
@@ -67,18 +66,17 @@ def execute(options: argparse.Namespace) -> None:
     if options.experiment:
         _experiment(options, store, console, handler)
         return
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         config = config_of(options)
         over = [read_axis(text) for text in options.over]
         check_places(store, options.out)
         folder = open_sweep(str(options.out) if options.out else None, config, store)
-        force = forced(options, config)
-        points_of(config, over, store, folder, force)
+        points = points_of(config, over, store, folder, forced(options, config))
 
         def work() -> dict[str, Any]:
-            from flows.sweep import sweep
+            from flows.sweep import sweep_checked
 
-            return sweep(over, config, list(force), store.location, str(folder))
+            return sweep_checked(points, over, config, folder)
 
         summary = on_prefect(work, config, store, console, handler)
     if options.json:
@@ -96,7 +94,7 @@ def _experiment(
     handler: logging.Handler,
 ) -> None:
     """Do the experiment and show its arms."""
-    with stdout_kept_clean() if options.json else contextlib.nullcontext():
+    with stdout_kept_clean(options.json):
         config = config_of(options)
         request, rivals = prepare_experiment(config, store, options.out, forced(options, config))
 

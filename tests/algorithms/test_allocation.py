@@ -15,6 +15,7 @@ from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
+from tests.notes import NotesOnly
 from tests.specs import alpha_frame, moe_specs, sensitivity_frame
 
 SPECS = moe_specs()
@@ -249,17 +250,9 @@ def test_a_format_named_twice_counts_once() -> None:
 
 
 def test_the_result_is_reported_in_one_note() -> None:
-    notes: list[str] = []
-
-    class Recorder:
-        def update(self, what: str, done: int, total: int) -> None:
-            raise AssertionError(what)
-
-        def note(self, message: str) -> None:
-            notes.append(message)
-
-    with reporting_to(Recorder()):
+    notes = NotesOnly()
+    with reporting_to(notes):
         plan = plan_for()
-    (note,) = notes
+    (note,) = notes.said
     assert f"{plan.bits_per_weight:.4f} bits per weight of at most 4.25" in note
     assert "the least for 6 groups" in note

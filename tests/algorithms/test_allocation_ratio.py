@@ -14,6 +14,7 @@ from alphaquant.algorithms.allocation_ratio import ratio_counts
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
+from tests.notes import NotesOnly
 from tests.specs import alpha_frame, moe_specs, sensitivity_frame
 
 SPECS = moe_specs(blocks=2, experts=5)
@@ -114,17 +115,6 @@ def test_zero_and_one_are_none_and_all() -> None:
     assert set(expert_formats(everything).values()) == {"bf16"}
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def update(self, what: str, done: int, total: int) -> None:
-        raise AssertionError(what)
-
-    def note(self, message: str) -> None:
-        self.texts.append(message)
-
-
 @pytest.mark.parametrize(("power", "twin"), [(3.0, "high_alpha"), (-3.0, "low_alpha")])
 def test_measured_takes_the_direction_of_the_models_own_sensitivity(
     power: float, twin: str
@@ -137,11 +127,11 @@ def test_measured_takes_the_direction_of_the_models_own_sensitivity(
         table[row.linear] ** power * sizes[row.linear] * 4.0**-row.bits_per_weight
         for row in sensitivity.itertuples()
     ]
-    notes = Notes()
+    notes = NotesOnly()
     with reporting_to(notes):
         plan = ratio_plan(sensitivity=sensitivity, protect="measured")
     assert plan.schemes == ratio_plan(protect=twin).schemes
-    (note,) = notes.texts
+    (note,) = notes.said
     assert f"rank correlation {'+' if power > 0 else '-'}0.9" in note
     assert note.endswith(f"{twin.split('_')[0]} alpha is protected")
 
@@ -150,8 +140,8 @@ def test_measured_takes_the_direction_of_the_models_own_sensitivity(
 def test_measured_without_an_answer_falls_back_to_high_alpha_and_says_so(same_alpha: bool) -> None:
     table = ALPHA.assign(alpha=3.0) if same_alpha else ALPHA
     sensitivity = sensitivity_frame(SPECS, AllocationConfig()) if same_alpha else None
-    notes = Notes()
+    notes = NotesOnly()
     with reporting_to(notes):
         plan = ratio_plan(table, sensitivity, protect="measured")
     assert plan.schemes == ratio_plan(table, protect="high_alpha").schemes
-    assert "high_alpha is used" in notes.texts[0]
+    assert "high_alpha is used" in notes.said[0]

@@ -9,6 +9,7 @@ from alphaquant.config import AllocationConfig, Override, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.progress import reporting_to
+from tests.notes import NotesOnly
 from tests.specs import moe_specs
 
 SPECS = moe_specs()
@@ -138,31 +139,20 @@ def test_a_kept_lm_head_may_be_spelled_out(specs: Any, setting: dict[str, Any]) 
     assert "lm_head" not in rules.fixed
 
 
-class Notes:
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def update(self, what: str, done: int, total: int) -> None:
-        raise AssertionError(what)
-
-    def note(self, message: str) -> None:
-        self.texts.append(message)
-
-
 def test_a_wide_pattern_leaves_lm_head_alone_and_says_so() -> None:
-    notes = Notes()
+    notes = NotesOnly()
     with reporting_to(notes):
         names = pinned({"pattern": "*", "wq": "int4"})
     assert "lm_head" not in names
-    assert notes.texts == ["override '*' also matches lm_head, which stays bf16"]
+    assert notes.said == ["override '*' also matches lm_head, which stays bf16"]
 
 
 def test_a_group_size_that_the_format_fixes_otherwise_is_ignored_with_a_note() -> None:
-    notes = Notes()
+    notes = NotesOnly()
     with reporting_to(notes):
         names = pinned({"pattern": "*.q_proj", "wq": "mxfp4", "group_size": 64})
     assert names[f"{ROOT}.self_attn.q_proj"] == "mxfp4"
-    assert "mxfp4 has 32 weights per scale" in notes.texts[0]
+    assert "mxfp4 has 32 weights per scale" in notes.said[0]
 
 
 def test_free_linears_are_those_that_nothing_fixes() -> None:

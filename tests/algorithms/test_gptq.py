@@ -44,7 +44,7 @@ def problem(
 def test_loss_identity_holds(text: str, act_order: bool) -> None:
     weight, hessian = problem()
     factor = inverse_factor(hessian, 0.01)
-    quantized, loss = gptq(weight, factor, Scheme.parse(text), GptqOptions(act_order=act_order))
+    quantized, loss, _ = gptq(weight, factor, Scheme.parse(text), GptqOptions(act_order=act_order))
     exact = output_error(weight - quantized.dequantize(), factor.damped)
     torch.testing.assert_close(loss, exact, rtol=1e-3, atol=1e-6)
 
@@ -56,7 +56,7 @@ def test_a_diagonal_hessian_makes_gptq_round_to_nearest(text: str, act_order: bo
     hessian = torch.diag(torch.rand(48) + 0.1)
     scheme = Scheme.parse(text)
     options = GptqOptions(act_order=act_order, scale_search="none")
-    quantized, _ = gptq(weight, inverse_factor(hessian, 0.0), scheme, options)
+    quantized = gptq(weight, inverse_factor(hessian, 0.0), scheme, options).weight
     assert torch.equal(quantized.dequantize(), rtn(weight, scheme).dequantize())
 
 
@@ -85,9 +85,9 @@ def test_experts_in_a_batch_equal_experts_in_a_loop(text: str, act_order: bool) 
     weight, hessian = problem(batch=(3,))
     scheme = Scheme.parse(text)
     options = GptqOptions(act_order=act_order)
-    together, losses = gptq(weight, inverse_factor(hessian), scheme, options)
+    together, losses, _ = gptq(weight, inverse_factor(hessian), scheme, options)
     for index in range(3):
-        alone, loss = gptq(weight[index], inverse_factor(hessian[index]), scheme, options)
+        alone, loss, _ = gptq(weight[index], inverse_factor(hessian[index]), scheme, options)
         assert float((together[index].dequantize() != alone.dequantize()).float().mean()) < 0.02
         torch.testing.assert_close(losses[index], loss, rtol=2e-2, atol=1e-6)
 
@@ -112,7 +112,7 @@ def test_equals_optimal_brain_quantization_in_the_same_order() -> None:
     factor = inverse_factor(hessian.double(), 0.01)
     scheme = Scheme.parse("int4-perchannel")
     options = GptqOptions(act_order=False, scale_search="none")
-    quantized, _ = gptq(weight, factor, scheme, options)
+    quantized = gptq(weight, factor, scheme, options).weight
     scale = find_scales(weight, scheme).scale[:, 0].double()
     expected = optimal_brain_quantization(weight.double(), factor.damped, scale, -8, 7)
     torch.testing.assert_close(quantized.dequantize().double(), expected, rtol=1e-6, atol=1e-6)
@@ -125,7 +125,7 @@ def test_lies_between_the_exhaustive_optimum_and_round_to_nearest() -> None:
         weight, hessian = problem(rows=1, cols=5, seed=seed)
         factor = inverse_factor(hessian, 0.01)
         options = GptqOptions(act_order=False, scale_search="none")
-        _, loss = gptq(weight, factor, scheme, options)
+        _, loss, _ = gptq(weight, factor, scheme, options)
         scale = find_scales(weight, scheme).scale
         codes = torch.tensor(list(itertools.product([-2.0, -1.0, 0.0, 1.0], repeat=5)))
         best = min(float(output_error(weight - c[None] * scale, factor.damped)) for c in codes)
@@ -141,7 +141,7 @@ def test_beats_round_to_nearest_with_the_same_scales(text: str) -> None:
     weight, hessian = problem(rows=32, cols=64)
     factor = inverse_factor(hessian)
     scheme = Scheme.parse(text)
-    quantized, _ = gptq(weight, factor, scheme)
+    quantized = gptq(weight, factor, scheme).weight
     diagonal = factor.damped.diagonal()
     rounded = quantize_weight(weight, scheme, search="mse", importance=diagonal).dequantize()
     ours = output_error(weight - quantized.dequantize(), hessian)
@@ -153,7 +153,9 @@ def test_dead_columns_keep_their_rounded_weight() -> None:
     hessian[5] = 0
     hessian[:, 5] = 0
     scheme = Scheme.parse("int4-g16")
-    quantized, _ = gptq(weight, inverse_factor(hessian), scheme, GptqOptions(scale_search="none"))
+    quantized = gptq(
+        weight, inverse_factor(hessian), scheme, GptqOptions(scale_search="none")
+    ).weight
     assert torch.equal(quantized.dequantize()[:, 5], rtn(weight, scheme).dequantize()[:, 5])
 
 
@@ -163,7 +165,7 @@ def test_predicted_loss_is_close_to_what_gptq_leaves() -> None:
     for text, tolerance in (("int3-g32", 0.15), ("int4-g32", 0.12), ("int8-g32", 0.12)):
         scheme = Scheme.parse(text)
         options = GptqOptions(act_order=False, scale_search="none")
-        _, loss = gptq(weight, factor, scheme, options)
+        _, loss, _ = gptq(weight, factor, scheme, options)
         rounded = quantize_weight(weight, scheme).dequantize()
         predicted = ((weight - rounded).square() * factor.conditional_variance).sum()
         assert float(predicted) == pytest.approx(float(loss), rel=tolerance)
@@ -172,6 +174,6 @@ def test_predicted_loss_is_close_to_what_gptq_leaves() -> None:
 def test_ragged_last_group_is_quantized_like_any_other() -> None:
     weight, hessian = problem(cols=40)
     for text in ("int4-g16", "mxfp4", "nvfp4"):
-        quantized, _ = gptq(weight, inverse_factor(hessian), Scheme.parse(text))
+        quantized = gptq(weight, inverse_factor(hessian), Scheme.parse(text)).weight
         error = (quantized.dequantize() - weight).square()
         assert float(error[:, 32:].mean()) < 3 * float(error[:, :32].mean())

@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from alphaquant.algorithms.quantize_model import quantize_blocks
-from alphaquant.algorithms.quantized_block import block_weights, load_block, load_errors
+from alphaquant.algorithms.quantized_block import (
+    block_weights,
+    load_block,
+    load_errors,
+    load_tuning,
+)
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import ModelError
@@ -115,13 +120,15 @@ def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(tmp_path: P
         assert 0 < float(difference.square().mean() / weight.square().mean()) < 0.05
 
 
-def test_finished_blocks_are_reused_and_give_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tune", ["none", "block"])
+def test_finished_blocks_are_reused_and_give_the_same_bits(tmp_path: Path, tune: str) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m", "qwen3", num_hidden_layers=3))
     plan = uniform(checkpoint, "int4-g16")
-    whole = quantize(checkpoint, plan, tmp_path / "whole")
+    changes = {"tune": tune, "tune_steps": 4}
+    whole = quantize(checkpoint, plan, tmp_path / "whole", **changes)
     cache = FolderCache(tmp_path / "whole")
     (tmp_path / "whole" / "2").rename(tmp_path / "undisturbed")
-    config = QuantizationConfig(group_size=16)
+    config = QuantizationConfig(group_size=16, **changes)
     resumed = quantize_blocks(
         checkpoint, plan, windows(), config, device=CPU, batch_size=4, blocks=cache
     )
@@ -129,6 +136,27 @@ def test_finished_blocks_are_reused_and_give_the_same_bits(tmp_path: Path) -> No
     assert resumed == whole
     first = (tmp_path / "undisturbed" / "block.safetensors").read_bytes()
     assert first == (resumed[2] / "block.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_every_architecture_is_tuned_below_the_error_of_gptq(
+    tmp_path: Path, model_type: str
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    plan = uniform(checkpoint, "int3-g16")
+    before = quantize(checkpoint, plan, tmp_path / "gptq")
+    config = QuantizationConfig(group_size=16, tune="block", tune_steps=40, tune_rate=2e-3)
+    cache = FolderCache(tmp_path / "tuned")
+    after = quantize_blocks(
+        checkpoint, plan, windows(48), config, device=CPU, batch_size=8, blocks=cache
+    )
+    assert all(load_tuning(folder) is None for folder in before)
+    found = [load_tuning(folder) for folder in after]
+    assert all(t is not None and t["after"] < t["before"] and t["steps"] > 0 for t in found)
+    first = load_block(after[0])
+    assert {n: str(w.scheme) for n, w in first.items()} == {
+        n: str(w.scheme) for n, w in load_block(before[0]).items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ SEED = int(os.environ.get("ALPHAQUANT_CHAOS_SEED", "0"))
 CONFIG = """
 model: {path: null}
 calibration: {dataset: builtin, samples: 8, sequence_length: 128}
+rotation: {kind: hadamard}
 router: {method: kl, epochs: 1, batch_size: 4}
 evaluation: {sequence_length: 128, tasks: [builtin_rolling, builtin_cloze], limit: 10}
 comparison: {uniform: [int4], methods: [rtn]}

@@ -56,8 +56,8 @@ def test_it_measures_what_comparing_two_models_measures(checkpoint: Checkpoint) 
 def test_hidden_states_that_were_kept_serve_like_fresh_ones(checkpoint: Checkpoint) -> None:
     kept = Ruler(checkpoint, windows(), CPU, 2).hidden_states()
     scores = []
-    for original in (None, kept):
-        ruler = Ruler(checkpoint, windows(), CPU, 3, original)
+    for hidden in (None, kept):
+        ruler = Ruler(checkpoint, windows(), CPU, 3, hidden=hidden)
         ruler.put({NAME: checkpoint.weight(NAME) * 3})
         scores.append(ruler.measure().kl)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-7)

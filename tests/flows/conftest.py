@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from alphaquant.config import RunConfig
+from alphaquant.config_file import load_config
 from flows.cli import main
 from tests.flows.fakes import make_model_folder, use_fake_stages
 
@@ -35,6 +37,13 @@ class Ending:
 
 
 Cli = Callable[..., Ending]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run of a tiny model folder, `model/`."""
+    folder = make_model_folder(tmp_path / "model")
+    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
 
 
 @pytest.fixture

@@ -55,6 +55,11 @@ def _alpha(out: Path, store: Workbench, **inputs: Any) -> None:
     pd.DataFrame({"linear": LINEARS, "alpha": 3.0}).to_parquet(out / "alpha.parquet")
 
 
+def _rotate(out: Path, store: Workbench, **inputs: Any) -> None:
+    (out / "model").mkdir()
+    save_file({"w": np.zeros(4, np.float32)}, out / "model" / "model.safetensors")
+
+
 def _sensitivity(out: Path, store: Workbench, **inputs: Any) -> None:
     pd.DataFrame({"linear": LINEARS, "predicted_loss": 0.1}).to_parquet(out / "sensitivity.parquet")
 
@@ -123,6 +128,7 @@ GPU_STAGES = ("sensitivity", "quantize", "router", "evaluate", "compare")
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
     "alpha": _alpha,
+    "rotate": _rotate,
     "sensitivity": _sensitivity,
     "allocate": _allocate,
     "quantize": _quantize,

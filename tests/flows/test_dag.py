@@ -14,7 +14,9 @@ from flows.dag import STAGE_NAMES, pipeline, quantize_only
 
 MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" * 64)
 
-WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
+WHOLE = parse_config(
+    {"router": {"method": "kl"}, "comparison": {"random": 1}, "rotation": {"kind": "hadamard"}}
+)
 
 
 class Recorder:
@@ -51,13 +53,14 @@ def test_the_whole_pipeline() -> None:
     assert recorder.given == {
         "calibration": set(),
         "alpha": set(),
-        "sensitivity": {"calibration"},
+        "rotate": set(),
+        "sensitivity": {"calibration", "rotate"},
         "allocate": {"alpha", "sensitivity"},
-        "quantize": {"calibration", "allocate"},
-        "router": {"calibration", "allocate", "quantize"},
-        "export": {"quantize", "router"},
+        "quantize": {"calibration", "rotate", "allocate"},
+        "router": {"calibration", "rotate", "allocate", "quantize"},
+        "export": {"rotate", "quantize", "router"},
         "evaluate": {"allocate", "export"},
-        "compare": {"calibration", "allocate", "quantize"},
+        "compare": {"calibration", "rotate", "allocate", "quantize"},
         "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
     }
 
@@ -65,21 +68,45 @@ def test_the_whole_pipeline() -> None:
 def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     recorder = _drawn(RunConfig())
     assert recorder.skipped == {
+        "rotate": "rotation.kind is none",
         "router": "router.method is none",
         "compare": "comparison names no rival plans",
     }
     assert recorder.given["export"] == {"quantize"}
+    assert recorder.given["quantize"] == {"calibration", "allocate"}
 
 
 def test_the_short_way_scores_nothing() -> None:
     recorder = _drawn(RunConfig(), quantize_only)
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
+    recorder = _drawn(WHOLE, quantize_only)
+    assert list(recorder.given) == ["calibration", "allocate", "rotate", "quantize", "export"]
+
+
+def test_without_a_rotation_no_stage_is_told_of_one() -> None:
+    """Its name in a key would make every result of unrotated models a new one."""
+    inputs: dict[str, set[str]] = {}
+
+    class Keeper(Recorder):
+        def __call__(self, stage: Stage, **given: Any) -> str:
+            inputs[stage.name] = {*given, *given.get("tables", ())}
+            return super().__call__(stage, **given)
+
+    pipeline(parse_config({"comparison": {"random": 1}}), MODEL, Keeper())
+    assert "original" not in inputs["compare"]
+    assert "rotation" not in inputs["analyze"]
+    pipeline(WHOLE, MODEL, Keeper())
+    assert "original" in inputs["compare"]
+    assert "rotation" in inputs["analyze"]
 
 
 def test_rounding_to_nearest_needs_no_calibration() -> None:
     recorder = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_only)
     assert recorder.skipped == {"calibration": "method rtn looks at no inputs"}
     assert recorder.given["quantize"] == {"allocate"}
+    tuned = {"method": "rtn", "tune": "block"}
+    recorder = _drawn(parse_config({"quantization": tuned}), quantize_only)
+    assert recorder.given["quantize"] == {"allocate", "calibration"}
 
 
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:

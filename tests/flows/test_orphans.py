@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.orphans import MARK, SERVER, end_orphans, mark_servers
+from flows.orphans import MARK, SERVER, end_orphans, mark_servers, own_servers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -55,11 +55,27 @@ def test_the_server_of_a_living_run_is_left_alone(start: Start) -> None:
     assert server.poll() is None
 
 
+def test_of_our_children_only_servers_count_as_ours(start: Start) -> None:
+    server, _ = start(), start("something else")
+    assert own_servers() == [server.pid]
+
+
 def test_the_server_of_a_dead_run_is_ended_once(start: Start) -> None:
     server = start(mark=_of_the_dead)
     assert server.pid in end_orphans()
     assert server.wait(10) != 0
     assert server.pid not in end_orphans()
+
+
+def test_a_server_that_ends_by_itself_meanwhile_stops_nobody(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(process: int, number: int) -> None:
+        raise ProcessLookupError
+
+    start(mark=_of_the_dead)
+    monkeypatch.setattr(os, "kill", gone)
+    end_orphans()
 
 
 def test_what_is_no_server_is_left_alone(start: Start) -> None:

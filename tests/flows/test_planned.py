@@ -31,7 +31,8 @@ WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
         (["export"], ["export", "evaluate", "analyze"]),
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
-        (["alpha"], ["alpha", *STAGE_NAMES[3:]]),
+        (["alpha"], ["alpha", *STAGE_NAMES[STAGE_NAMES.index("allocate") :]]),
+        (["rotate"], ["rotate", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
         (["compare", "export"], ["export", "evaluate", "compare", "analyze"]),
         ([], []),
     ],
@@ -52,7 +53,8 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactSto
     monkeypatch.chdir(tmp_path)
     use_fake_stages(monkeypatch)
     model = make_model_folder(tmp_path / "model")
-    request = prepare(parse_config({"model": {"path": str(model)}}), store)
+    settings = {"model": {"path": str(model)}, "rotation": {"kind": "hadamard"}}
+    request = prepare(parse_config(settings), store)
     run(request)
     return request
 
@@ -90,13 +92,15 @@ def test_a_removed_table_is_made_again_because_it_is_handed_over(request_: Reque
     assert [name for name, state in states.items() if state == "run"] == ["alpha"]
 
 
-def test_removed_tokens_are_not_needed_until_a_stage_that_reads_them_runs(
+def test_removed_tokens_and_rotated_models_are_not_needed_until_a_stage_that_reads_them_runs(
     request_: Request,
 ) -> None:
     _remove(request_.store, "calibration")
     assert _states(request_)["calibration"] == "cached"
+    _remove(request_.store, "rotate")
+    assert _states(request_)["rotate"] == "cached"
     _remove(request_.store, "sensitivity")
-    assert _states(request_)["calibration"] == "run"
+    assert (_states(request_)["calibration"], _states(request_)["rotate"]) == ("run", "run")
 
 
 def test_only_stages_of_which_nothing_is_published_are_called_so(request_: Request) -> None:

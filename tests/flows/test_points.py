@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
 from alphaquant.errors import ConfigError, UserError
 from alphaquant.store.artifacts import ArtifactStore
 from flows.points import Axis, folder_name, points_of, read_axis
-from tests.flows.fakes import make_model_folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    folder = make_model_folder(tmp_path / "model")
-    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
 
 
 def test_an_axis_is_a_key_and_yaml_values() -> None:
@@ -34,6 +26,8 @@ def test_an_axis_is_a_key_and_yaml_values() -> None:
         ("bits=3,4", "is not section.key=value"),
         ("allocation.target_bits=", "names no values"),
         ("allocation.target_bits=[3", "is not a list of values"),
+        ("calibration.dataset=2026-01-01", "is not a list of values"),
+        ("calibration.dataset=2026-13-01", "is not a list of values"),
     ],
 )
 def test_a_wrong_axis_is_explained(text: str, message: str) -> None:
@@ -65,6 +59,12 @@ def test_points_are_all_combinations_in_order(
         ([], "needs config keys to go over"),
         ([("allocation.target_bits", ("3",)), ("allocation.target_bits", ("4",))], "each once"),
         ([("execution.device", ("cpu",))], "decides no result"),
+        ([("allocation.target_bits", ())], "allocation.target_bits is given no values"),
+        (
+            [("allocation.target_bits", ("3", "[4"))],
+            r"'\[4' is no value for allocation.target_bits",
+        ),
+        ([("calibration.dataset", ("2026-01-01",))], "text in quotes"),
         ([("allocation.targetbits", ("3",))], "unknown config key 'allocation.targetbits'"),
         ([("allocation.target_bits", ("3", "99"))], r"at .*99.*less than or equal to 16"),
         ([("calibration.seed", tuple(map(str, range(201))))], "201 points are too many"),

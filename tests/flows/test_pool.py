@@ -118,6 +118,20 @@ def test_a_sweep_fans_out_and_shares_what_points_have_in_common(pool: Pool) -> N
         assert (pool.folder / point["checkpoint"] / "model.safetensors").is_file()
 
 
+def test_a_sweep_is_tagged_and_its_points_are_named_by_their_values_braces_and_all(
+    pool: Pool,
+) -> None:
+    over = ("--over", "allocation.default={wq: int4},{wq: int8}")
+    command = pool.command("sweep", "--model", "model", "--json", "--out", "braces", *over)
+    summary = json.loads(_ended(command, 0)[0])
+    names = ["default={wq: int4}", "default={wq: int8}"]
+    assert [point["point"] for point in summary["points"]] == names
+    with pool.server.client() as client:
+        assert set(names) <= {task.name for task in client.read_task_runs()}
+        [run] = [run for run in client.read_flow_runs() if run.name == summary["run_id"]]
+    assert "alphaquant" in run.tags, "crash detection would not see that it was killed"
+
+
 def test_without_a_worker_the_user_is_told(pool: Pool) -> None:
     pool.stop_workers()
     with pool.server.client() as client:  # a worker counts as online until it has missed heartbeats

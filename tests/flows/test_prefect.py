@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.flows.fakes import make_model_folder
+from tests.prefect_server import clean_environment
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -137,6 +138,25 @@ def test_the_terminal_shows_our_lines_and_none_of_prefects(told: dict[str, Any])
     for noise in ("Traceback", "Finished in state", "Beginning flow run", "temporary server"):
         assert noise not in told["stderr"]
         assert noise not in told["stdout"]
+
+
+@pytest.mark.parametrize("verb", [["run"], ["sweep", "--over", "allocation.target_bits=4,6"]])
+def test_a_server_that_does_not_answer_is_a_mistake_in_a_setting(
+    verb: list[str], tmp_path: Path
+) -> None:
+    make_model_folder(tmp_path / "model")
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *verb, "--model", "model"],
+        cwd=tmp_path,
+        env=clean_environment()
+        | {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "http://127.0.0.1:9/api does not answer. Check PREFECT_API_URL" in ended.stderr
 
 
 def _objects(text: str) -> list[str]:

@@ -9,18 +9,10 @@ import pandas as pd
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
 from alphaquant.errors import UserError
 from alphaquant.store.artifacts import ArtifactStore
 from flows.points import Point, points_of, read_axis
 from flows.sweep_result import hand_over_sweep, mark_sweep, open_sweep
-from tests.flows.fakes import make_model_folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    folder = make_model_folder(tmp_path / "model")
-    return load_config(None, [f"model.path={folder}", "quantization.group_size=16"])
 
 
 @pytest.fixture
@@ -71,6 +63,16 @@ def test_failed_points_stand_beside_the_others(points: list[Point], tmp_path: Pa
     assert Path(summary["figure"]).is_file()
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert "failed: out of patience" in Path(summary["page"]).read_text()
+
+
+def test_who_reads_the_summary_while_it_is_replaced_sees_all_of_the_old_one(
+    points: list[Point], tmp_path: Path
+) -> None:
+    failed = {"status": "failed", "error": "no"}
+    mark_sweep(tmp_path / "out", "sweep-1")
+    with (tmp_path / "out" / "summary.json").open() as reader:
+        hand_over_sweep(tmp_path / "out", "sweep-1", points, [failed, failed])
+        assert json.load(reader) == {"run_id": "sweep-1", "status": "running"}
 
 
 def test_a_sweep_without_any_result_has_no_picture(points: list[Point], tmp_path: Path) -> None:

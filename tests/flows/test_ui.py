@@ -16,6 +16,7 @@ from alphaquant.errors import DataError, StoreError
 from flows import ui_pages
 from flows.ui_failure import failed_stage, failure_page, failure_sentence, note_stage
 from flows.ui_pages import Page, pages
+from flows.ui_sweep import sweep_pages
 
 _PNG = b"\x89PNG not really"
 
@@ -150,6 +151,33 @@ def test_the_report_is_found_by_host_and_absolute_path(
     assert {page.key: page for page in pages(near)} == shown
     assert f"scp {socket.gethostname()}:{tmp_path}/report.html" in shown["report"].markdown
     assert f'from_pretrained("{tmp_path}/checkpoint")' in shown["report"].markdown
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> dict[str, Any]:
+    """A sweep's summary beside its page and picture."""
+    (tmp_path / "pareto.png").write_bytes(_PNG)
+    (tmp_path / "sweep.md").write_text("# Demo\n\n![KL](pareto.png)\n\n[a](a/report.html)\n")
+    return {"page": str(tmp_path / "sweep.md")}
+
+
+def test_a_sweep_shows_its_page_with_the_picture_inside(sweep: dict[str, Any]) -> None:
+    [page] = sweep_pages(sweep)
+    picture = base64.b64encode(_PNG).decode()
+    assert page.key == "sweep"
+    assert page.markdown == (
+        f"# Demo\n\n![KL](data:image/png;base64,{picture})\n\n[a](a/report.html)\n"
+    )
+
+
+def test_a_sweep_that_cannot_be_shown_does_not_fail(
+    sweep: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows.ui import show_sweep
+
+    (tmp_path / "pareto.png").unlink()
+    show_sweep(sweep)
+    assert "shows no results of this sweep: " in caplog.text
 
 
 def test_a_foreseen_failure_is_its_message_and_what_to_do() -> None:

@@ -71,7 +71,9 @@ def test_accept_all_takes_every_stage_of_which_only_code_changed(cli: Cli, edit:
     ending = cli("accept", "--all", *MODEL, "--json")
     states = dict.fromkeys(("calibration", "quantize", "analyze"), "accepted")
     cached = dict.fromkeys(("alpha", "sensitivity", "allocate", "export", "evaluate"), "cached")
-    assert ending.states == states | cached | dict.fromkeys(("router", "compare"), "nothing")
+    assert ending.states == states | cached | dict.fromkeys(
+        ("rotate", "router", "compare"), "nothing"
+    )
     assert _ran(cli(*RUN, "--json")) == []
     again = cli("accept", "--all", *MODEL, "--json")
     assert "accepted" not in again.states.values()

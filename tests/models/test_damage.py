@@ -74,6 +74,17 @@ def test_nan_outside_the_quantized_linears_is_named(folder: Path, name: str) -> 
         read_everything()
 
 
+def test_what_is_replaced_is_not_read_and_what_replaces_it_is_checked(folder: Path) -> None:
+    linear = "model.layers.0.self_attn.q_proj"
+    good = Checkpoint(folder).weight(linear)
+    edit_tensors(folder, poison=f"{linear}.weight")
+    model = BlockModel(Checkpoint(folder), CPU, torch.float32)
+    block = model.block(0, {linear: good})
+    assert torch.equal(model.linear(block, 0, linear).weight, good)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=rf"{linear}\.weight holds 1 NaN or infinite"):
+        model.block(0, {linear: Checkpoint(folder).weight(linear)})
+
+
 @pytest.mark.parametrize(
     "name", ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
 )

@@ -317,3 +317,16 @@ class _Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_a_tuned_run_shows_what_tuning_brought_to_each_block(moe_run: ReportInputs) -> None:
+    rows = [(0, 0.02, 0.01, 100), (1, 0.05, 0.03, 75), (2, 0.08, 0.08, 0)]
+    table = pd.DataFrame(rows, columns=["block", "before", "after", "steps"])
+    document = build_report(replace(moe_run, tuning=table))
+    assert "tuning" in [picture.name for picture in document.pictures()]
+    said = words(document)
+    assert "held-out error of 2 blocks, in the median by 45 %" in said
+    assert "In 1 block it found nothing better, and GPTQ's codes stay." in said
+    kept = build_report(replace(moe_run, tuning=table.assign(steps=0)))
+    assert "nothing better than GPTQ's codes in 3 blocks" in words(kept)
+    assert "tuning" not in [section.key for section in build_report(moe_run).sections]

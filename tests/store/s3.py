@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+_HOST = "127.0.0.1"
 _START_SECONDS = 60
 
 
@@ -81,18 +82,18 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def s3_server(host: str = "127.0.0.1") -> Iterator[S3Server]:
+def s3_server() -> Iterator[S3Server]:
     """Start a server and wait until it answers."""
     with socket.socket() as free:
-        free.bind((host, 0))
+        free.bind((_HOST, 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
+        [sys.executable, "-m", "moto.server", "-H", _HOST, "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
-    server = S3Server(f"http://{host}:{port}", process)
+    server = S3Server(f"http://{_HOST}:{port}", process)
     try:
         _await(server)
         yield server

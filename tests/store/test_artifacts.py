@@ -14,20 +14,7 @@ from hypothesis import strategies as st
 from alphaquant.errors import StoreError, UserError
 from alphaquant.store import files
 from alphaquant.store.artifacts import MANIFEST, ArtifactRef, ArtifactStore
-
-
-def _keep(store: ArtifactStore, contents: dict[str, str], kind: str = "toy") -> ArtifactRef:
-    with store.draft(kind) as draft:
-        for name, text in contents.items():
-            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft.path / name).write_text(text)
-    assert draft.ref is not None
-    return draft.ref
-
-
-def _overwrite(path: Path, text: str) -> None:
-    path.chmod(0o644)
-    path.write_text(text)
+from tests.store.contents import keep, overwrite
 
 
 def _write_half(folder: Path, error: BaseException) -> None:
@@ -41,15 +28,15 @@ def test_nothing_is_created_before_the_first_draft(store: ArtifactStore) -> None
 
 
 def test_an_artifact_can_be_read_back(store: ArtifactStore) -> None:
-    ref = _keep(store, {"a.txt": "one", "deep/b.txt": "two"})
+    ref = keep(store, {"a.txt": "one", "deep/b.txt": "two"})
     store.verify(ref)
     assert (store.path(ref) / "deep" / "b.txt").read_text() == "two"
     assert ref.size == 6
 
 
 def test_equal_content_has_one_digest_whatever_the_order_and_the_store(tmp_path: Path) -> None:
-    first = _keep(ArtifactStore(tmp_path / "1"), {"a": "1", "b": "2"})
-    second = _keep(ArtifactStore(tmp_path / "2"), {"b": "2", "a": "1"})
+    first = keep(ArtifactStore(tmp_path / "1"), {"a": "1", "b": "2"})
+    second = keep(ArtifactStore(tmp_path / "2"), {"b": "2", "a": "1"})
     assert first == second
 
 
@@ -64,20 +51,20 @@ def test_digests_are_equal_exactly_when_contents_are(
     tmp_path: Path, one: dict[str, str], other: dict[str, str]
 ) -> None:
     store = ArtifactStore(tmp_path / "store")
-    assert (_keep(store, one) == _keep(store, other)) == (one == other)
+    assert (keep(store, one) == keep(store, other)) == (one == other)
 
 
 def test_the_same_artifact_may_be_written_twice(store: ArtifactStore) -> None:
-    first = _keep(store, {"a": "1"})
-    assert _keep(store, {"a": "1"}) == first
+    first = keep(store, {"a": "1"})
+    assert keep(store, {"a": "1"}) == first
     assert list((store.root / "tmp").iterdir()) == []
 
 
 def test_a_damaged_object_is_replaced_by_an_equal_draft(store: ArtifactStore) -> None:
-    ref = _keep(store, {"a": "1", "b": "2"})
-    _overwrite(store.path(ref) / "a", "x")
+    ref = keep(store, {"a": "1", "b": "2"})
+    overwrite(store.path(ref) / "a", "x")
     (store.path(ref) / "b").unlink()
-    assert _keep(store, {"a": "1", "b": "2"}) == ref
+    assert keep(store, {"a": "1", "b": "2"}) == ref
     store.verify(ref)
     assert list((store.root / "tmp").iterdir()) == []
 
@@ -85,8 +72,8 @@ def test_a_damaged_object_is_replaced_by_an_equal_draft(store: ArtifactStore) ->
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda folder: _overwrite(folder / "a", "longer"), "a has 6 bytes instead of 1"),
-        (lambda folder: _overwrite(folder / "a", "x"), "the content of a was changed"),
+        (lambda folder: overwrite(folder / "a", "longer"), "a has 6 bytes instead of 1"),
+        (lambda folder: overwrite(folder / "a", "x"), "the content of a was changed"),
         (lambda folder: (folder / "a").unlink(), "a is missing"),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "MANIFEST.json was changed"),
         (lambda folder: (folder / MANIFEST).unlink(), "MANIFEST.json cannot be read"),
@@ -95,7 +82,7 @@ def test_a_damaged_object_is_replaced_by_an_equal_draft(store: ArtifactStore) ->
 def test_every_kind_of_damage_is_seen_and_named(
     store: ArtifactStore, harm: object, said: str
 ) -> None:
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     harm(store.path(ref))  # type: ignore[operator]
     with pytest.raises(StoreError, match=said):
         store.verify(ref)
@@ -109,7 +96,7 @@ def test_contents_are_hashed_again_only_when_a_file_changed(
     monkeypatch.setattr(
         "alphaquant.store.artifacts.sha256_of", lambda path: hashed.append(path) or honest(path)
     )
-    ref = _keep(store, {"a": "1", "b": "2"})
+    ref = keep(store, {"a": "1", "b": "2"})
     hashed.clear()
     store.verify(ref)
     assert hashed == []
@@ -125,25 +112,25 @@ def test_contents_are_hashed_again_only_when_a_file_changed(
 def test_a_change_that_hides_behind_an_unchanged_stat_is_found_by_a_full_check(
     store: ArtifactStore,
 ) -> None:
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     path = store.path(ref) / "a"
     before = path.stat()
-    _overwrite(path, "x")
+    overwrite(path, "x")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert store.problem(ref) is None
     assert store.problem(ref, full=True) == "damaged: the content of a was changed"
 
 
 def test_a_damaged_part_makes_the_whole_incomplete(store: ArtifactStore) -> None:
-    part = _keep(store, {"a": "1"}, kind="part")
-    whole = _keep(store, {"refs.json": '{"first": %s}' % part.model_dump_json()})  # noqa: UP031
+    part = keep(store, {"a": "1"}, kind="part")
+    whole = keep(store, {"refs.json": '{"first": %s}' % part.model_dump_json()})  # noqa: UP031
     store.verify(whole)
     (store.path(part) / "a").unlink()
     assert store.problem(whole) == "incomplete: first is damaged: a is missing"
 
 
 def test_files_of_an_artifact_are_read_only(store: ArtifactStore) -> None:
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     assert (store.path(ref) / "a").stat().st_mode & 0o222 == 0
 
 
@@ -191,6 +178,6 @@ def test_drafts_of_dead_processes_are_swept_and_those_of_living_ones_kept(
         long_ago = time.time() - 3600
         for folder in (dead, living.path):
             os.utime(folder, (long_ago, long_ago))
-        _keep(ArtifactStore(store.root), {"b": "2"})
+        keep(ArtifactStore(store.root), {"b": "2"})
         assert not dead.exists()
         assert living.path.exists()

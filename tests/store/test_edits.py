@@ -65,5 +65,15 @@ def test_a_stage_whose_code_was_edited_meanwhile_keeps_nothing(
     assert not list((store.root / "keys").rglob("*.json"))
 
 
+def test_what_an_editor_leaves_beside_the_code_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "__init__.py"
+    source.touch()
+    (tmp_path / ".#scheme.py").symlink_to("developer@machine.1234")
+    monkeypatch.setattr(edits, "source_of", lambda package: source)
+    assert edits._times()[source] == source.stat().st_mtime_ns
+
+
 def _write(path: Path) -> None:
     path.write_text("x")

@@ -19,6 +19,7 @@ from alphaquant.progress import reporting_to
 from alphaquant.store import lease
 from alphaquant.store.bucket import Bucket
 from alphaquant.store.lease import leased
+from tests.notes import Notes
 from tests.store.s3 import S3Server, s3_server
 
 HOLDER = """
@@ -30,22 +31,6 @@ with lease.leased(Bucket(sys.argv[1]), "key", "alpha", "place of the holder"):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-class Notes:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.first = threading.Event()
-
-    def update(self, what: str, done: int, total: int) -> None:
-        """Ignored."""
-
-    def note(self, message: str) -> None:
-        """Keep the line."""
-        self.said.append(message)
-        self.first.set()
 
 
 @pytest.fixture(scope="module")

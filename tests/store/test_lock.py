@@ -17,24 +17,9 @@ from alphaquant.store import lock
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.lock import locked
 from alphaquant.store.stage import Stage, Workbench, run_stage
+from tests.notes import Notes
 
 _CONTEXT = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
-
-
-class Notes:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.first = threading.Event()
-
-    def update(self, what: str, done: int, total: int) -> None:
-        """Ignored."""
-
-    def note(self, message: str) -> None:
-        """Keep the line."""
-        self.said.append(message)
-        self.first.set()
 
 
 def _hold(root: Path, held: Event) -> None:

@@ -25,6 +25,7 @@ from alphaquant.store.bucket import Bucket
 from alphaquant.store.remote import RemoteStore
 from alphaquant.store.stage import Stage, StageResult, Workbench, run_stage
 from flows.preflight import check_places, open_store
+from tests.store.contents import keep, overwrite
 from tests.store.project import Project, ran
 from tests.store.s3 import S3Server, s3_server
 
@@ -62,22 +63,8 @@ def host(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Host:
     return make
 
 
-def _keep(store: ArtifactStore, contents: dict[str, str], kind: str = "toy") -> ArtifactRef:
-    with store.draft(kind) as draft:
-        for name, text in contents.items():
-            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (draft.path / name).write_text(text)
-    assert draft.ref is not None
-    return draft.ref
-
-
 def _at(store: RemoteStore, ref: ArtifactRef, name: str) -> str:
     return f"{store.location}/objects/{ref.kind}/{ref.digest[:2]}/{ref.digest}/{name}"
-
-
-def _overwrite(path: Path, text: str) -> None:
-    path.chmod(0o644)
-    path.write_text(text)
 
 
 def _asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -96,7 +83,7 @@ def _asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_one_machine_made_another_reads(host: Host) -> None:
     first, second = host("a"), host("b")
-    ref = _keep(first, {"a.txt": "one", "deep/b.txt": "two"})
+    ref = keep(first, {"a.txt": "one", "deep/b.txt": "two"})
     assert second.problem(ref) is None
     assert not second.place(ref).exists()
     folder = second.path(ref)
@@ -109,7 +96,7 @@ def test_what_one_machine_made_another_reads(host: Host) -> None:
 
 def test_the_bucket_is_laid_out_like_a_folder(host: Host, server: S3Server) -> None:
     store = host("a")
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     store.write_json("keys/toy/k.json", {"x": 1})
     store.write_json("stat/toy/s.json", {"local": True})
     place = f"objects/toy/{ref.digest[:2]}/{ref.digest}"
@@ -160,13 +147,13 @@ def test_damage_in_the_bucket_is_a_miss_that_the_next_equal_artifact_repairs(
 ) -> None:
     contents = {"a": "1", "b": "2"}
     first = host("a")
-    ref = _keep(first, contents)
+    ref = keep(first, contents)
     harm(server, lambda name: _at(first, ref, name))
     second = host("b")
     assert second.problem(ref) == said
     with pytest.raises(StoreError, match=r"s3://store/.*(missing|damaged)"):
         second.verify(ref)
-    assert _keep(second, contents) == ref
+    assert keep(second, contents) == ref
     assert host("c").problem(ref) is None
     assert (host("c").path(ref) / "a").read_text() == "1"
 
@@ -175,7 +162,7 @@ def test_what_only_this_machine_has_is_uploaded_when_it_is_looked_at(
     host: Host, server: S3Server
 ) -> None:
     first = host("a")
-    ref = _keep(first, {"a": "1", "b": "2"})
+    ref = keep(first, {"a": "1", "b": "2"})
     for name in ("a", MANIFEST):
         server.delete(_at(first, ref, name))
     looking = host("a")
@@ -191,20 +178,20 @@ def test_changed_content_is_found_when_it_is_fetched_and_is_a_miss_from_then_on(
     host: Host, server: S3Server
 ) -> None:
     first, second = host("a"), host("b")
-    ref = _keep(first, {"a": "1", "b": "2"})
+    ref = keep(first, {"a": "1", "b": "2"})
     server.write(_at(first, ref, "b"), b"x")
     assert second.problem(ref) is None  # its size is right
     with pytest.raises(StoreError, match=r"content of b was changed.*same command again"):
         second.path(ref)
     assert not second.place(ref).exists()
     assert second.problem(ref) == "damaged: b is missing"
-    assert _keep(second, {"a": "1", "b": "2"}) == ref
+    assert keep(second, {"a": "1", "b": "2"}) == ref
     assert (host("c").path(ref) / "b").read_text() == "2"
 
 
 def test_a_full_check_reads_every_content_here_and_there(host: Host, server: S3Server) -> None:
     first = host("a")
-    ref = _keep(first, {"a": "1"})
+    ref = keep(first, {"a": "1"})
     server.write(_at(first, ref, "a"), b"x")
     assert host("b").problem(ref, full=True) == "damaged: the content of a was changed"
     assert first.problem(ref, full=True) is None  # it was whole here, and was uploaded again
@@ -216,10 +203,10 @@ def test_damage_that_hides_in_the_cache_is_found_by_a_full_check_and_fetched_ane
     host: Host,
 ) -> None:
     store = host("a")
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     path = store.place(ref) / "a"
     before = path.stat()
-    _overwrite(path, "x")
+    overwrite(path, "x")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert store.problem(ref, full=True) is None
     assert (store.path(ref) / "a").read_text() == "1"
@@ -228,8 +215,8 @@ def test_damage_that_hides_in_the_cache_is_found_by_a_full_check_and_fetched_ane
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda folder: _overwrite(folder / "a", "longer"),
-        lambda folder: _overwrite(folder / "a", "x"),
+        lambda folder: overwrite(folder / "a", "longer"),
+        lambda folder: overwrite(folder / "a", "x"),
         lambda folder: (folder / "a").unlink(),
         lambda folder: (folder / MANIFEST).write_text("[]"),
         shutil.rmtree,
@@ -238,7 +225,7 @@ def test_damage_that_hides_in_the_cache_is_found_by_a_full_check_and_fetched_ane
 def test_a_damaged_local_copy_is_fetched_anew(host: Host, harm: Any) -> None:
     host("a")
     store = host("b")
-    ref = _keep(host("a"), {"a": "1", "b": "2"})
+    ref = keep(host("a"), {"a": "1", "b": "2"})
     harm(store.path(ref))
     assert store.problem(ref) is None
     assert (store.path(ref) / "a").read_text() == "1"
@@ -258,7 +245,7 @@ def test_an_upload_that_breaks_off_is_no_hit_and_is_completed_by_the_next(
     with monkeypatch.context() as broken:
         broken.setattr(Bucket, "upload", break_off)
         with pytest.raises(StoreError, match="network"):
-            _keep(first, {"a": "1", "b": "2"})
+            keep(first, {"a": "1", "b": "2"})
     (kept,) = first.root.glob("objects/toy/*/*")
     ref = ArtifactRef(kind="toy", digest=kept.name, size=2)
     assert second.problem(ref) == "damaged: MANIFEST.json is missing"
@@ -269,7 +256,7 @@ def test_an_upload_that_breaks_off_is_no_hit_and_is_completed_by_the_next(
         honest(self, folder, names, to)
 
     monkeypatch.setattr(Bucket, "upload", count)
-    assert _keep(first, {"a": "1", "b": "2"}) == ref
+    assert keep(first, {"a": "1", "b": "2"}) == ref
     assert sent == ["b"]
     assert second.problem(ref) is None
 
@@ -277,9 +264,9 @@ def test_an_upload_that_breaks_off_is_no_hit_and_is_completed_by_the_next(
 def test_an_equal_sound_artifact_is_not_uploaded_again(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _keep(host("a"), {"a": "1"})
+    keep(host("a"), {"a": "1"})
     asked = _asked(monkeypatch)
-    _keep(host("b"), {"a": "1"})
+    keep(host("b"), {"a": "1"})
     assert [line for line in asked if line.startswith("write objects")] == []
 
 
@@ -287,9 +274,9 @@ def test_a_whole_of_parts_is_checked_without_fetching_them(
     host: Host, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = host("a")
-    parts = {f"block-{index}": _keep(first, {"w": f"{index}"}, "part") for index in range(20)}
+    parts = {f"block-{index}": keep(first, {"w": f"{index}"}, "part") for index in range(20)}
     listing = {name: ref.model_dump() for name, ref in parts.items()}
-    whole = _keep(first, {REFS: json.dumps(listing), "big": "x"})
+    whole = keep(first, {REFS: json.dumps(listing), "big": "x"})
     second = host("b")
     asked = _asked(monkeypatch)
     assert second.problem(whole) is None
@@ -310,7 +297,7 @@ def test_a_whole_of_parts_is_checked_without_fetching_them(
 def test_several_who_want_the_same_fetch_it_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = _keep(host("a"), {str(number): "x" for number in range(30)})
+    ref = keep(host("a"), {str(number): "x" for number in range(30)})
     stores = [host("b") for _ in range(4)]
     fetched: list[str] = []
     honest = Bucket.download
@@ -399,7 +386,7 @@ def test_two_machines_that_want_the_same_compute_it_once(
 
 def test_a_store_travels_to_other_processes(host: Host) -> None:
     store = host("a")
-    ref = _keep(store, {"a": "1"})
+    ref = keep(store, {"a": "1"})
     copy = pickle.loads(pickle.dumps(store))
     assert copy.problem(ref) is None
 
@@ -418,7 +405,7 @@ def test_a_forked_child_opens_a_connection_of_its_own(url: str) -> None:
 def test_a_full_disk_while_fetching_is_said_plainly(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = _keep(host("a"), {"a": "1"})
+    ref = keep(host("a"), {"a": "1"})
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -465,7 +452,7 @@ def test_a_server_that_is_away_is_said_early_and_in_the_middle(
     with pytest.raises(StoreError, match="Check the network"):
         store.read_json("keys/toy/k.json")
     with pytest.raises(StoreError, match="Finished work is kept"):
-        _keep(store, {"a": "1"})
+        keep(store, {"a": "1"})
     assert len(list(store.root.glob("objects/toy/*/*"))) == 1
 
 

@@ -14,17 +14,7 @@ from alphaquant.progress import reporting_to
 from alphaquant.store import retry
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.stage import Stage, Workbench, run_stage
-
-
-class _Notes:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def update(self, what: str, done: int, total: int) -> None:
-        return None
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+from tests.notes import Notes
 
 
 class OutOfMemoryError(RuntimeError):
@@ -39,11 +29,11 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def _run(
     store: ArtifactStore, body: Any, batch_size: int = 8, *, force: bool = False
 ) -> tuple[list[str], Any]:
-    notes = _Notes()
+    notes = Notes()
     inputs = {"value": 1, "execution": ExecutionConfig(batch_size=batch_size)}
     with reporting_to(notes):
         result = run_stage(Stage("toy", body, __name__), store, inputs, force=force)
-    return notes.notes, result
+    return notes.said, result
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from alphaquant.errors import DataError, StoreError, UserError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import load_record
 from alphaquant.store.stage import Skipped, Stage, Workbench, run_stage
+from tests.store.contents import overwrite
 from tests.store.project import Project, ran
 
 
@@ -32,6 +33,19 @@ def _file(store: ArtifactStore, ref: ArtifactRef | None, name: str) -> Path:
 def test_a_first_run_says_so(tmp_path: Path, store: ArtifactStore) -> None:
     results = Project(tmp_path, store).run()
     assert {result.reason for result in results.values()} == {"first run"}
+
+
+def test_a_miss_is_explained_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def why(store: ArtifactStore, stage: str, ingredients: dict[str, Any]) -> str:
+        asked.append(stage)
+        return "because"
+
+    monkeypatch.setattr("alphaquant.store.stage.why_new", why)
+    results = project.run(bits=3)
+    assert asked == ran(results) == ["quantize", "evaluate"]
+    assert results["quantize"].reason == "because"
 
 
 def test_a_second_run_runs_nothing(project: Project) -> None:
@@ -102,8 +116,7 @@ def test_a_deleted_artifact_is_made_again_and_nothing_else(project: Project) -> 
 def test_an_artifact_damaged_at_equal_size_is_made_again_and_nothing_else(project: Project) -> None:
     victim = _file(project.store, project.run()["alpha"].ref, "alpha.txt")
     good = victim.read_text()
-    victim.chmod(0o644)
-    victim.write_text("x" * len(good))
+    overwrite(victim, "x" * len(good))
     results = project.run()
     assert ran(results) == ["alpha"]
     assert results["alpha"].reason == "artifact damaged: the content of alpha.txt was changed"

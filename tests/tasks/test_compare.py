@@ -44,3 +44,16 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
     assert not uniform.activations
     assert used[0].target_bits == own.target_bits
     assert used[0].default.model_fields_set == set(DefaultScheme.model_fields)
+
+
+def test_rounding_to_nearest_stays_the_baseline_of_a_run_that_tunes() -> None:
+    checkpoint: Any = SimpleNamespace(specs=moe_specs())
+    comparison = ComparisonConfig(uniform=("int4",), methods=("gptq", "rtn"))
+    plan: Any = SimpleNamespace(bits_per_weight=4.0)
+    found = rivals._rivals(
+        checkpoint, plan, AllocationConfig(), QuantizationConfig(tune="block"), comparison
+    )
+    assert {rounding.method: rounding.tune for _, _, rounding in found} == {
+        "gptq": "block",
+        "rtn": "none",
+    }

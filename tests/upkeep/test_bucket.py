@@ -8,7 +8,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from alphaquant.progress import reporting_to
 from alphaquant.store import bucket
 from alphaquant.store.artifacts import MANIFEST, REFS, ArtifactRef
 from alphaquant.store.bucket import Bucket, Entry
-from alphaquant.store.records import KeyRecord, key_of, save_record
+from alphaquant.store.inspection import folder_of
 from alphaquant.store.remote import RemoteStore
-from alphaquant.store.runs import run_ids, save_run
+from alphaquant.store.runs import run_ids
 from alphaquant.store.stage import Stage, Workbench, run_stage
 from alphaquant.store.usage import note_use
 from alphaquant.upkeep.fsck import Finding, fsck
@@ -29,7 +28,9 @@ from alphaquant.upkeep.gc import gc
 from alphaquant.upkeep.gc_report import Report
 from alphaquant.upkeep.marking import Keep
 from flows.preflight import open_store
+from tests.store import contents
 from tests.store.s3 import S3Server, s3_server
+from tests.upkeep.past import old_record, old_run
 
 LONG = 400 * 86400.0
 _PAGE = 20
@@ -72,10 +73,7 @@ class Past:
 
     def artifact(self, text: str, kind: str = "toy", file: str = "file") -> ArtifactRef:
         """One file with this text."""
-        with self.machine().draft(kind) as draft:
-            (draft.path / file).write_text(text)
-        assert draft.ref is not None
-        return draft.ref
+        return contents.keep(self.machine(), {file: text}, kind)
 
     def whole(self, *parts: ArtifactRef) -> ArtifactRef:
         """An artifact that is made of others."""
@@ -84,25 +82,11 @@ class Past:
 
     def run(self, *refs: ArtifactRef, days_ago: float = 100, **more: Any) -> str:
         """A run that made these artifacts."""
-        store = self.machine()
-        began = datetime.now(UTC) - timedelta(days=days_ago)
-        manifest = {
-            "run_id": f"{began:%Y%m%d-%H%M%S}-{len(run_ids(store)):03d}",
-            "started": began.isoformat(),
-            "status": "completed",
-            "refs": {f"stage-{index}": ref.model_dump() for index, ref in enumerate(refs)},
-        }
-        save_run(store, manifest | more)
-        return str(manifest["run_id"])
+        return old_run(self.machine(), refs, days_ago, **more)
 
     def record(self, ref: ArtifactRef, stage: str, number: int, days_ago: float = 100) -> str:
         """A key that led to the artifact; returns the name of its file."""
-        ingredients = {"stage": stage, "inputs": {"index": number}}
-        when = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat(timespec="seconds")
-        key = key_of(ingredients)
-        record = KeyRecord(stage=stage, key=key, ingredients=ingredients, ref=ref, when=when)
-        save_record(self.machine(), record)
-        return f"keys/{stage}/{key}.json"
+        return old_record(self.machine(), ref, stage, number, days_ago)
 
     def has(self, ref: ArtifactRef) -> bool:
         """Whether the artifact is whole for a machine that has nothing itself."""
@@ -158,10 +142,6 @@ def past(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Past:
     return Past(f"s3://store/{uuid.uuid4().hex}", tmp_path, monkeypatch)
 
 
-def _place(ref: ArtifactRef) -> str:
-    return f"objects/{ref.kind}/{ref.digest[:2]}/{ref.digest}"
-
-
 def test_what_no_run_refers_to_goes_over_many_pages_and_the_rest_stays(past: Past) -> None:
     part, loose = past.artifact("part"), [past.artifact(f"loose {n}") for n in range(_LOOSE)]
     whole = past.whole(part)
@@ -173,8 +153,8 @@ def test_what_no_run_refers_to_goes_over_many_pages_and_the_rest_stays(past: Pas
     assert told.as_json() | {"deleted": True} == done.as_json()
     assert [past.has(ref) for ref in (whole, part, *loose)] == [True, True] + [False] * _LOOSE
     assert past.names("objects") == sorted(
-        [f"{_place(ref)}/{name}"[8:] for ref, name in ((whole, REFS), (part, "file"))]
-        + [f"{_place(ref)}/{MANIFEST}"[8:] for ref in (whole, part)]
+        [f"{folder_of(ref)}/{name}"[8:] for ref, name in ((whole, REFS), (part, "file"))]
+        + [f"{folder_of(ref)}/{MANIFEST}"[8:] for ref in (whole, part)]
     )
     assert done.runs_kept == [run_id]
     toys = next(kind for kind in done.kinds if kind.kind == "toy")
@@ -287,7 +267,7 @@ def test_who_completes_an_artifact_waits_for_gc(
 ) -> None:
     monkeypatch.setattr("alphaquant.store.lease.POLL_SECONDS", 0.1)
     ref = past.artifact("same")
-    past.machine().remote.remove([f"{_place(ref)}/{MANIFEST}"])
+    past.machine().remote.remove([f"{folder_of(ref)}/{MANIFEST}"])
     done = threading.Event()
     maker = past.machine("a")
 
@@ -304,9 +284,20 @@ def test_who_completes_an_artifact_waits_for_gc(
     assert past.has(ref)
 
 
+def test_who_removes_in_a_bucket_keeps_nobody_on_its_machine_waiting(past: Past) -> None:
+    ref, store = past.artifact("read"), past.machine()
+    reader = threading.Thread(target=lambda: store.path(ref))
+    with past.machine().use.removing("gc"):
+        reader.start()
+        reader.join(10)
+        waits = reader.is_alive()
+    reader.join()
+    assert not waits
+
+
 def test_an_upload_that_broke_off_goes_when_it_is_old(past: Past) -> None:
     ref = past.artifact("half")
-    past.machine().remote.remove([f"{_place(ref)}/{MANIFEST}"])
+    past.machine().remote.remove([f"{folder_of(ref)}/{MANIFEST}"])
     assert past.gc().removed == 0
     assert fsck(past.machine("b")).left_over == {"unfinished uploads": 1}
     past.age()
@@ -322,7 +313,7 @@ def test_runs_elsewhere_are_believed_for_a_month(
     past.run(silent, **at_work)
     past.age()
     run_id = past.run(lively, **at_work)
-    past._old.add(f"{_place(lively)}/file")
+    past._old.add(f"{folder_of(lively)}/file")
     assert past.gc(Keep(runs=0)).runs_kept == [run_id]
     assert (past.has(silent), past.has(lively)) == (False, True)
 
@@ -359,7 +350,7 @@ def test_a_torn_manifest_and_a_whole_that_tells_no_parts_stop_gc(
     loose, whole = past.artifact("loose"), past.whole(past.artifact("part"))
     run_id = past.run(whole)
     past.age()
-    server.write(f"{past.url}/{_place(whole)}/{REFS}", b"{}")
+    server.write(f"{past.url}/{folder_of(whole)}/{REFS}", b"{}")
     with pytest.raises(StoreError, match=r"is damaged, so what it needs is not known.*fsck"):
         past.gc()
     server.write(f"{past.url}/runs/{run_id}.json", b'{"run_id": ')
@@ -401,7 +392,7 @@ def test_this_machines_cache_is_trimmed_to_what_was_read_lately(past: Past) -> N
         collector.path(ref)
     past.age("collector")
     del collector
-    past.machine().remote.remove([f"{_place(unsent)}/{name}" for name in (MANIFEST, "file")])
+    past.machine().remote.remove([f"{folder_of(unsent)}/{name}" for name in (MANIFEST, "file")])
     folder = past.machine("collector").place(unsent)
     os.utime(folder, (time.time() - 20 * 86400,) * 2)
     report = past.gc(delete=False)
@@ -463,7 +454,7 @@ def test_a_sound_bucket_is_said_to_be_sound(used: Used) -> None:
 def test_harmed_files_are_put_aside_by_the_server_and_the_artifact_is_a_miss(
     used: Used, server: S3Server
 ) -> None:
-    server.write(f"{used.past.url}/{_place(used.ref)}/file", b"ALPHA")
+    server.write(f"{used.past.url}/{folder_of(used.ref)}/file", b"ALPHA")
     assert fsck(used.past.machine("checker"), fast=True).findings == []
     told = used.finding(repair=False)
     assert (told.problems, told.moved_to) == (["the content of file was changed"], None)
@@ -482,7 +473,7 @@ def test_harmed_files_are_put_aside_by_the_server_and_the_artifact_is_a_miss(
 
 
 def test_a_machine_with_a_sound_copy_mends_what_was_harmed(used: Used, server: S3Server) -> None:
-    server.write(f"{used.past.url}/{_place(used.ref)}/file", b"ALPHA")
+    server.write(f"{used.past.url}/{folder_of(used.ref)}/file", b"ALPHA")
     finding = used.finding("a")
     assert (finding.mended, finding.reruns) == (True, [])
     assert used.past.has(used.ref)
@@ -502,7 +493,7 @@ def test_a_machine_with_a_sound_copy_mends_what_was_harmed(used: Used, server: S
 def test_what_listings_and_manifests_tell_is_found_by_a_fast_check_too(
     used: Used, server: S3Server, harm: Any, problem: str, fast: bool
 ) -> None:
-    harm(server, f"{used.past.url}/{_place(used.ref)}")
+    harm(server, f"{used.past.url}/{folder_of(used.ref)}")
     finding = used.finding(fast=fast)
     assert finding.problems == [problem]
     assert finding.reruns == ([] if "belong" in problem else ["alpha"])
@@ -511,7 +502,7 @@ def test_what_listings_and_manifests_tell_is_found_by_a_fast_check_too(
 
 
 def test_a_lost_part_is_said_by_its_whole(used: Used) -> None:
-    names = [f"{_place(used.part)}/{name}" for name in (MANIFEST, "file")]
+    names = [f"{folder_of(used.part)}/{name}" for name in (MANIFEST, "file")]
     used.past.machine().remote.remove(names)
     finding = used.finding()
     assert finding.problems == [f"its part part-0 ({used.part}) is missing"]
@@ -529,11 +520,25 @@ def test_torn_records_and_manifests_are_put_aside(used: Used, server: S3Server) 
     assert fsck(used.past.machine("checker")).findings == []
 
 
+def test_a_torn_record_that_another_fsck_puts_aside_meanwhile_is_no_failure(
+    used: Used, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.write(f"{used.past.url}/{used.records[0]}", b'{"stage": ')
+    honest = Bucket.copy
+
+    def copy(self: Bucket, name: str, to: str) -> None:
+        server.delete(f"{used.past.url}/{name}")
+        honest(self, name, to)
+
+    monkeypatch.setattr(Bucket, "copy", copy)
+    assert used.finding().what == f"record {used.records[0][5:-5]}"
+
+
 @pytest.mark.parametrize(("moment", "repair"), [("files", False), ("records", True)])
 def test_an_artifact_that_was_mended_meanwhile_is_left_where_it_is(
     used: Used, server: S3Server, moment: str, repair: bool
 ) -> None:
-    file = f"{used.past.url}/{_place(used.ref)}/file"
+    file = f"{used.past.url}/{folder_of(used.ref)}/file"
     server.write(file, b"")
 
     class Meanwhile:

@@ -19,6 +19,7 @@ from alphaquant.store.runs import save_run
 from alphaquant.store.stage import Stage, StageResult, Workbench, run_stage
 from alphaquant.upkeep import soundness
 from alphaquant.upkeep.fsck import Finding, fsck
+from tests.store.contents import overwrite
 
 
 def _alpha(out: Path, bench: Workbench) -> None:
@@ -86,11 +87,6 @@ def used(store: ArtifactStore) -> Used:
     return Used(store.root)
 
 
-def _overwrite(path: Path, text: str) -> None:
-    path.chmod(0o644)
-    path.write_text(text)
-
-
 def test_a_sound_store_is_said_to_be_sound(used: Used) -> None:
     report = fsck(used.store)
     assert report.as_json()["sound"] is True
@@ -101,8 +97,8 @@ def test_a_sound_store_is_said_to_be_sound(used: Used) -> None:
 
 
 def test_every_harmed_file_is_named_and_the_artifact_is_put_aside_whole(used: Used) -> None:
-    _overwrite(used.file(used.alpha, "one"), "abc")
-    _overwrite(used.file(used.alpha, "two"), "longer")
+    overwrite(used.file(used.alpha, "one"), "abc")
+    overwrite(used.file(used.alpha, "two"), "longer")
     used.file(used.alpha, "deep/three").unlink()
     finding = used.finding()
     assert finding.problems == [
@@ -120,7 +116,7 @@ def test_every_harmed_file_is_named_and_the_artifact_is_put_aside_whole(used: Us
 
 
 def test_a_harmed_block_is_made_again_alone(used: Used) -> None:
-    _overwrite(used.store.place(used.block) / "block", "x")
+    overwrite(used.store.place(used.block) / "block", "x")
     finding = used.finding()
     assert finding.what == f"artifact {used.block}"
     assert (finding.reruns, finding.runs) == (["block 1 of quantize"], ["run-2", "run-1"])
@@ -270,7 +266,7 @@ def test_an_artifact_that_vanishes_meanwhile_is_no_damage(used: Used) -> None:
 
 
 def test_an_artifact_that_a_run_has_mended_meanwhile_is_left_where_it_is(used: Used) -> None:
-    _overwrite(used.file(used.alpha, "one"), "abc")
+    overwrite(used.file(used.alpha, "one"), "abc")
     with reporting_to(_Meanwhile(lambda: used.run("run-3"))):
         assert fsck(used.store).findings == []
     assert used.file(used.alpha, "one").read_text() == "one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ import shutil
 import signal
 import socket
 import time
-from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -21,8 +21,7 @@ import pytest
 
 from alphaquant.errors import StoreError, UserError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
-from alphaquant.store.records import KeyRecord, key_of, save_record
-from alphaquant.store.runs import run_ids, save_run
+from alphaquant.store.runs import run_ids
 from alphaquant.store.stage import Stage, Workbench, run_stage
 from alphaquant.store.units import BlockCache
 from alphaquant.store.usage import note_use
@@ -30,6 +29,8 @@ from alphaquant.upkeep.fsck import fsck
 from alphaquant.upkeep.gc import gc
 from alphaquant.upkeep.inventory import artifacts
 from alphaquant.upkeep.marking import Keep
+from tests.store import contents
+from tests.upkeep.past import old_record, old_run
 
 _CONTEXT = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
 AT_ONCE = Keep(grace_hours=0)
@@ -44,42 +45,23 @@ class Past:
 
     def artifact(self, text: str, kind: str = "toy") -> ArtifactRef:
         """One file with this text."""
-        return self._old(_keep(ArtifactStore(self.root), {"file": text}, kind))
+        return self._old(contents.keep(ArtifactStore(self.root), {"file": text}, kind))
 
     def whole(self, *parts: ArtifactRef) -> ArtifactRef:
         """An artifact that is made of others."""
         listing = {f"part-{index}": part.model_dump() for index, part in enumerate(parts)}
         return self._old(
-            _keep(ArtifactStore(self.root), {"refs.json": json.dumps(listing)}, "whole")
+            contents.keep(ArtifactStore(self.root), {"refs.json": json.dumps(listing)}, "whole")
         )
 
     def run(self, *refs: ArtifactRef, days_ago: float = 100, **more: Any) -> str:
         """A run that made these artifacts."""
-        store = ArtifactStore(self.root)
-        began = datetime.now(UTC) - timedelta(days=days_ago)
-        manifest = {
-            "run_id": f"{began:%Y%m%d-%H%M%S}-{len(run_ids(store)):03d}",
-            "started": began.isoformat(),
-            "status": "completed",
-            "refs": {f"stage-{index}": ref.model_dump() for index, ref in enumerate(refs)},
-        }
-        save_run(store, manifest | more)
-        return str(manifest["run_id"])
+        return old_run(ArtifactStore(self.root), refs, days_ago, **more)
 
     def record(self, ref: ArtifactRef, stage: str, number: int, days_ago: float = 100) -> Path:
         """A key that led to the artifact."""
-        ingredients = {"stage": stage, "inputs": {"index": number}}
-        when = datetime.now(UTC) - timedelta(days=days_ago)
-        record = KeyRecord(
-            stage=stage,
-            key=key_of(ingredients),
-            ingredients=ingredients,
-            ref=ref,
-            when=when.isoformat(timespec="seconds"),
-        )
-        save_record(ArtifactStore(self.root), record)
-        path = self.root / "keys" / stage / f"{record.key}.json"
-        os.utime(path, (when.timestamp(), when.timestamp()))
+        path = self.root / old_record(ArtifactStore(self.root), ref, stage, number, days_ago)
+        os.utime(path, (time.time() - days_ago * 86400,) * 2)
         return path
 
     def has(self, ref: ArtifactRef) -> bool:
@@ -93,14 +75,6 @@ class Past:
     def _old(self, ref: ArtifactRef) -> ArtifactRef:
         os.utime(ArtifactStore(self.root).place(ref), (LONG_AGO, LONG_AGO))
         return ref
-
-
-def _keep(store: ArtifactStore, contents: dict[str, str], kind: str = "toy") -> ArtifactRef:
-    with store.draft(kind) as draft:
-        for name, text in contents.items():
-            (draft.path / name).write_text(text)
-    assert draft.ref is not None
-    return draft.ref
 
 
 @pytest.fixture
@@ -283,7 +257,7 @@ def test_what_a_living_process_has_used_stays_until_it_is_killed(past: Past) -> 
 def test_what_was_made_anew_with_equal_bytes_stays_for_its_maker(past: Past) -> None:
     ref = past.artifact("same")
     maker = ArtifactStore(past.root)
-    assert _keep(maker, {"file": "same"}) == ref
+    assert contents.keep(maker, {"file": "same"}) == ref
     past.gc()
     assert past.has(ref)
     del maker
@@ -293,7 +267,7 @@ def test_what_was_made_anew_with_equal_bytes_stays_for_its_maker(past: Past) -> 
 
 def test_a_result_stays_between_its_making_and_the_record_of_it(past: Past) -> None:
     maker = ArtifactStore(past.root)
-    ref = _keep(maker, {"file": "new"})
+    ref = contents.keep(maker, {"file": "new"})
     past.gc()
     assert maker.problem(ref) is None
 
@@ -426,6 +400,39 @@ def test_quarantine_goes_only_when_asked(past: Past) -> None:
 def test_stores_that_are_not_there_are_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no artifact store at"):
         gc(ArtifactStore(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(os, "utime"), (Path, "mkdir")])
+def test_a_store_that_may_not_be_written_is_the_users_error(
+    past: Past, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    loose = past.artifact("loose")
+    (past.root / "tmp").rmdir()
+
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(UserError, match=r"Permission denied.*ALPHAQUANT_STORE"):
+        past.gc()
+    monkeypatch.undo()
+    assert past.has(loose)
+
+
+def test_a_store_on_a_disk_that_may_only_be_read_can_be_looked_at(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past.artifact("loose")
+    (past.root / "locks" / "users" / "dead").touch()
+    honest = os.open
+
+    def read(path: Any, flags: int, *mode: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return honest(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read)
+    assert past.gc(delete=False).removed == 1
 
 
 def _number(out: Path, bench: Workbench, *, number: int) -> None:

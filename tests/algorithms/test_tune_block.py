@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from alphaquant.algorithms.gptq import gptq
+from alphaquant.algorithms.tune_block import Start, tune_block
+from alphaquant.config import QuantizationConfig
+from alphaquant.formats.scheme import Scheme
+from alphaquant.linalg.hessian import inverse_factor
+
+WIDTH, HIDDEN = 24, 32
+CPU = torch.device("cpu")
+
+
+def weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "up": torch.randn(HIDDEN, WIDTH, generator=generator) * WIDTH**-0.5,
+        "down": torch.randn(WIDTH, HIDDEN, generator=generator) * HIDDEN**-0.5,
+    }
+
+
+def run(given: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Two linears with a bend between, and a residual, as in a decoder block."""
+    return x + torch.tanh(x @ given["up"].T) @ given["down"].T
+
+
+def windows(count: int = 16, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(9)) * WIDTH**-0.5
+    return torch.randn(count, 24, WIDTH, generator=generator) @ mix
+
+
+def starts(x: Tensor, text: str = "int3-g8") -> list[Start]:
+    original = weights()
+    reads = {"up": x, "down": torch.tanh(x @ original["up"].T)}
+    found = []
+    for name, inputs in reads.items():
+        flat = inputs.flatten(0, 1)
+        factor = inverse_factor(2 * (flat.T @ flat)[None] / len(flat))
+        solution = gptq(original[name][None], factor, Scheme.parse(text))
+        found.append(Start([name], solution.weight, solution.compensated))
+    return found
+
+
+def error(quantized: Mapping[str, Tensor], x: Tensor) -> float:
+    return float((run(quantized, x) - run(weights(), x)).square().mean())
+
+
+def values(found: list[Start]) -> dict[str, Tensor]:
+    return {start.names[0]: start.quantized.dequantize()[0] for start in found}
+
+
+@pytest.mark.parametrize("text", ["int3-g8", "int2-g8", "int4-g8-asym", "mxfp4"])
+def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
+    x = windows()
+    begin = starts(x, text)
+    config = QuantizationConfig(tune_rate=1e-3)
+    tuned, tuning = tune_block(run, begin, x, run(weights(), x), config, CPU)
+    after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
+    unseen = windows(seed=5)
+    assert error(after, unseen) < 0.97 * error(values(begin), unseen)
+    assert tuning.after < tuning.before
+    assert tuning.steps > 0
+
+
+def test_gptq_stays_where_tuning_only_does_harm() -> None:
+    x = windows()
+    begin = starts(x)
+    harmful = QuantizationConfig(tune_rate=50.0, tune_scale_rate=5.0, tune_steps=8)
+    kept, tuning = tune_block(run, begin, x, run(weights(), x), harmful, CPU)
+    assert tuning.steps == 0
+    assert tuning.after == tuning.before
+    for start, weight in zip(begin, kept, strict=True):
+        assert torch.equal(weight.codes, start.quantized.codes)
+
+
+def test_tuning_makes_up_for_what_blocks_before_broke() -> None:
+    x = windows()
+    broken = x + 0.1 * windows(seed=7)
+    begin = starts(broken)
+    target = run(weights(), x)
+    tuned, _ = tune_block(run, begin, broken, target, QuantizationConfig(), CPU)
+    after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
+    assert (run(after, broken) - target).square().mean() < (
+        run(values(begin), broken) - target
+    ).square().mean()
+
+
+def test_the_same_inputs_give_the_same_codes() -> None:
+    x = windows()
+    config = QuantizationConfig(tune_steps=12)
+    one, two = (tune_block(run, starts(x), x, run(weights(), x), config, CPU)[0] for _ in range(2))
+    for first, second in zip(one, two, strict=True):
+        assert torch.equal(first.codes, second.codes)
+        assert torch.equal(first.scales.scale, second.scales.scale)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, 3), (2, 1), (9, 5)])
+def test_few_windows_and_few_steps_work(count: int, steps: int) -> None:
+    x = windows(count)
+    config = QuantizationConfig(tune_steps=steps, tune_batch_size=64)
+    _, tuning = tune_block(run, starts(x), x, run(weights(), x), config, CPU)
+    assert 0 <= tuning.steps <= steps
+    assert tuning.after <= tuning.before
