@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from alphaquant.algorithms.allocation_groups import group_linears
+from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
-from alphaquant.config import QuantizationConfig
+from alphaquant.config import QuantizationConfig, RotationConfig
 from alphaquant.evaluation.evaluate import load_model
 from alphaquant.evaluation.fidelity import compare_tokens
 from alphaquant.evaluation.one_at_a_time import MOST_GROUPS, one_at_a_time, too_large
 from alphaquant.evaluation.ruler import Ruler
+from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.live import LiveCheckpoint
@@ -61,6 +65,21 @@ def test_hidden_states_that_were_kept_serve_like_fresh_ones(checkpoint: Checkpoi
         ruler.put({NAME: checkpoint.weight(NAME) * 3})
         scores.append(ruler.measure().kl)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-7)
+
+
+def test_a_rotated_model_is_held_against_the_original(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    out = tmp_path / "rotated"
+    out.mkdir()
+    export_rotated(RotatedCheckpoint(checkpoint, RotationConfig(kind="hadamard")), out)
+    rotated = Checkpoint(out)
+    hidden = Ruler(checkpoint, windows(), CPU, 2).hidden_states()
+    for kept in (None, hidden):
+        ruler = Ruler(rotated, windows(), CPU, 2, original=checkpoint, hidden=kept)
+        assert 0 <= float(ruler.measure().kl.max()) < 1e-3  # weights are rounded to bf16 once more
+    blind = Ruler(rotated, windows(), CPU, 2, hidden=hidden)
+    assert float(blind.measure().kl.min()) > 0.01  # another basis under the wrong head
 
 
 def test_what_groups_cost_alone_is_measured_one_by_one(checkpoint: Checkpoint) -> None:

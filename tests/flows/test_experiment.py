@@ -80,6 +80,7 @@ def use_fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         "calibration": _calibration,
         "alpha": fakes.BODIES["alpha"],
         "sensitivity": _sensitivity,
+        "rotate": fakes.BODIES["rotate"],
         "oracle": _oracle,
         "arm": _arm,
         "teacher": _teacher,
@@ -210,6 +211,18 @@ def test_without_an_oracle_its_arm_is_left_out(
     options = config.experiment.model_copy(update={"oracle": False})
     summary = _run(config.model_copy(update={"experiment": options}), store)
     assert "oracle, seed 0" not in [stage["name"] for stage in summary["stages"]]
+
+
+def test_a_rotated_model_is_rounded_and_the_original_is_the_yardstick(
+    config: RunConfig, store: ArtifactStore
+) -> None:
+    rotation = config.rotation.model_copy(update={"kind": "hadamard"})
+    summary = _run(config.model_copy(update={"rotation": rotation}), store)
+    assert summary["stages"][3]["name"] == "rotate"
+    record = next(s for s in summary["stages"] if s["name"] == "trial low, seed 0")
+    told = json.loads((store.root / "keys" / "trial" / f"{record['key']}.json").read_text())
+    inputs = told["ingredients"]["inputs"]
+    assert inputs["model"] != inputs["original"]
 
 
 def test_rivals_are_scored_on_the_same_text(
