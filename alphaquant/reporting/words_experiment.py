@@ -103,7 +103,7 @@ def _baselines(verdict: Verdict) -> str:
         for other, text in _BASELINES.items()
         if (direction, other) in verdict.changes
     ]
-    return f"Against rules without alpha, {direction} alpha first has a KL of {'; '.join(parts)}."
+    return f"The KL of {direction} alpha first is {'; '.join(parts)}."
 
 
 def change_text(found: Interval) -> str:
