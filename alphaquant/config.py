@@ -125,6 +125,10 @@ class AllocationConfig(Section):
     """What shares one format; empty means fused for budget and alpha, linear for the others."""
     gamma: float = Field(1.0, ge=0)
     """Strength of alpha in policy alpha: loss is weighted by (alpha / median) to this power."""
+    alpha_rule: Literal["null", "alphaq"] = "null"
+    """Policy alpha. null: alpha over its value for a random matrix of the shape, with each format's error and all weights counted. alphaq: AlphaQ's formula, raw alpha, 4 to the power of -bits, every linear counted alike; its own direction is protect=low_alpha."""
+    alpha_prior: bool = False
+    """Policy budget: let alpha correct the measured losses as far as it foretells them on this model."""
     mxfp4_ratio: float = Field(0.3, ge=0, le=1)
     """Policy ratio: share of the least sensitive linears that get mxfp4."""
     bf16_ratio: float = Field(0.0, ge=0, le=1)
@@ -271,6 +275,67 @@ class ComparisonConfig(Section):
         return value
 
 
+class ExperimentConfig(Section):
+    """Ways to spend the same bits, for the experiment on what alpha is worth; a single run does not look at it."""
+
+    seeds: int = Field(3, ge=1, le=100)
+    """Calibration seeds, counted up from calibration.seed; every arm is quantized with each."""
+    draws: int = Field(20, ge=1)
+    """Plans of every arm that chance has a part in, spread over the seeds."""
+    gammas: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
+    """Strengths of alpha to choose from, by predicted loss on the calibration text."""
+    front: tuple[float, ...] = (2.5, 3.0, 3.5, 4.25)
+    """Bits per weight of the mixed plans on the Pareto front."""
+    uniform: Annotated[tuple[str, ...], offer_list(_NAMES)] = (
+        "int2",
+        "int3",
+        "int4",
+        "mxfp4",
+        "int6",
+    )
+    """Formats on the Pareto front that every linear gets."""
+    rivals: tuple[str, ...] = ()
+    """Checkpoints of the same model by other software on the Pareto front: FOLDER@BITS, bits per weight as stored."""
+    oracle: bool = True
+    """Quantize one group of linears at a time and measure the whole model: for small models only (15 s per seed for the demo's 208 linears)."""
+
+    @field_validator("uniform")
+    @classmethod
+    def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            Scheme.parse(name)
+        return value
+
+    @field_validator("gammas", "front")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if wrong := [number for number in value if not 0 < number <= 1000]:
+            raise ValueError(f"{wrong[0]} is not a positive number")
+        return value
+
+    @field_validator("gammas")
+    @classmethod
+    def _some(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("the list is empty; name at least one strength, such as 1")
+        return value
+
+    @field_validator("rivals")
+    @classmethod
+    def _with_bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            folder, _, bits = text.rpartition("@")
+            try:
+                sound = bool(folder) and 0 < float(bits) <= 32
+            except ValueError:
+                sound = False
+            if not sound:
+                raise ValueError(
+                    f"{text!r} is not FOLDER@BITS, such as out/llama-gptq@4.125 (stored bits per weight)"
+                )
+        return value
+
+
 class ExportConfig(Section):
     """The checkpoint's form."""
 
@@ -322,5 +387,6 @@ class RunConfig(Section):
     router: RouterConfig = RouterConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
     export: ExportConfig = ExportConfig()
     execution: ExecutionConfig = ExecutionConfig()

@@ -76,7 +76,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         turned = _rotated(config, model, call)
     weights = turned or model  # what is rounded; alpha and scores belong to the original
     losses = call(
-        sensitivity, model=weights, tokens=tokens, **_sensitivity_settings(config), execution=here
+        sensitivity, model=weights, tokens=tokens, **sensitivity_settings(config), execution=here
     )
     plan = call(
         allocate,
@@ -128,7 +128,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         analyze,
         model=model,
         name=model.name,
-        config=config.model_dump(mode="json", exclude={"model", "execution"}),
+        config=config.model_dump(mode="json", exclude={"model", "experiment", "execution"}),
         tables={
             "alpha": alphas,
             "sensitivity": losses,
@@ -184,7 +184,7 @@ def _rotated(config: RunConfig, model: ModelRef, call: Call) -> Any:
     return call(rotate, model=model, rotation=config.rotation)
 
 
-def _sensitivity_settings(config: RunConfig) -> dict[str, Any]:
+def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
     """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
     rounding = config.quantization
     return {

@@ -23,6 +23,7 @@ from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import explain, key_of
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
+from flows.experiment_dag import STAGES
 
 _MARK = "!"
 _KINDS: tuple[type[BaseModel], ...] = (ArtifactRef, ModelRef, *Section.__subclasses__())
@@ -58,9 +59,7 @@ def read_job(store: ArtifactStore, stage: str, key: str) -> Job:
             f"the store {store.location} of this worker holds no job {stage} {key}. Run and worker need one "
             "store: set ALPHAQUANT_STORE to the same folder or URL on both."
         )
-    job = Job(
-        getattr(flows.dag, stage), decoded(told["inputs"], store.root / "cache" / "models.json")
-    )
+    job = Job(_stage_named(stage), decoded(told["inputs"], store.root / "cache" / "models.json"))
     _check_files(job.inputs.get("files"))
     ingredients = job.stage.ingredients(job.inputs)
     if key_of(ingredients) != key:
@@ -69,6 +68,12 @@ def read_job(store: ArtifactStore, stage: str, key: str) -> Job:
             f"({explain(told['ingredients'], ingredients)}). Install the same version on both."
         )
     return job
+
+
+def _stage_named(name: str) -> Stage:
+    """A stage of runs or of experiments."""
+    found: Stage = STAGES[name] if name in STAGES else getattr(flows.dag, name)
+    return found
 
 
 def write_failure(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tasks.inputs import open_model
+from alphaquant.progress import unreported
+from tasks.inputs import open_model, read_table
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -26,16 +29,27 @@ def allocate(
     alpha: ArtifactRef | None,
     sensitivity: ArtifactRef | None,
 ) -> None:
-    """Write `plan.parquet`, one row per linear, and `plan.json`, the same in the seed's form."""
-    import pandas as pd
-
+    """Write `plan.parquet`, one row per linear, `plan.json`, the same in the seed's form, and
+    `allocation.json`: what other granularities would cost, and what weight alpha's prior was given.
+    """
     from alphaquant.algorithms.allocation import allocate as solve
+    from alphaquant.algorithms.allocation_price import granularity_prices
+    from alphaquant.algorithms.allocation_prior import learn_prior
+    from alphaquant.algorithms.allocation_rules import resolve_rules
 
-    plan = solve(
-        open_model(model).specs,
-        allocation,
-        quantization,
-        pd.read_parquet(store.path(alpha) / "alpha.parquet") if alpha else None,
-        pd.read_parquet(store.path(sensitivity) / "sensitivity.parquet") if sensitivity else None,
-    )
-    plan.save(out)
+    specs = open_model(model).specs
+    alphas = read_table(store, alpha, "alpha")
+    losses = read_table(store, sensitivity, "sensitivity")
+    solve(specs, allocation, quantization, alphas, losses).save(out)
+    prices = granularity_prices(specs, allocation, quantization, alphas, losses)
+    told: dict[str, Any] = {
+        "granularities": [price.as_json() for price in prices],
+        "alpha_prior": None,
+    }
+    if alphas is not None and losses is not None:
+        with unreported():
+            free = resolve_rules(specs, allocation, quantization).free
+        if found := learn_prior(free, alphas, losses):
+            used = allocation.policy == "budget" and allocation.alpha_prior
+            told["alpha_prior"] = {"used": used, **asdict(found[0])}
+    (out / "allocation.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from alphaquant.store.artifacts import ArtifactRef
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from alphaquant.models.checkpoint import Checkpoint
@@ -53,3 +54,10 @@ def load_routers(store: Workbench, routers: ArtifactRef | None) -> dict[str, Ten
     from safetensors.torch import load_file
 
     return load_file(store.path(routers) / ROUTERS) if routers else {}
+
+
+def read_table(store: Workbench, made: ArtifactRef | None, name: str) -> pd.DataFrame | None:
+    """The table `<name>.parquet` of an artifact; None without one."""
+    import pandas as pd
+
+    return pd.read_parquet(store.path(made) / f"{name}.parquet") if made else None

@@ -1,6 +1,6 @@
 """Allocation: a policy turns specs, alphas and predicted losses into a format for every linear.
 
-budget   least predicted loss under a bit budget, from measured sensitivity
+budget   least predicted loss under a bit budget, from measured sensitivity, alpha as its prior if asked
 alpha    the same under a loss guessed from alpha and the weights' variance, without calibration
 ratio    shares of bf16, mxfp4 and mxfp8 along alpha
 uniform, manual   one default scheme
@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from alphaquant.algorithms.allocation_budget import spend
-from alphaquant.algorithms.allocation_groups import BF16, group_linears, menu
+from alphaquant.algorithms.allocation_groups import BF16, Granularity, group_linears, menu
 from alphaquant.algorithms.allocation_losses import alpha_losses, measured_losses
+from alphaquant.algorithms.allocation_prior import apply_prior
 from alphaquant.algorithms.allocation_ratio import ratio_schemes
 from alphaquant.algorithms.allocation_rules import Rules, default_scheme, resolve_rules
 from alphaquant.config import AllocationConfig, QuantizationConfig
@@ -37,13 +38,18 @@ def allocate(
 ) -> QuantPlan:
     """A scheme for every linear of the decoder blocks; lm_head stays bf16, outside the plan.
 
-    `alpha` (alpha.parquet) is needed by ratio and alpha, `sensitivity` (sensitivity.parquet) by
-    budget and by protect=measured. Raises PlanError for a pattern that matches nothing, a budget
+    `alpha` (alpha.parquet) is needed by ratio, alpha and alpha_prior, `sensitivity` (sensitivity.parquet)
+    by budget and by protect=measured. Raises PlanError for a pattern that matches nothing, a budget
     below the smallest plan and tables that lack a linear.
     """
     rules = resolve_rules(specs, config, quantization)
     chosen = _choose(rules, config, quantization, alpha, sensitivity)
     return finish_plan(rules, chosen, config)
+
+
+def granularity_of(config: AllocationConfig) -> Granularity:
+    """What shares one format: what serving kernels need for optimised plans, unless the config says."""
+    return config.granularity or ("fused" if config.policy in ("budget", "alpha") else "linear")
 
 
 def finish_plan(rules: Rules, chosen: Mapping[str, Scheme], config: AllocationConfig) -> QuantPlan:
@@ -67,13 +73,14 @@ def _choose(
     if config.policy in ("uniform", "manual"):
         scheme = default_scheme(config, quantization)
         return {spec.name: scheme for spec in rules.free}
-    optimised = config.policy in ("budget", "alpha")
-    groups = group_linears(rules.free, config.granularity or ("fused" if optimised else "linear"))
+    groups = group_linears(rules.free, granularity_of(config))
     if config.policy == "ratio":
         return ratio_schemes(groups, config, alpha, sensitivity)
     options = menu(config, quantization)
     if config.policy == "budget":
         losses = measured_losses(rules.free, options, sensitivity)
+        if config.alpha_prior and sensitivity is not None:
+            losses, _ = apply_prior(rules.free, losses, alpha, sensitivity)
     else:
         losses = alpha_losses(rules.free, options, config, quantization, alpha, sensitivity)
     return spend(rules, groups, options, losses, config.target_bits)

@@ -2,7 +2,8 @@
 
 Without calibration the loss is size · Var(W) · ρ^±gamma · e(format): e is the format's relative
 squared error on Gaussian weights and ρ is alpha over its Gaussian null, relative to the median, so
-that a matrix's shape has no say. AlphaQ (2606.04980) has 4^-bits in place of e and raw alpha.
+that a matrix's shape has no say. AlphaQ (2606.04980, `alpha_rule=alphaq`) has Var(W) · ρ^-gamma · 4^-bits
+with raw alpha, which counts every linear alike; the budget is in stored bits under both.
 """
 
 from __future__ import annotations
@@ -74,17 +75,51 @@ def alpha_losses(
     names = [spec.name for spec in specs]
     table = alpha_rows(alpha, names)
     sizes = pd.Series([spec.size for spec in specs], index=names)
-    excess = table["alpha"] / table["alpha_null"]
+    alphaq = config.alpha_rule == "alphaq"
+    excess = table["alpha"] if alphaq else table["alpha"] / table["alpha_null"]
     sign = protect_sign(config, excess, sizes, sensitivity)
-    excess = filled(excess)
+    return guided_losses(
+        specs,
+        options,
+        filled(excess),
+        table["log_variance"],
+        sign * config.gamma,
+        search="none" if quantization.scale_search == "none" else "mse",
+        alphaq=alphaq,
+    )
+
+
+def guided_losses(
+    specs: Sequence[LinearSpec],
+    options: Sequence[Scheme],
+    guide: pd.Series[float],
+    log_variance: pd.Series[float],
+    gamma: float,
+    *,
+    search: Literal["none", "mse"] = "mse",
+    alphaq: bool = False,
+) -> pd.DataFrame:
+    """Loss guessed from the weights alone, where a larger `guide` marks linears that need more bits.
+
+    `guide` is positive and indexed by linear; a negative `gamma` turns its direction. An undefined
+    variance (a constant weight) counts as 0.
+    """
+    import pandas as pd
+
+    names = [spec.name for spec in specs]
     # In logarithms, relative to the largest: a large gamma leaves the range of floats.
-    log_scale = np.log(sizes) + table["log_variance"]
-    log_scale += sign * config.gamma * np.log(excess / excess.median())
-    scale = np.exp(log_scale - log_scale.max()).fillna(0.0)
-    search: Literal["none", "mse"] = "none" if quantization.scale_search == "none" else "mse"
-    errors = [[gaussian_error(o, _period(o, spec.cols), search) for o in options] for spec in specs]
+    log_scale = log_variance + gamma * np.log(guide / guide.median())
+    if not alphaq:
+        log_scale += np.log([spec.size for spec in specs])
+    scale = np.nan_to_num(np.exp((log_scale - log_scale.max()).loc[names].to_numpy()))
+    errors = [
+        [4.0**-o.number_format.bits for o in options]
+        if alphaq
+        else [gaussian_error(o, _period(o, spec.cols), search) for o in options]
+        for spec in specs
+    ]
     return pd.DataFrame(
-        np.array(errors).reshape(len(specs), len(options)) * scale.to_numpy()[:, None],
+        np.array(errors).reshape(len(specs), len(options)) * scale[:, None],
         index=names,
         columns=[str(option) for option in options],
     )

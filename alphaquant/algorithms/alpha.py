@@ -1,5 +1,7 @@
 """Alpha: the Hill exponent of every linear's spectrum, beside its value for a Gaussian of that shape.
 
+Two moments of the weights stand next to it, which other data-free rules rank by.
+
 Each worker thread loads a weight, solves its spectrum on one core and drops it, so that reading
 overlaps solving and at most one weight per worker is in memory.
 """
@@ -47,11 +49,11 @@ def alpha_table(
     *,
     tail_size: int | None = None,
 ) -> pd.DataFrame:
-    """One row per linear: place, shape, alpha, its tail, its null value and z, log variance.
+    """One row per linear: place, shape, alpha, its tail, its null value and z, log variance, kurtosis.
 
     alpha, z and ks are nan and tail_size is 0 where a spectrum has no tail to fit: a single row or
-    column, rank below 2, equal eigenvalues. log_variance (natural logarithm) is nan for a constant
-    weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
+    column, rank below 2, equal eigenvalues. log_variance (natural logarithm) and kurtosis (3 for a
+    Gaussian) are nan for a constant weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
     `tail_size` replaces the share `config.tail_fraction` by a fixed number of eigenvalues. `workers`
     threads (all cores when None) change nothing in the result. Raises ModelError that names a weight
     with NaN or infinite values.
@@ -96,6 +98,7 @@ def _row(
         "xmin": fit.xmin,
         "small": _is_small(spec, config.tail_fraction),
         "log_variance": log_variance,
+        "kurtosis": _kurtosis(weight, log_variance),
     }
 
 
@@ -117,6 +120,16 @@ def _log_variance(weight: Tensor, name: str) -> float:
     variance: float = square - weight.mean(dtype=torch.float64).item() ** 2
     # What rounding leaves of a constant is no variance.
     return math.log(variance) if variance > 1e-12 * square else math.nan
+
+
+def _kurtosis(weight: Tensor, log_variance: float) -> float:
+    """Fourth central moment over the squared variance."""
+    if math.isnan(log_variance):
+        return math.nan
+    centred = weight.float() - weight.mean(dtype=torch.float64).float()
+    # in units of the standard deviation, so that fourth powers stay in the range of fp32
+    scaled = centred * math.exp(-log_variance / 2)
+    return float(scaled.square().square().mean(dtype=torch.float64))
 
 
 def _is_small(spec: LinearSpec, tail_fraction: float) -> bool:

@@ -6,11 +6,12 @@ information of the row's output, the mean squared gradient of the model's own lo
 labels drawn from the model, so that half the product is a KL divergence in nats per token.
 
 The forward pass goes block by block, the backward pass block by block in reverse; the whole model is
-never in memory.
+never in memory. The information is summed in folds of windows, whose spread tells how well it is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -31,6 +32,8 @@ from alphaquant.progress import track
 FISHER_TOKENS = (
     16_384  # of the backward pass, which keeps every block's inputs; the Hessians use all
 )
+FOLDS = 16
+"""Parts of the backward pass's windows that the standard error is taken over."""
 
 
 def sensitivity_table(
@@ -48,38 +51,51 @@ def sensitivity_table(
     """One row per linear of the blocks and scheme.
 
     `predicted_loss` is the KL divergence in nats per token that the format would cause there after
-    GPTQ; `local_loss` the share of the linear's output energy that is lost.
+    GPTQ, `stderr` its standard error over the calibration windows (NaN with one window), `output_change`
+    the mean squared change of the output, summed over its features, and `local_loss` that as a share of
+    the output's energy.
     """
     model = BlockModel(checkpoint, device, compute_dtype(device))
     windows = max(1, min(tokens.shape[0], FISHER_TOKENS // tokens.shape[1]))
+    folds = _folds(windows)
     hidden = model.embed(tokens, batch_size)
     inputs: list[list[Tensor]] = []
     moved: dict[tuple[str, Scheme], tuple[Tensor, float]] = {}
     for index in track(range(checkpoint.blocks), "block forward", checkpoint.blocks):
-        inputs.append([batch.cpu() for batch in _first(hidden, windows)])
+        inputs.append([batch.cpu() for batch in _cut(hidden, folds)])
         specs = checkpoint.block_specs(index)
         block = model.block(index)
         accumulators, hidden = run_and_collect(model, block, index, specs, hidden)
         for stack in stacks(specs, accumulators, expert_shrinkage):
             moved |= _moved_rows(checkpoint, stack, schemes, damping, scale_search)
-    fisher = _fisher(model, _first(hidden, windows), inputs, seed)
+    fisher = _fisher(model, _cut(hidden, folds), inputs, folds, seed)
     return pd.DataFrame(
         [
             {
-                "linear": name,
+                "linear": spec.name,
                 "format": str(scheme),
-                "bits_per_weight": scheme.bits_per_weight(
-                    checkpoint_spec.cols, rows=checkpoint_spec.rows
-                ),
-                "predicted_loss": 0.5 * float((fisher[name] * rows).sum()),
+                "bits_per_weight": scheme.bits_per_weight(spec.cols, rows=spec.rows),
+                **_loss(fisher[spec.name], rows, folds),
+                "output_change": float(rows.sum()),
                 "local_loss": share,
             }
-            for checkpoint_spec in checkpoint.specs
+            for spec in checkpoint.specs
             for scheme in schemes
-            if (found := moved.get(((name := checkpoint_spec.name), scheme))) is not None
+            if (found := moved.get((spec.name, scheme))) is not None
             for rows, share in [found]
         ]
     )
+
+
+def _loss(fisher: Tensor, rows: Tensor, folds: Sequence[int]) -> dict[str, float]:
+    """Predicted loss and its standard error, from sums per fold `[folds, out]` and output change `[out]`."""
+    windows = torch.tensor(folds, dtype=torch.float64)
+    parts = 0.5 * (fisher.double() @ rows.double()) / windows  # [folds]
+    mean = float((parts * windows).sum() / windows.sum())
+    if len(folds) < 2:
+        return {"predicted_loss": mean, "stderr": math.nan}
+    spread = float((((parts - mean) * windows).square().sum()).sqrt() / windows.sum())
+    return {"predicted_loss": mean, "stderr": spread * math.sqrt(len(folds) / (len(folds) - 1))}
 
 
 def _moved_rows(
@@ -110,38 +126,59 @@ def _moved_rows(
 
 
 def _fisher(
-    model: BlockModel, last: list[Tensor], inputs: list[list[Tensor]], seed: int
+    model: BlockModel,
+    last: list[Tensor],
+    inputs: list[list[Tensor]],
+    folds: Sequence[int],
+    seed: int,
 ) -> dict[str, Tensor]:
-    """Mean over tokens of squared output gradients, `{linear: [out]}` on the CPU."""
+    """Squared output gradients summed over each fold, per token of a window, `{linear: [folds, out]}`."""
     checkpoint, head = model.checkpoint, model.head()
     gradients, window = [], 0
+    fold_of = [fold for fold, size in enumerate(folds) for _ in range(size)]
+    place: list[int] = []  # the fold of each batch
     for batch in last:
         gradients.append(_head_gradient(model, head, batch, seed + window))
+        place.append(fold_of[window])
         window += batch.shape[0]
-    count = sum(batch.shape[0] * batch.shape[1] for batch in last)
+    length = last[0].shape[1]
     fisher: dict[str, Tensor] = {}
     for index in track(reversed(range(checkpoint.blocks)), "block backward", checkpoint.blocks):
         block = model.block(index)
-        with output_gradients(model, block, index, checkpoint.block_specs(index)) as sums:
+        specs = checkpoint.block_specs(index)
+        fisher |= {spec.name: torch.zeros(len(folds), spec.rows) for spec in specs}
+        with output_gradients(model, block, index, specs) as sums:
             for i, batch in enumerate(inputs[index]):
                 start = batch.to(model.device).requires_grad_(True)
                 with torch.enable_grad():
                     out = model.run(block, index, start)
                     (gradients[i],) = torch.autograd.grad(out, start, gradients[i])
-        fisher |= {name: (total / count).cpu() for name, total in sums.items()}
+                for name, total in sums.items():
+                    fisher[name][place[i]] += (total / length).cpu()
+                    total.zero_()
         inputs[index].clear()
     return fisher
 
 
-def _first(batches: list[Tensor], windows: int) -> list[Tensor]:
-    """The batches that hold the first `windows` windows, the last one cut."""
-    chosen = []
-    for batch in batches:
-        if windows <= 0:
-            break
-        chosen.append(batch[:windows])
-        windows -= batch.shape[0]
-    return chosen
+def _folds(windows: int) -> list[int]:
+    """Windows in each fold, in order, as even as can be."""
+    count = min(FOLDS, windows)
+    return [windows * (k + 1) // count - windows * k // count for k in range(count)]
+
+
+def _cut(batches: Sequence[Tensor], folds: Sequence[int]) -> list[Tensor]:
+    """The windows of all folds in batches, none of which reaches over the end of a fold."""
+    found: list[Tensor] = []
+    rest = list(batches)
+    for size in folds:
+        missing = size
+        while missing:
+            batch = rest.pop(0)
+            found.append(batch[:missing])
+            if batch.shape[0] > missing:
+                rest.insert(0, batch[missing:])
+            missing -= found[-1].shape[0]
+    return found
 
 
 def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int) -> Tensor:

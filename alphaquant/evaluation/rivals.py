@@ -17,7 +17,6 @@ from torch import Tensor
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_random import random_plan
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
-from alphaquant.algorithms.quantized_block import block_weights
 from alphaquant.config import (
     AllocationConfig,
     ComparisonConfig,
@@ -26,10 +25,9 @@ from alphaquant.config import (
 )
 from alphaquant.errors import PlanError
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_mean
-from alphaquant.evaluation.evaluate import load_model
+from alphaquant.evaluation.ruler import Ruler
 from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.live import LiveCheckpoint
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track, unreported
 
@@ -55,9 +53,9 @@ def rival_scores(
 
     `original` is given when `checkpoint` is its rotated form: that one's own KL is measured then too.
     """
-    ruler = _Ruler(checkpoint, original, windows, device, batch_size)
-    scores = [] if original is None else [ruler.divergence(ROTATED)]
-    scores += ruler.measure(OWN_PLAN, own, own_blocks)
+    ruler = Ruler(checkpoint, windows, device, batch_size, original=original)
+    scores = [] if original is None else [_divergence(ruler, ROTATED)]
+    scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with tempfile.TemporaryDirectory() as folder, unreported():
@@ -70,7 +68,7 @@ def rival_scores(
                 batch_size=batch_size,
                 blocks=FreshBlocks(Path(folder)),
             )
-            scores += ruler.measure(label, plan, blocks)
+            scores += _measured(ruler, label, plan, blocks)
     return scores
 
 
@@ -108,67 +106,16 @@ def _rivals(
         yield f"random plan {number}", plan, quantization
 
 
-class _Ruler:
-    """The original's last hidden states on the held-out windows, against which models are measured."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        original: Checkpoint | None,
-        windows: Tensor,
-        device: torch.device,
-        batch_size: int,
-    ) -> None:
-        self._checkpoint, self._device = checkpoint, device
-        self._batches = list(windows.split(batch_size))
-        self._model = _loaded(original or checkpoint, device)
-        # hidden states, not logits: exact, and smaller by vocabulary / hidden size
-        self._original = [self._hidden(batch).cpu() for batch in self._batches]
-        self._head = self._model.get_output_embeddings()
-        if original is not None:
-            self._model = _loaded(checkpoint, device)
-        self._live = LiveCheckpoint(self._model)
-        self._weights = resample_weights(windows.shape[0])
-
-    def measure(self, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
-        """Put the quantized blocks into the model and compare."""
-        for index, folder in enumerate(blocks):
-            for name, weight in block_weights(self._checkpoint, index, folder).items():
-                self._live.replace(name, weight)
-        bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
-        return [self.divergence(label), bits]
-
-    def divergence(self, label: str) -> Score:
-        """Mean token KL of the model as it is."""
-        kl = torch.cat(
-            [
-                self._divergence(original, self._hidden(batch))
-                for batch, original in zip(self._batches, self._original, strict=True)
-            ]
-        )
-        return bootstrap_score(
-            weighted_mean(kl.double().cpu()),
-            self._weights,
-            task=HELDOUT,
-            metric="kl_mean",
-            model=label,
-        )
-
-    @torch.no_grad()
-    def _hidden(self, batch: Tensor) -> Tensor:
-        return self._model.model(batch.to(self._device), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _divergence(self, original: Tensor, ours: Tensor) -> Tensor:
-        """Mean token KL of each window `[windows]`, over the tokens that predict another of the window."""
-        head = self._model.get_output_embeddings()
-        means = []
-        for first, second in zip(original, ours, strict=True):  # one window's logits at a time
-            log_p = torch.log_softmax(self._head(first[:-1].to(self._device)).float(), -1)
-            log_q = torch.log_softmax(head(second[:-1]).float(), -1)
-            means.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-        return torch.stack(means)
+def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
+    """Put quantized blocks into the ruler and compare."""
+    ruler.put_blocks(blocks)
+    bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
+    return [_divergence(ruler, label), bits]
 
 
-def _loaded(checkpoint: Checkpoint, device: torch.device) -> Any:
-    return load_model(checkpoint.path, device, checkpoint.trust_remote_code)
+def _divergence(ruler: Ruler, label: str) -> Score:
+    """Mean token KL of the ruler's model as it is."""
+    kl = ruler.measure().kl
+    return bootstrap_score(
+        weighted_mean(kl), resample_weights(len(kl)), task=HELDOUT, metric="kl_mean", model=label
+    )

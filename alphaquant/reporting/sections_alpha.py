@@ -19,6 +19,7 @@ from alphaquant.reporting.words_alpha import (
     budget_words,
     direction_words,
     method_words,
+    prior_words,
     protect_words,
     scope_words,
 )
@@ -81,6 +82,7 @@ def direction_section(inputs: ReportInputs, findings: Findings) -> Section:
         items += [
             *direction_words(main),
             protect_words(inputs, main),
+            prior_words(inputs),
             scope_words(),
             method_words(main),
         ]

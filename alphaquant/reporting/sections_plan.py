@@ -53,8 +53,39 @@ def bits_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
         items.append(
             "All experts of a block share one format per projection, so there is no map over experts."
         )
-    items += [_by(linears, "role"), _by(linears, "block")]
+    items += [*granularity_items(inputs), _by(linears, "role"), _by(linears, "block")]
     return Section("bits", "Where the bits went", items)
+
+
+_SHARED = {
+    "linear": "nothing: every linear has its own",
+    "expert": "the projections of an expert",
+    "fused": "q, k and v; gate and up; all experts of a block",
+}
+
+
+def granularity_items(inputs: ReportInputs) -> Items:
+    """What sharing formats costs, where the policy could have chosen otherwise."""
+    prices = (inputs.allocation or {}).get("granularities") or []
+    if len(prices) < 2:
+        return []
+    finest = float(prices[0]["predicted_loss"])
+    rows = [
+        [
+            f"{price['granularity']}{' (this plan)' if price['chosen'] else ''}",
+            _SHARED.get(str(price["granularity"]), ""),
+            f"{float(price['bits_per_weight']):.3f}",
+            number(float(price["predicted_loss"])),
+            f"{number(float(price['predicted_loss']) / finest)}×" if finest > 0 else "–",
+        ]
+        for price in prices
+    ]
+    header = ["granularity", "one format for", "bits per weight", "predicted loss", "of the finest"]
+    return [
+        "Kernels that run several linears as one need one format for them. The table has what that costs: the same "
+        "policy under the same budget, losses predicted (nats per token) and added up.",
+        Grid("Price of each granularity", header, rows, frozenset({2, 3, 4})),
+    ]
 
 
 def run_section(inputs: ReportInputs) -> Section:

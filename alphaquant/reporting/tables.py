@@ -35,6 +35,7 @@ FILES = {
     "router_blocks": "router.parquet",
     "router_history": "history.parquet",
     "router": "router.json",
+    "allocation": "allocation.json",
     "rotation": "rotation.json",
 }
 """Where `read_inputs` looks for each table in a folder."""
@@ -69,6 +70,8 @@ class ReportInputs:
     """stage (before, after), block, changed: share of tokens whose experts differ from the original's."""
     router_history: pd.DataFrame | None = None
     """step, train_loss, heldout_kl."""
+    allocation: Mapping[str, Any] | None = None
+    """{granularities: what each would cost, alpha_prior: what alpha adds to the measured losses, or None}."""
     rotation: Mapping[str, Any] | None = None
     """{peak_before, peak_after, ...}: the largest weight of a group against the root mean square weight."""
     stages: Sequence[Mapping[str, Any]] = ()

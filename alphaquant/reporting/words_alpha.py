@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from alphaquant.reporting.budget import (
@@ -13,7 +15,7 @@ from alphaquant.reporting.budget import (
     BudgetComparison,
 )
 from alphaquant.reporting.linears import Relation
-from alphaquant.reporting.notation import number, signed
+from alphaquant.reporting.notation import number, percent, signed
 from alphaquant.reporting.statistics import Correlation
 from alphaquant.reporting.tables import ReportInputs
 
@@ -68,6 +70,23 @@ def protect_words(inputs: ReportInputs, relation: Relation | None) -> str:
         return f"{text}; this measurement neither supports nor contradicts that."
     agrees = relation.plain.value * sign > 0
     return f"{text}, which this measurement {'supports' if agrees else 'contradicts'}."
+
+
+def prior_words(inputs: ReportInputs) -> str:
+    """What alpha adds to the measured end-loss weights, learned from their own noise."""
+    prior = (inputs.allocation or {}).get("alpha_prior")
+    if not isinstance(prior, Mapping):
+        return ""
+    found = (
+        f"As a prior for the measured losses alpha gets a weight of {percent(float(prior['share']))}: role and block "
+        f"leave a variance of {number(float(prior['without']))} in the log weights of linears they have not seen, "
+        f"alpha on top {number(float(prior['with_alpha']))}, and the measurement's own noise is "
+        f"{number(float(prior['noise']))}."
+    )
+    if float(prior["precision"]) == 0:
+        return f"{found} Alpha adds nothing here, so the measurement stands as it is."
+    used = "The plan used it." if prior.get("used") else "The plan did not use it (`alpha_prior`)."
+    return f"{found} {used}"
 
 
 def scope_words() -> str:

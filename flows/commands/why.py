@@ -21,6 +21,7 @@ from alphaquant.upkeep.history import RunManifest, StageEntry, read_run, recent_
 from flows.commands.options import Verbs, add_store, add_verb
 from flows.dag import STAGE_NAMES
 from flows.display import duration
+from flows.experiment_dag import STAGES
 from flows.preflight import open_store
 
 _EXAMPLE = """  alphaquant why quantize
@@ -47,7 +48,7 @@ def execute(options: argparse.Namespace) -> None:
     store = open_store(options.store)
     store.heals = False
     console = Console()
-    if options.what in STAGE_NAMES:
+    if options.what in (*STAGE_NAMES, *STAGES):
         _explain_stage(console, store, options.what)
     else:
         _explain_run(console, _run_named(store, options.what))

@@ -140,3 +140,22 @@ def test_the_gaussian_error_is_the_known_one() -> None:
         Scheme.parse("int4"), 128, "none"
     )
     assert gaussian_error(Scheme.parse("bf16"), 128) == 0.0
+
+
+def test_the_rule_of_alphaq_is_variance_times_raw_alpha_times_four_to_the_minus_bits() -> None:
+    table = alpha_frame(SPECS).assign(alpha_null=[1.0 + i for i in range(len(SPECS))])
+    by_name = table.set_index("linear")
+    median = by_name["alpha"].median()
+    expected = np.array(
+        [
+            [
+                math.exp(by_name["log_variance"][spec.name])
+                * (median / by_name["alpha"][spec.name]) ** 10
+                * 4.0**-option.number_format.bits
+                for option in OPTIONS
+            ]
+            for spec in SPECS
+        ]
+    )
+    found = losses(table, alpha_rule="alphaq", protect="low_alpha", gamma=10.0).to_numpy()
+    assert np.allclose(found / found.max(), expected / expected.max())

@@ -155,3 +155,14 @@ def test_progress_counts_every_linear() -> None:
     with reporting_to(recorder):
         alpha_table(checkpoint(), AlphaConfig(), 2)
     assert recorder.seen == [("alpha", done, 6) for done in range(7)]
+
+
+def test_kurtosis_is_three_for_a_gaussian_and_knows_no_scale() -> None:
+    flat = torch.rand(100, 100, generator=torch.Generator().manual_seed(0))
+    weights = {"normal": gaussian(200, 200), "tiny": gaussian(200, 200) * 1e-12, "flat": flat}
+    weights["constant"] = torch.ones(16, 16)
+    found = alpha_table(FakeCheckpoint(weights), AlphaConfig(), 1).set_index("linear")["kurtosis"]
+    assert found["normal"] == pytest.approx(3.0, abs=0.1)
+    assert found["tiny"] == pytest.approx(found["normal"], rel=1e-5)
+    assert found["flat"] == pytest.approx(1.8, abs=0.05)
+    assert math.isnan(found["constant"])

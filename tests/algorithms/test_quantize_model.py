@@ -271,6 +271,21 @@ def test_sensitivity_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     assert ratio.between(0.98, 1.02).all()
 
 
+def test_the_standard_error_of_a_predicted_loss_is_that_of_a_mean_over_windows(
+    tmp_path: Path,
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    schemes = [Scheme.parse("int3-g16")]
+    few, many = (
+        sensitivity_table(checkpoint, windows(count, 16), schemes, device=CPU) for count in (16, 64)
+    )
+    relative = [(t["stderr"] / t["predicted_loss"]).median() for t in (few, many)]
+    assert 1.4 < relative[0] / relative[1] < 2.8  # four times the windows halve it
+    one = sensitivity_table(checkpoint, windows(1), schemes, device=CPU)
+    assert one["stderr"].isna().all()
+    assert (one["output_change"] > 0).all()
+
+
 def test_dead_inputs_cost_nothing(tmp_path: Path) -> None:
     source = make_model(tmp_path / "m", "llama")
     tensors = load_file(source / "model.safetensors")

@@ -37,7 +37,10 @@ def _server_arguments(command: str) -> Any:
 @pytest.mark.parametrize(
     ("file", "deployed"),
     [
-        ("prefect.yaml", ["quantize-model/run cpu", "sweep/run cpu", "stage/gpu gpu"]),
+        (
+            "prefect.yaml",
+            ["quantize-model/run cpu", "sweep/run cpu", "experiment/run cpu", "stage/gpu gpu"],
+        ),
         ("deployments/prefect-docker.yaml", ["stage/gpu-docker gpu-docker"]),
         ("deployments/prefect-kubernetes.yaml", ["stage/gpu-kubernetes gpu-kubernetes"]),
     ],

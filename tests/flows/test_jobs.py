@@ -15,6 +15,7 @@ from alphaquant.models.resolve import ModelRef, resolve_model
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
+from flows.experiment_dag import STAGES
 from flows.jobs import decoded, encoded, read_job, write_job
 from tests.flows.fakes import make_model_folder
 
@@ -49,6 +50,14 @@ def test_inputs_come_back_with_their_types(inputs: dict[str, Any]) -> None:
     back = decoded(encoded(inputs))
     assert back == inputs | {"formats": ["int4", "mxfp4"]}
     assert type(back["quantization"]) is QuantizationConfig
+
+
+def test_stages_of_experiments_are_known_to_workers_too(
+    store: ArtifactStore, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage("trial", lambda out, store, **_: None, __name__)
+    monkeypatch.setitem(STAGES, "trial", stage)
+    assert read_job(store, "trial", write_job(store, stage, inputs)).stage is stage
 
 
 def test_a_worker_reads_the_job_that_was_written(

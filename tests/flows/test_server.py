@@ -71,6 +71,7 @@ def test_it_makes_pools_deployments_and_crash_detection(client: SyncPrefectClien
     assert made == {
         "quantize-model/run": ("cpu", ["alphaquant"]),
         "sweep/run": ("cpu", ["alphaquant"]),
+        "experiment/run": ("cpu", ["alphaquant"]),
         "stage/gpu": ("gpu", ["alphaquant"]),
     }
     [automation] = client.read_automations()

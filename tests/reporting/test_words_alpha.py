@@ -9,12 +9,15 @@ import pandas as pd
 import pytest
 
 from alphaquant.reporting.budget import HIGH, LOW, compare_orders
+from alphaquant.reporting.document import Grid
 from alphaquant.reporting.linears import Relation, linear_table, relate
+from alphaquant.reporting.sections_plan import granularity_items
 from alphaquant.reporting.tables import ReportInputs, tidy
 from alphaquant.reporting.words_alpha import (
     budget_verdict,
     direction_words,
     method_words,
+    prior_words,
     protect_words,
 )
 
@@ -121,3 +124,30 @@ def test_a_direction_within_chance_is_not_called_a_win(moe_run: ReportInputs) ->
     assert "within the range of chance" in budget_verdict(even)
     worse = replace(found, losses={**found.losses, HIGH: middle * 9, LOW: middle * 9})
     assert "both directions of alpha are worse than chance" in budget_verdict(worse)
+
+
+def _with_prior(**changes: object) -> ReportInputs:
+    prior = {"share": 0.04, "without": 0.5, "with_alpha": 0.4, "noise": 0.02, "precision": 0.5}
+    return ReportInputs(model="m", allocation={"alpha_prior": {**prior, "used": True, **changes}})
+
+
+def test_the_prior_is_told_with_what_it_rests_on() -> None:
+    words = prior_words(_with_prior())
+    assert "a weight of 4.0 %" in words
+    assert "variance of 0.500" in words
+    assert words.endswith("The plan used it.")
+    assert prior_words(_with_prior(used=False)).endswith("The plan did not use it (`alpha_prior`).")
+    assert "Alpha adds nothing here" in prior_words(_with_prior(precision=0.0, share=0.0))
+    assert prior_words(ReportInputs(model="m")) == ""
+
+
+def test_the_price_of_each_granularity_is_set_against_the_finest() -> None:
+    prices = [
+        {"granularity": g, "bits_per_weight": 3.99, "predicted_loss": loss, "chosen": g == "fused"}
+        for g, loss in (("linear", 0.02), ("expert", 0.03), ("fused", 0.05))
+    ]
+    *_, grid = granularity_items(ReportInputs(model="m", allocation={"granularities": prices}))
+    assert isinstance(grid, Grid)
+    assert [row[0] for row in grid.rows] == ["linear", "expert", "fused (this plan)"]
+    assert [row[-1] for row in grid.rows] == ["1.00×", "1.50×", "2.50×"]
+    assert granularity_items(ReportInputs(model="m")) == []

@@ -1,0 +1,92 @@
+"""Stage trial: the plans of one arm quantized and measured on held-out windows, one after the other."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alphaquant.progress import track, unreported
+from tasks.inputs import load_tokens, open_model, open_weights
+from tasks.stage import stage
+from tasks.teacher import HIDDEN
+
+if TYPE_CHECKING:
+    from alphaquant.config import ExecutionConfig, QuantizationConfig
+    from alphaquant.models.resolve import ModelRef
+    from alphaquant.store.artifacts import ArtifactRef
+    from alphaquant.store.stage import Workbench
+
+_TABLE = "windows.parquet"
+
+
+@stage("trial", gpu=True)
+def trial(
+    out: Path,
+    store: Workbench,
+    *,
+    model: ModelRef | ArtifactRef,
+    plans: ArtifactRef,
+    tokens: ArtifactRef,
+    teacher: ArtifactRef,
+    quantization: QuantizationConfig,
+    execution: ExecutionConfig,
+    original: ModelRef | None = None,
+) -> None:
+    """Write `windows.parquet`: draw, window, kl and loss, nats per token. `original` is what is measured
+    against when `model` is its rotated form.
+
+    Every finished plan is kept at once, so an interrupted stage goes on behind the last one; the quantized
+    weights are not kept.
+    """
+    import pandas as pd
+    from safetensors.torch import load_file
+
+    from alphaquant.algorithms.plan_tables import read_plans
+    from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+    from alphaquant.evaluation.ruler import Ruler
+    from alphaquant.models.device import compute_device
+
+    checkpoint = open_weights(store, model)
+    table = pd.read_parquet(store.path(plans) / "plans.parquet")
+    found = read_plans(table, checkpoint.specs)
+    finished = store.block_cache(model=model, tokens=tokens, teacher=teacher, rounding=quantization)
+    held = load_file(store.path(teacher) / HIDDEN)
+    device, windows = compute_device(execution.device), load_tokens(store, tokens)
+    ruler: Ruler | None = None
+    parts = []
+    for draw, plan in enumerate(track(found, "plan", len(found))):
+        schemes = {name: str(scheme) for name, scheme in plan.schemes.items()}
+        folder = finished.get(draw, schemes)
+        if folder is None:
+            if ruler is None:  # not before a plan has to be measured
+                ruler = Ruler(
+                    checkpoint,
+                    held["windows"],
+                    device,
+                    execution.batch_size,
+                    original=open_model(original) if original else None,
+                    hidden=held["hidden"],
+                )
+            with tempfile.TemporaryDirectory() as scratch, unreported():
+                blocks = quantize_blocks(
+                    checkpoint,
+                    plan,
+                    windows,
+                    quantization,
+                    device=device,
+                    batch_size=execution.batch_size,
+                    blocks=FreshBlocks(Path(scratch)),
+                )
+                ruler.put_blocks(blocks)
+            scores = ruler.measure()
+            measured = pd.DataFrame({"kl": scores.kl.numpy(), "loss": scores.loss.numpy()})
+            folder = finished.put(
+                draw,
+                schemes,
+                lambda place, m=measured: m.to_parquet(place / _TABLE, index=False),  # type: ignore[misc]
+            )
+        kept = pd.read_parquet(folder / _TABLE)
+        parts.append(kept.assign(draw=draw, window=range(len(kept))))
+    columns = ["draw", "window", "kl", "loss"]
+    pd.concat(parts, ignore_index=True)[columns].to_parquet(out / _TABLE, index=False)
