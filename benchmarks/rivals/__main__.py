@@ -3,10 +3,12 @@
     python -m benchmarks.rivals                                    # everything; hours on two cores
     python -m benchmarks.rivals --only alphaquant llmcompressor --formats int4 int3
     python -m benchmarks.rivals --model mine=path/to/model@2048 --texts train.txt,test.txt,builtin
-    python -m benchmarks.rivals --own "tuned:quantization.tune=block"    # AlphaQuant with other config keys
+    python -m benchmarks.rivals --own "damped:quantization.damping=0.05"    # AlphaQuant with other config keys
+    python -m benchmarks.rivals --only                             # compute nothing, write the page again
 
 Environments, models, weights and scores are kept in the cache folder: the same command again computes what is
-missing, and the page shows all that is there. AlphaQuant's cells are computed again when its code changes.
+missing, and the page shows all that is there; several may run at once. AlphaQuant's cells are computed again
+when its code changes.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ class Study:
         cell = Cell(self.model, contestant, fitting, self._tokens_file, self._options.threads)
         outcome = cell.kept(self._cache)
         again = outcome is not None and outcome["state"] != "done" and self._options.retry
-        if compute and (outcome is None or again):
+        if compute and (outcome is None or again) and not cell.busy(self._cache):
             print(f"{self.model.name}, {fitting.label}, {contestant.key}: ", end="", flush=True)
             outcome = cell.compute(self._cache, self._options.limit * 60)
             print(_said(outcome), flush=True)
@@ -204,7 +206,7 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", action="append", metavar="NAME=FOLDER[@LENGTH]", help="instead of our three")
-    add("--only", nargs="+", metavar="RIVAL[:SETTING]", help="compute these; others as kept")
+    add("--only", nargs="*", metavar="RIVAL[:SETTING]", help="compute these; others as kept")
     add("--formats", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
     add("--own", action="append", default=[], metavar="NAME:KEY=VALUE;...", help="ours, changed")
     add(

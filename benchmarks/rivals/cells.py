@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.rivals.inputs import Model, files_digest, load_tokens
 from benchmarks.rivals.process import environment, last_words, measured
 
 WEIGHTS, REPORT, SAVED = "weights.safetensors", "report.json", "saved"
-_RESULT = "cell.json"
+_RESULT, _RUNNING = "cell.json", "running.pid"
 _DRIVERS = Path(__file__).parent / "drivers"
 
 
@@ -66,11 +67,20 @@ class Cell:
             return None
         return kept
 
+    def busy(self, cache: Path) -> bool:
+        """Whether another live process of this machine computes the cell."""
+        try:
+            os.kill(int((self.folder(cache) / _RUNNING).read_text(encoding="ascii")), 0)
+        except (FileNotFoundError, ValueError, ProcessLookupError):
+            return False
+        return True
+
     def compute(self, cache: Path, limit: float) -> dict[str, Any]:
         """Quantize in a process of its own, for at most `limit` seconds; failures are kept as such."""
         folder = self.folder(cache)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        (folder / _RUNNING).write_text(str(os.getpid()), encoding="ascii")
         command, settings = self._command(folder, cache)
         log = folder / "log.txt"
         used = measured(command, log, environment=settings, limit=limit)
@@ -89,6 +99,7 @@ class Cell:
             except (OSError, ValueError) as error:
                 result |= {"state": "failed", "why": str(error)}
         (folder / _RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (folder / _RUNNING).unlink()
         return result
 
     def _command(self, folder: Path, cache: Path) -> tuple[list[str], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,11 +74,11 @@ class Model:
         )
 
 
-def files_digest(paths: object) -> str:
+def files_digest(paths: Iterable[Path]) -> str:
     """SHA-256 over the bytes of files, in order."""
     digest = hashlib.sha256()
-    for path in paths:  # type: ignore[attr-defined]
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

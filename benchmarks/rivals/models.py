@@ -77,7 +77,7 @@ def moe(end: int) -> PreTrainedModel:
     )
 
 
-def _ends(end: int) -> dict[str, int]:
+def _ends(end: int) -> dict[str, Any]:
     return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 
 
@@ -113,7 +113,7 @@ def train(name: str, out: Path, sources: list[str], seed: int, steps: int, threa
     )
     test = [document.text for document in documents("test")]
     windows = evaluation_windows(tokenizer, test, recipe.length)
-    report = {
+    report: dict[str, Any] = {
         "design": name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "text": [source if source == "builtin" else Path(source).name for source in sources],

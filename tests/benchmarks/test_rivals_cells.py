@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_a_finished_cell_is_kept_and_told(cell: Cell, tmp_path: Path) -> None:
     assert outcome["peak_bytes"] > 1e6
     assert outcome["cpu"] > 0
     assert cell.kept(tmp_path) == outcome
+
+
+def test_a_cell_that_a_live_process_computes_is_busy(cell: Cell, tmp_path: Path) -> None:
+    assert not cell.busy(tmp_path)
+    cell.compute(tmp_path, limit=60)
+    assert not cell.busy(tmp_path)
+    mark = cell.folder(tmp_path) / "running.pid"
+    mark.write_text(str(os.getpid()))
+    assert cell.busy(tmp_path)
+    mark.write_text(str(2**22 + 1))  # beyond the largest process id
+    assert not cell.busy(tmp_path)
 
 
 def test_other_settings_tokens_or_threads_are_other_cells(cell: Cell) -> None:
