@@ -101,8 +101,7 @@ class Study:
         return (
             f"{checkpoint.architecture.model_type}, {checkpoint.parameters / 1e6:.1f} M parameters, "
             f"{checkpoint.blocks} blocks, {len(linears)} linears quantized (routers, embeddings and lm_head are "
-            f"not). Windows of {self.model.length} tokens, for calibration of "
-            f"{text_name(self.model.calibration)}."
+            f"not). Calibrated on {text_name(self.model.calibration)}, in windows of {self.model.length} tokens."
         )
 
     def result(self, name: str, contestant: Contestant, *, compute: bool) -> Result | None:

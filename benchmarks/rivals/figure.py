@@ -35,18 +35,21 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
         key: (_COLOURS[key.partition(":")[0]], _MARKERS[i % len(_MARKERS)])
         for i, key in enumerate(keys)
     }
+    took = [result.outcome["cpu_seconds"] for result in done]
+    seconds = (min(took) / 1.6, max(took) * 1.6)
     with drawing():
         figure = new_figure(_ROW * len(models) + 1.1)
         axes = figure.subplots(len(models), len(names), squeeze=False)
         for row, model in zip(axes, models, strict=True):
             for axis, name in zip(row, names, strict=True):
                 panel = [r for r in done if (r.model, r.format.name) == (model, name)]
-                _panel(axis, panel, texts[model], style)
-                if panel:
-                    axis.set_title(f"{model}, {panel[0].format.label}")
-            row[0].set_ylabel("KL to the original, nats")
-        for axis in axes[-1]:
-            axis.set_xlabel("CPU seconds of quantization")
+                if not panel:
+                    axis.set_axis_off()
+                    continue
+                _panel(axis, panel, texts[model], style, seconds)
+                axis.set_title(f"{model}, {panel[0].format.label}")
+        figure.supxlabel("CPU seconds of quantization", fontsize=9.5)
+        figure.supylabel("KL to the original, nats per token", fontsize=9.5)
         titles = {r.contestant.key: f"{r.contestant.title}, {r.contestant.setting}" for r in done}
         handles = [
             Line2D([], [], linestyle="", marker=m, color=c, label=titles[key])
@@ -57,16 +60,20 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
 
 
 def _panel(
-    axis: Axes, panel: Sequence[Result], text: str, style: dict[str, tuple[str, str]]
+    axis: Axes,
+    panel: Sequence[Result],
+    text: str,
+    style: dict[str, tuple[str, str]],
+    seconds: tuple[float, float],
 ) -> None:
     for result in panel:
         colour, marker = style[result.contestant.key]
-        kl, seconds = result.value(text, "kl_mean"), result.outcome["cpu_seconds"]
+        kl, spent = result.value(text, "kl_mean"), result.outcome["cpu_seconds"]
         low, high = result.interval(text, "kl_mean")
         if not math.isnan(low):
-            axis.plot([seconds, seconds], [low, high], color=colour, linewidth=1.2, zorder=2)
+            axis.plot([spent, spent], [low, high], color=colour, linewidth=1.2, zorder=2)
         axis.plot(
-            seconds,
+            spent,
             kl,
             marker,
             color=colour,
@@ -75,16 +82,17 @@ def _panel(
             markeredgewidth=0.8,
             zorder=3,
         )
-    plain_log(axis, "x", "y")
+    axis.set_xlim(seconds)
     bar = next((result for result in panel if result.contestant.key == BAR), None)
     if bar is not None:
         _aim(axis, bar.outcome["cpu_seconds"] * AIM[0], bar.value(text, "kl_mean") * AIM[1])
+    plain_log(axis, "x", "y")
 
 
 def _aim(axis: Axes, seconds: float, kl: float) -> None:
-    """Shade where the aim is reached, and keep the view."""
-    left, bottom = axis.get_xlim()[0], axis.get_ylim()[0]
-    bottom = min(bottom, kl * 0.7)
-    axis.set_ylim(bottom=bottom)
-    axis.set_xlim(left=left)
+    """Shade where the aim is reached, down to somewhat below the lowest point."""
+    points = [float(y) for line in axis.lines for y in line.get_ydata()]  # type: ignore[union-attr]
+    bottom = min([*points, kl]) / 1.25
+    left = axis.get_xlim()[0]
+    axis.set_ylim(bottom, max(points) * 1.25)
     axis.fill_between([left, seconds], bottom, kl, color="#FFE9B8", zorder=0, linewidth=0)
