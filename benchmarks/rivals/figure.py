@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from alphaquant.reporting.style import ACCENT, drawing, new_figure, plain_log, png
 from benchmarks.rivals.catalogue import OWN
+from benchmarks.rivals.formats import FORMATS
 from benchmarks.rivals.table import BAR, Result
 
 _COLOURS = {
@@ -29,8 +30,8 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
     """PNG; divergence is that on the held-out text that `texts` names for a model. Lower left is better."""
     done = [result for result in results if result.outcome["state"] == "done" and result.scores]
     models = list(dict.fromkeys(result.model for result in done))
-    names = list(dict.fromkeys(result.format.name for result in done))
-    keys = list(dict.fromkeys(result.contestant.key for result in done))
+    names = [name for name in FORMATS if any(result.format.name == name for result in done)]
+    keys = sorted({result.contestant.key for result in done})
     style = {
         key: (_COLOURS[key.partition(":")[0]], _MARKERS[i % len(_MARKERS)])
         for i, key in enumerate(keys)
@@ -48,7 +49,7 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
                     continue
                 _panel(axis, panel, texts[model], style, seconds)
                 axis.set_title(f"{model}, {panel[0].format.label}")
-        figure.supxlabel("CPU seconds of quantization", fontsize=9.5)
+                axis.set_xlabel("CPU seconds")
         figure.supylabel("KL to the original, nats per token", fontsize=9.5)
         titles = {r.contestant.key: f"{r.contestant.title}, {r.contestant.setting}" for r in done}
         handles = [
