@@ -57,6 +57,7 @@ def compare(options: argparse.Namespace) -> None:
     results: list[Result] = []
     words: dict[str, str] = {}
     originals: dict[str, dict[str, float]] = {}
+    missing: dict[str, list[str]] = {}
     for model in _models(options):
         study = Study(model, options)
         words[model.name], originals[model.name] = study.words(), study.originals()
@@ -64,7 +65,9 @@ def compare(options: argparse.Namespace) -> None:
             for contestant in (*CONTESTANTS, *own):
                 result = study.result(name, contestant, compute=contestant in wanted)
                 results += [result] if result else []
-        _write(options, results, words, originals)
+                if result is None and name in contestant.formats:
+                    missing.setdefault(f"{model.name}, {contestant.key}", []).append(name)
+        _write(options, results, words, originals, missing)
 
 
 class Study:
@@ -188,10 +191,11 @@ def _write(
     results: list[Result],
     words: dict[str, str],
     originals: dict[str, dict[str, float]],
+    missing: dict[str, list[str]],
 ) -> None:
     """Write `rivals.md`, `rivals.parquet` and `rivals.png`."""
     options.out.mkdir(parents=True, exist_ok=True)
-    text = page(results, words, originals, preface(options, results))
+    text = page(results, words, originals, preface(options, results), missing)
     (options.out / "rivals.md").write_text(text, encoding="utf-8")
     long_table(results).to_parquet(options.out / "rivals.parquet", index=False)
     ranking = {model: next(iter(texts)) for model, texts in originals.items()}

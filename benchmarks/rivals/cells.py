@@ -43,6 +43,8 @@ class Cell:
             if rival is None
             else [pins_digest(rival), files_digest([rival.driver, _DRIVERS / "job.py"])]
         )
+        if "allocation.policy" in self.contestant.options:
+            code.append(str(own.equal_bits(self.model, self.format)))
         parts = [
             self.model.digest,
             files_digest([self.tokens_file]),
@@ -91,7 +93,8 @@ class Cell:
             "bits_per_weight": self.format.bits_per_weight,
         }
         if used.code:
-            reason = f"ended after {used.wall:.0f} s" if used.code == -9 else last_words(log)
+            ended = f"ended by signal {-used.code} after {used.wall:.0f} s"
+            reason = ended if used.code < 0 else last_words(log)
             result |= {"state": "failed", "why": reason}
         else:
             try:

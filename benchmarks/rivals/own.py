@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -40,7 +41,7 @@ def command(
     places = ["--store", str(folder / "store"), "--json"]
     if "allocation.policy" in contestant.options:
         assignments |= {
-            "allocation.target_bits": format_.bits_per_weight,
+            "allocation.target_bits": equal_bits(model, format_),
             "evaluation.perplexity": False,
             "evaluation.tasks": "[]",
         }
@@ -56,10 +57,21 @@ def command(
     return [sys.executable, str(_DRIVER), str(folder / _REPORT), *head, *places, *words]
 
 
+def equal_bits(model: Model, format_: Format) -> float:
+    """Bits per weight of the uniform plan as `allocation.target_bits` counts them, kept routers included."""
+    decoder = [spec for spec in model.checkpoint.specs if spec.block is not None]
+    stored = sum(
+        spec.rows * spec.cols * (16 if spec.role == "router" else format_.bits_per_weight)
+        for spec in decoder
+    )
+    bits = stored / sum(spec.rows * spec.cols for spec in decoder)
+    return math.ceil(bits * 1e6) / 1e6
+
+
 def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
-    """Seconds and bits of a finished run. Raises ValueError when it calibrated on other tokens."""
+    """What a finished run took. Raises ValueError when it calibrated on other tokens."""
     summary = _summary(folder)
-    if mixed := (folder / "run").is_dir():
+    if (folder / "run").is_dir():
         (folder / "run" / "checkpoint").rename(folder / "saved")
     for stage in summary["stages"]:
         if stage["name"] == "calibration" and stage["artifact"]:
@@ -68,8 +80,6 @@ def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
                 raise ValueError("AlphaQuant calibrated on other tokens than the rivals")
     worked = [stage for stage in summary["stages"] if stage["name"] in _WORK]
     report: dict[str, Any] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    if mixed:  # uniform plans count their bits as everybody's are counted, without kept routers
-        report["bits_per_weight"] = summary["bits_per_weight"]
     return report | {
         "seconds": sum(stage["seconds"] for stage in worked),
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},

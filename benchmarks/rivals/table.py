@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -62,10 +63,12 @@ def page(
     models: dict[str, str],
     originals: dict[str, dict[str, float]],
     preface: str,
+    missing: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str:
     """Markdown: a table per model, the legend of settings, and why cells failed.
 
-    `models` says in words what each model is; `originals` holds its perplexity by text.
+    `models` says in words what each model is; `originals` holds its perplexity by text; `missing` are
+    the formats that nobody has computed, by model and contestant.
     """
     parts = ["# AlphaQuant and other quantizers side by side", preface, "![](rivals.png)"]
     for model, words in models.items():
@@ -80,6 +83,9 @@ def page(
     parts += ["## Settings", _legend(results)]
     if failed := [result for result in results if result.outcome["state"] != "done"]:
         parts += ["## Cells without a result", _failures(failed)]
+    if missing:
+        told = "; ".join(f"{who}: {', '.join(formats)}" for who, formats in missing.items())
+        parts.append(f"Not computed: {told}.")
     return "\n\n".join(parts) + "\n"
 
 

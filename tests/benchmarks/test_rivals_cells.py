@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from alphaquant.algorithms.allocation import allocate
+from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
@@ -21,6 +23,7 @@ from benchmarks.rivals.catalogue import CONTESTANTS
 from benchmarks.rivals.cells import Cell, weights_file
 from benchmarks.rivals.formats import FORMATS, Format, quantized_linears
 from benchmarks.rivals.inputs import Model, calibration_file, load_tokens
+from benchmarks.rivals.own import equal_bits
 from benchmarks.rivals.scoring import Scorer, WrongWeightsError, most_levels
 from tests.tiny import make_model
 
@@ -178,6 +181,19 @@ def test_levels_are_counted_per_group() -> None:
     weight = torch.tensor([[0.0, -0.0, 1.0, 1.0, 5.0, 6.0, 7.0, 8.0]])
     assert most_levels(weight[:, :4], 4) == 2
     assert most_levels(weight, 4) == 4
+
+
+def test_a_mixed_plan_may_store_what_the_uniform_one_does(tmp_path: Path) -> None:
+    model = Model("moe", make_model(tmp_path / "moe", "olmoe"), 16)
+    config = RunConfig.model_validate(
+        {
+            "allocation": {"policy": "uniform", "default": {"wq": "int4"}},
+            "quantization": {"group_size": 16},
+        }
+    )
+    plan = allocate(model.checkpoint.specs, config.allocation, config.quantization)
+    assert equal_bits(model, _INT4) == pytest.approx(plan.bits_per_weight, abs=2e-6)
+    assert equal_bits(model, _INT4) >= plan.bits_per_weight
 
 
 def test_groups_halve_until_they_divide_every_width(llama: Model) -> None:

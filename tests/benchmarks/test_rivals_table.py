@@ -68,6 +68,12 @@ def test_a_failed_cell_says_why(results: list[Result]) -> None:
     assert r"| tiny | llm-compressor | default | int4 g128 | `ValueError: a \| b` |" in text
 
 
+def test_cells_that_nobody_computed_are_named(results: list[Result]) -> None:
+    missing = {"tiny, autoround:best": ["int4", "int2"]}
+    text = page(results, {"tiny": "A model."}, {"tiny": {"builtin": 12.0}}, "", missing)
+    assert "Not computed: tiny, autoround:best: int4, int2." in text
+
+
 def test_every_table_row_has_as_many_cells_as_its_header(results: list[Result]) -> None:
     text = page(results, {"tiny": "A model."}, {"tiny": {"builtin": 12.0}}, "")
     for block in text.split("\n\n"):
