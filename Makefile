@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration clean
+.PHONY: demo test quick check format bench-orchestration bench-rivals clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -36,6 +36,9 @@ format: $(READY)
 
 bench-orchestration: $(READY)  ## what start-up, lookups and blocks cost; about ten minutes
 	$(BIN)/python benchmarks/orchestration.py
+
+bench-rivals: $(READY)  ## AlphaQuant and other quantizers side by side; hours, and an environment per rival
+	$(BIN)/python -m benchmarks.rivals
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ FLOORS = {
     "export": 5,
     "api": 6,
 }
-TOOLS = {("demo", "train"), ("demo", "measure"), ("demo", "card")}
+TOOLS = {("demo", "train"), ("demo", "training"), ("demo", "measure"), ("demo", "card")}
 """Programs that use the library as a user would."""
 
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, AutoTokenizer, OlmoeForCausalLM
 
-from alphaquant.demo import train
-from alphaquant.demo.train import (
+from alphaquant.demo.train import model_config
+from alphaquant.demo.training import (
+    END,
     SignedSquare,
     add_dropout,
     batches,
     imbalance,
     learning_rate,
     matrices,
-    model_config,
     optimizer_of,
     save,
     train_tokenizer,
@@ -114,7 +114,7 @@ def test_a_saved_model_is_bf16_and_loads_with_its_tokenizer(
     text = "Return the item."
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
-    assert again.eos_token == train.END
+    assert again.eos_token == END
     assert "TokenizersBackend" not in (tmp_path / "tokenizer_config.json").read_text()
     assert all(file.stat().st_mode & 0o044 for file in tmp_path.iterdir())
 

@@ -1,0 +1,1 @@
+"""AlphaQuant and other quantizers side by side: same checkpoint, same tokens, one scorer."""

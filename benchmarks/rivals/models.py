@@ -1,0 +1,159 @@
+"""Train the models that the comparison quantizes: a Llama and a mixture of experts larger than the demo.
+
+    python -m benchmarks.rivals.models --out models
+    python -m benchmarks.rivals.models --out models --only llama --text builtin train.txt
+
+Minutes each on two CPU cores. Every model folder gets a `training.json` that tells how it was made and what
+it scores on text that it has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+)
+
+from alphaquant.demo.measure import unigram_perplexity
+from alphaquant.demo.training import Recipe, save, train_model
+from alphaquant.evaluation.perplexity import perplexity
+from alphaquant.text.builtin import documents
+from alphaquant.text.sources import load_documents
+from alphaquant.text.windows import evaluation_windows
+
+VOCABULARY = 2048
+_SHARED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A model to train: its architecture, its recipe and how long."""
+
+    make: Callable[[int], PreTrainedModel]
+    """Given the id of the token that ends a document."""
+    recipe: Recipe
+    steps: int
+
+
+def llama(end: int) -> PreTrainedModel:
+    """A dense Llama: six blocks, 6.2 million parameters; every width is a multiple of 128."""
+    return LlamaForCausalLM(
+        LlamaConfig(**_SHARED, **_ends(end), intermediate_size=768, num_hidden_layers=6)
+    )
+
+
+def moe(end: int) -> PreTrainedModel:
+    """An OLMoE of four blocks with 32 experts each, four per token: 14.7 million parameters."""
+    return OlmoeForCausalLM(
+        OlmoeConfig(
+            **_SHARED,
+            **_ends(end),
+            intermediate_size=128,
+            num_hidden_layers=4,
+            num_experts=32,
+            num_experts_per_tok=4,
+            router_aux_loss_coef=0.01,
+            output_router_logits=False,
+        )
+    )
+
+
+def _ends(end: int) -> dict[str, Any]:
+    return {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+
+
+_RECIPE = Recipe(vocabulary=VOCABULARY, length=512, batch=4, dropout=0.0)
+DESIGNS = {"llama": Design(llama, _RECIPE, steps=1500), "moe": Design(moe, _RECIPE, steps=1500)}
+
+
+def training_documents(sources: list[str]) -> list[str]:
+    """The training part of `builtin`, and whole text files, each split into a few hundred lines."""
+    texts: list[str] = []
+    for source in sources:
+        if source == "builtin":
+            texts += [document.text for document in documents("train")]
+        else:
+            for text in load_documents(source, "calibration"):
+                lines = text.splitlines(keepends=True)
+                texts += ["".join(lines[at : at + 200]) for at in range(0, len(lines), 200)]
+    return texts
+
+
+def train(name: str, out: Path, sources: list[str], seed: int, steps: int, **changes: Any) -> None:
+    """Train a design into the folder `out`, and measure it on the test part of the builtin text.
+
+    `changes` are fields of its recipe.
+    """
+    design = DESIGNS[name]
+    recipe = replace(design.recipe, **changes)
+    heldout = [document.text for document in documents("calibration")]
+    texts = training_documents(sources)
+    model, tokenizer = train_model(
+        design.make, texts, heldout, seed=seed, steps=steps, recipe=recipe
+    )
+    test = [document.text for document in documents("test")]
+    windows = evaluation_windows(tokenizer, test, recipe.length)
+    report: dict[str, Any] = {
+        "design": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "text": [source if source == "builtin" else Path(source).name for source in sources],
+        "characters": sum(map(len, texts)),
+        "seed": seed,
+        "steps": steps,
+        "tokens_seen": steps * recipe.batch * recipe.length,
+        "recipe": asdict(recipe),
+        "builtin_test_perplexity": perplexity(model, windows),
+        "builtin_unigram_perplexity": unigram_perplexity(tokenizer, windows),
+    }
+    save(model, tokenizer, out)
+    assert math.isfinite(report["builtin_test_perplexity"])
+    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the models' folders")
+    parser.add_argument("--only", choices=tuple(DESIGNS), help="train this one alone")
+    parser.add_argument(
+        "--text", nargs="+", default=["builtin"], help="builtin (default) and text files"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="instead of the design's own number")
+    parser.add_argument("--threads", type=int, default=2, help="2 by default")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="learn weights themselves, not their signed roots: they notice rounding less",
+    )
+    options = parser.parse_args()
+    for name in [options.only] if options.only else DESIGNS:
+        steps = options.steps or DESIGNS[name].steps
+        changes = {"threads": options.threads, "squared": not options.plain}
+        train(name, options.out / name, options.text, options.seed, steps, **changes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""AlphaQuant as a contestant: its own commands, as a user would call them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.rivals.catalogue import Contestant
+from benchmarks.rivals.formats import Format
+from benchmarks.rivals.inputs import SEED, Model, files_digest, load_tokens
+
+ROOT = Path(__file__).parents[2]
+_DRIVER = Path(__file__).parent / "drivers" / "with_alphaquant.py"
+_SUMMARY, _REPORT = "log.txt", "report.json"
+_WORK = ("calibration", "alpha", "rotate", "sensitivity", "allocate", "quantize", "router")
+"""Stages that make the quantized weights; loading, exporting and scoring are left out, as for rivals."""
+
+
+def command(
+    contestant: Contestant,
+    format_: Format,
+    model: Model,
+    folder: Path,
+    samples: int,
+) -> list[str]:
+    """`alphaquant quantize`, or `alphaquant run` when a policy chooses the formats, on a fresh store."""
+    assignments = {
+        "calibration.samples": samples,
+        "calibration.sequence_length": model.length,
+        "calibration.seed": SEED,
+        "calibration.dataset": model.calibration,
+        "quantization.group_size": format_.group,
+    }
+    places = ["--store", str(folder / "store"), "--json"]
+    if "allocation.policy" in contestant.options:
+        assignments |= {
+            "allocation.target_bits": equal_bits(model, format_),
+            "evaluation.perplexity": False,
+            "evaluation.tasks": "[]",
+        }
+        head = ["run", "--no-prefect", "--model", str(model.path), "--out", str(folder / "run")]
+    else:
+        assignments["allocation.default.wq"] = format_.name
+        head = ["quantize", "--src", str(model.path), "--dst", str(folder / "saved")]
+    words = [
+        part
+        for key, value in (assignments | contestant.options).items()
+        for part in ("--set", f"{key}={value}")
+    ]
+    return [sys.executable, str(_DRIVER), str(folder / _REPORT), *head, *places, *words]
+
+
+def equal_bits(model: Model, format_: Format) -> float:
+    """Bits per weight of the uniform plan as `allocation.target_bits` counts them, kept routers included."""
+    decoder = [spec for spec in model.checkpoint.specs if spec.block is not None]
+    stored = sum(
+        spec.rows * spec.cols * (16 if spec.role == "router" else format_.bits_per_weight)
+        for spec in decoder
+    )
+    bits = stored / sum(spec.rows * spec.cols for spec in decoder)
+    return math.ceil(bits * 1e6) / 1e6
+
+
+def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
+    """What a finished run took. Raises ValueError when it calibrated on other tokens."""
+    summary = _summary(folder)
+    if (folder / "run").is_dir():
+        (folder / "run" / "checkpoint").rename(folder / "saved")
+    for stage in summary["stages"]:
+        if stage["name"] == "calibration" and stage["artifact"]:
+            used = load_tokens(Path(stage["artifact"]) / "tokens.safetensors")
+            if not torch.equal(used, load_tokens(tokens_file)):
+                raise ValueError("AlphaQuant calibrated on other tokens than the rivals")
+    worked = [stage for stage in summary["stages"] if stage["name"] in _WORK]
+    report: dict[str, Any] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    return report | {
+        "seconds": sum(stage["seconds"] for stage in worked),
+        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+    }
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The JSON object that ends the log: notes go to the same file before it."""
+    text = (folder / _SUMMARY).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text[text.index("\n{\n") if "\n{\n" in text else 0 :])
+    return found
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 of our own code: an edit makes AlphaQuant's cells, and no others, stale."""
+    packages = ("alphaquant", "tasks", "flows")
+    return files_digest(
+        path for package in packages for path in sorted((ROOT / package).rglob("*.py"))
+    )

@@ -1,0 +1,133 @@
+"""One scorer for everybody: the original with a contestant's values put in, against the original."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from alphaquant.evaluation.evaluate import load_model
+from alphaquant.evaluation.fidelity import compare
+from alphaquant.evaluation.scores import QUANTIZED
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import suit_threads
+from alphaquant.models.live import LiveCheckpoint
+from benchmarks.rivals.formats import Format, quantized_linears
+from benchmarks.rivals.inputs import digest_of
+
+METRICS = ("perplexity", "perplexity_ratio", "kl_mean", "top1_agreement", "flips")
+_CPU = torch.device("cpu")
+
+
+class WrongWeightsError(ValueError):
+    """A contestant's values are not what the cell says they are."""
+
+
+class Scorer:
+    """A model's original and a copy to put values into; everything runs in fp32 on the CPU."""
+
+    def __init__(self, folder: Path, windows: dict[str, Tensor], batch_size: int = 8) -> None:
+        """`windows` are int64 `[windows, length]` by the name of their text."""
+        self._original: Any = load_model(folder, _CPU)
+        self._checkpoint = Checkpoint(folder)
+        suit_threads(self._checkpoint.parameters)
+        self._copy: Any = copy.deepcopy(self._original)
+        self._live = LiveCheckpoint(self._copy)
+        self._windows, self._batch_size = windows, batch_size
+        self._remembered = {
+            text: _Remembered(self._original, rows.split(batch_size))
+            for text, rows in windows.items()
+        }
+
+    def score(self, file: Path, format_: Format | None) -> list[dict[str, Any]]:
+        """Rows of text, metric, value, low, high for the values in a safetensors file.
+
+        With a `format_`, raises WrongWeightsError unless every linear of the decoder holds that many
+        levels per group at most, and nothing outside the decoder has changed.
+        """
+        with safe_open(file, framework="pt") as values, torch.no_grad():
+            names = set(values.keys())
+            if format_ is not None:
+                self._check(names, values, format_)
+            for name in self._checkpoint.entries:
+                source = values if name in names else None
+                kept = self._checkpoint.tensor(name) if source is None else source.get_tensor(name)
+                self._live.tensor(name).copy_(kept)
+        return [
+            {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
+            for text, rows in self._windows.items()
+            for s in compare(self._remembered[text], self._copy, rows, batch_size=self._batch_size)
+            if s.metric in METRICS and s.model == QUANTIZED
+        ]
+
+    def perplexities(self) -> dict[str, float]:
+        """The original's perplexity by text."""
+        return {
+            text: next(
+                s.value
+                for s in compare(self._remembered[text], self._remembered[text], rows)
+                if s.metric == "perplexity"
+            )
+            for text, rows in self._windows.items()
+        }
+
+    def _check(self, names: set[str], values: Any, format_: Format) -> None:
+        if unknown := sorted(names - set(self._checkpoint.entries)):
+            raise WrongWeightsError(f"the model has no tensor {unknown[0]}")
+        linears = quantized_linears(self._checkpoint.specs)
+        for spec in linears:
+            if f"{spec.name}.weight" not in names:
+                raise WrongWeightsError(f"{spec.name} was not quantized")
+            weight = values.get_tensor(f"{spec.name}.weight")
+            if tuple(weight.shape) != (spec.rows, spec.cols):
+                raise WrongWeightsError(f"{spec.name} has shape {list(weight.shape)}")
+            if (most := most_levels(weight, format_.group)) > format_.levels:
+                raise WrongWeightsError(
+                    f"{spec.name} holds {most} values in one group of {format_.label}"
+                )
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if name in names and not torch.equal(
+                values.get_tensor(name).float(), self._checkpoint.tensor(name).float()
+            ):
+                raise WrongWeightsError(f"{name} has changed")
+
+
+def most_levels(weight: Tensor, group: int) -> int:
+    """The largest number of distinct values in any group of `weight` `[out, in]`."""
+    # a sum of scale times code can round a tie both ways, so that -0 and 0 alone count as one
+    ordered = (weight.float() + 0.0).view(-1, group).sort(dim=1).values
+    return int((ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).max()) + 1
+
+
+class _Remembered(nn.Module):
+    """The original's logits for known batches, from hidden states kept once: half of a comparison."""
+
+    def __init__(self, model: Any, batches: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self._head = model.get_output_embeddings()
+        with torch.inference_mode():
+            self._hidden = {
+                digest_of(batch): model.model(batch, use_cache=False).last_hidden_state
+                for batch in batches
+            }
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        """An object with `logits` `[windows, length, vocabulary]`."""
+        del use_cache
+        return _Output(self._head(self._hidden[digest_of(input_ids)]))
+
+
+class _Output:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def score_key(windows: dict[str, Tensor]) -> str:
+    """What the scores of given weights depend on besides: the held-out windows."""
+    parts = (f"{text}:{digest_of(rows)}" for text, rows in sorted(windows.items()))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
