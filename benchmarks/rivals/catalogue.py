@@ -126,6 +126,12 @@ CONTESTANTS = (
     Contestant(OWN, "default", "`alphaquant quantize` with its defaults"),
     Contestant(
         OWN,
+        "absmax",
+        "the same without scale search (`quantization.scale_search=none`)",
+        {"quantization.scale_search": "none"},
+    ),
+    Contestant(
+        OWN,
         "budget",
         "mixed formats of the same bits per weight, chosen by predicted loss",
         {"allocation.policy": "budget"},
