@@ -123,11 +123,19 @@ CONTESTANTS = (
         slow=True,
     ),
     Contestant(OWN, "rtn", "round to nearest, scale search", {"quantization.method": "rtn"}),
-    Contestant(OWN, "default", "`alphaquant quantize` with its defaults"),
+    Contestant(
+        OWN, "default", "`alphaquant quantize` with its defaults: scale search, no activation order"
+    ),
+    Contestant(
+        OWN,
+        "ordered",
+        "the same in static activation order, as `alphaquant run` does by default",
+        {"quantization.act_order": "true", "quantization.static_groups": "true"},
+    ),
     Contestant(
         OWN,
         "absmax",
-        "the same without scale search (`quantization.scale_search=none`)",
+        "neither scale search nor activation order (`quantization.scale_search=none`)",
         {"quantization.scale_search": "none"},
     ),
     Contestant(
