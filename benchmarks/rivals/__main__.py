@@ -138,7 +138,12 @@ class Study:
             kept: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
             return kept
         uniform = "allocation.policy" not in cell.contestant.options
-        scores = self._scorer.score(weights_file(folder), cell.format if uniform else None)
+        turned = "rotation.kind" in cell.contestant.options
+        scores = self._scorer.score(
+            weights_file(folder),
+            cell.format if uniform else None,
+            folder / "saved" if turned else None,
+        )
         file.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         return scores
 

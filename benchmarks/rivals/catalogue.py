@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 OWN = "alphaquant"
 _INTEGERS = ("int4", "int3", "int2")
 _ALL = tuple(FORMATS)
+_ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,32 @@ CONTESTANTS = (
         slow=True,
     ),
     Contestant(OWN, "rtn", "round to nearest, scale search", {"quantization.method": "rtn"}),
-    Contestant(OWN, "default", "`alphaquant quantize` with its defaults"),
-    Contestant(OWN, "rotated", "the same, rotated first", {"rotation.kind": "hadamard"}),
+    Contestant(
+        OWN, "default", "`alphaquant quantize` with its defaults: scale search, no activation order"
+    ),
+    Contestant(
+        OWN,
+        "ordered",
+        "the same in static activation order, as `alphaquant run` does by default",
+        _ORDERED,
+    ),
+    Contestant(
+        OWN,
+        "absmax",
+        "neither scale search nor activation order (`quantization.scale_search=none`)",
+        {"quantization.scale_search": "none"},
+    ),
+    Contestant(
+        OWN,
+        "rotated",
+        "in static activation order, rotated first",
+        _ORDERED | {"rotation.kind": "hadamard"},
+    ),
     Contestant(
         OWN,
         "tuned",
-        "rotated, and blocks tuned after GPTQ with default steps",
-        {"rotation.kind": "hadamard", "quantization.tune": "block"},
+        "the same, and blocks tuned after GPTQ with default steps",
+        _ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
     ),
     Contestant(
         OWN,

@@ -44,24 +44,39 @@ class Scorer:
             for text, rows in windows.items()
         }
 
-    def score(self, file: Path, format_: Format | None) -> list[dict[str, Any]]:
+    def score(
+        self, file: Path, format_: Format | None, rotated: Path | None = None
+    ) -> list[dict[str, Any]]:
         """Rows of text, metric, value, low, high for the values in a safetensors file.
 
         With a `format_`, raises WrongWeightsError unless every linear of the decoder holds that many
-        levels per group at most, and nothing outside the decoder has changed.
+        levels per group at most, and nothing outside the decoder has changed. A `rotated` checkpoint's
+        values are in another basis and cannot be put into the original: it is loaded whole.
         """
-        with safe_open(file, framework="pt") as values, torch.no_grad():
+        with safe_open(file, framework="pt") as values:
             names = set(values.keys())
             if format_ is not None:
-                self._check(names, values, format_)
+                self._check_levels(names, values, format_)
+            if rotated is not None:
+                return self._compared(load_model(rotated, _CPU))
+            if format_ is not None:
+                self._check_rest(names, values)
+            self._put_in(names, values)
+        return self._compared(self._copy)
+
+    def _put_in(self, names: set[str], values: Any) -> None:
+        """Give the copy the values of `names`, and the original's elsewhere."""
+        with torch.no_grad():
             for name in self._checkpoint.entries:
                 source = values if name in names else None
                 kept = self._checkpoint.tensor(name) if source is None else source.get_tensor(name)
                 self._live.tensor(name).copy_(kept)
+
+    def _compared(self, model: Any) -> list[dict[str, Any]]:
         return [
             {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
             for text, rows in self._windows.items()
-            for s in compare(self._remembered[text], self._copy, rows, batch_size=self._batch_size)
+            for s in compare(self._remembered[text], model, rows, batch_size=self._batch_size)
             if s.metric in METRICS and s.model == QUANTIZED
         ]
 
@@ -76,9 +91,7 @@ class Scorer:
             for text, rows in self._windows.items()
         }
 
-    def _check(self, names: set[str], values: Any, format_: Format) -> None:
-        if unknown := sorted(names - set(self._checkpoint.entries)):
-            raise WrongWeightsError(f"the model has no tensor {unknown[0]}")
+    def _check_levels(self, names: set[str], values: Any, format_: Format) -> None:
         linears = quantized_linears(self._checkpoint.specs)
         for spec in linears:
             if f"{spec.name}.weight" not in names:
@@ -90,6 +103,10 @@ class Scorer:
                 raise WrongWeightsError(
                     f"{spec.name} holds {most} values in one group of {format_.label}"
                 )
+
+    def _check_rest(self, names: set[str], values: Any) -> None:
+        if unknown := sorted(names - set(self._checkpoint.entries)):
+            raise WrongWeightsError(f"the model has no tensor {unknown[0]}")
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in names and not torch.equal(
                 values.get_tensor(name).float(), self._checkpoint.tensor(name).float()

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alphaquant.algorithms.allocation import allocate
-from alphaquant.config import RunConfig
+from alphaquant.algorithms.rotation import RotatedCheckpoint
+from alphaquant.config import RotationConfig, RunConfig
 from alphaquant.errors import ConfigError
+from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.models.checkpoint import Checkpoint
@@ -153,6 +155,18 @@ def test_the_original_scores_no_divergence_and_coarse_values_some(
     assert found[0]["top1_agreement"] == 1
     assert found[0]["kl_mean"] < found[1]["kl_mean"] < found[2]["kl_mean"]
     assert found[0]["perplexity"] == pytest.approx(scorer.perplexities()["random"])
+
+
+def test_a_rotated_checkpoint_is_scored_whole(folder: Path, tmp_path: Path) -> None:
+    scorer = Scorer(folder, {"random": _windows()})
+    rotated = tmp_path / "rotated"
+    rotated.mkdir()
+    source = Checkpoint(folder)
+    export_rotated(RotatedCheckpoint(source, RotationConfig(kind="hadamard")), rotated)
+    rows = scorer.score(rotated / "model.safetensors", None, rotated)
+    assert {row["metric"]: row["value"] for row in rows}["kl_mean"] == pytest.approx(0, abs=1e-3)
+    with pytest.raises(WrongWeightsError, match="values in one group of int4 g16"):
+        scorer.score(rotated / "model.safetensors", _INT4, rotated)
 
 
 def test_values_of_more_bits_than_claimed_are_found_out(folder: Path, tmp_path: Path) -> None:
