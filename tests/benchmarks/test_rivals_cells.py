@@ -165,8 +165,8 @@ def test_a_rotated_checkpoint_is_scored_whole(folder: Path, tmp_path: Path) -> N
     export_rotated(RotatedCheckpoint(source, RotationConfig(kind="hadamard")), rotated)
     rows = scorer.score(rotated / "model.safetensors", None, rotated)
     assert {row["metric"]: row["value"] for row in rows}["kl_mean"] == pytest.approx(0, abs=1e-3)
-    with pytest.raises(WrongWeightsError, match="values in one group of int4 g16"):
-        scorer.score(rotated / "model.safetensors", _INT4, rotated)
+    with pytest.raises(WrongWeightsError, match="values in one group of int2 g16"):
+        scorer.score(rotated / "model.safetensors", Format("int2", "int", 2, 16), rotated)
 
 
 def test_values_of_more_bits_than_claimed_are_found_out(folder: Path, tmp_path: Path) -> None:
