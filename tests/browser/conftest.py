@@ -73,7 +73,7 @@ def page() -> Iterator[Page]:
         playwright.chromium.launch(executable_path=_CHROMIUM, args=_OPTIONS) as browser,
     ):
         opened = browser.new_page(viewport={"width": 1300, "height": 1000})
-        opened.set_default_timeout(30_000)
+        opened.set_default_timeout(90_000)
         opened.route("**/*", stay_here)
         yield opened
 

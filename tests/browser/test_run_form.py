@@ -16,7 +16,7 @@ from tests.tiny import make_model
 pytestmark = [pytest.mark.browser, pytest.mark.prefect, pytest.mark.slow]
 
 _RUN_SECONDS = 300
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=90_000)
 
 
 def _open_form(server: PrefectServer, page: Page) -> None:

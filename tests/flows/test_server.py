@@ -212,7 +212,7 @@ def test_history_and_changes_survive_and_a_killed_command_leaves_no_orphan(
             assert run.state_name == "Crashed"
             assert client.read_work_pool("cpu").concurrency_limit == 3
             assert len(client.read_automations()) == 1
-            assert len(client.read_deployments()) == 5  # three, and two of this file
+            assert len(client.read_deployments()) == 6  # four, and two of this file
             start_waiting_run(client, "gpu", tmp_path / "run")
         below = command.descendants
         command.process.kill()
