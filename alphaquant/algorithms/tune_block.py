@@ -59,7 +59,7 @@ def tune_block(
 ) -> tuple[list[QuantizedWeight], Tuning]:
     """Tune every stack of a block together; returns their codes and scales, and what it brought.
 
-    The same windows in the same order for the same seed; inputs and targets may lie on another device.
+    Windows come in the same order every time; inputs and targets may lie on another device.
     """
     roundings = [TunedRounding(start.quantized, start.compensated) for start in starts]
     windows = inputs.shape[0]
