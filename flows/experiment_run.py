@@ -18,7 +18,7 @@ from alphaquant.store.stage import StageResult
 from flows.display import current_display
 from flows.experiment_dag import Step, experiment
 from flows.preflight import check_places, find_model, prepare
-from flows.publish import SUMMARY, check_target, copy_artifact, whole_folder
+from flows.publish import SUMMARY, check_target, copy_artifact, whole_folder, write_summary
 from flows.runner import Request, StageCalls, StageRunner
 from flows.summary import stage_entries
 
@@ -109,17 +109,13 @@ def run_experiment(
     The manifest is written step by step, and also when the experiment fails or is interrupted.
     """
     calls = ExperimentCalls(request, runner, side_by_side)
-    ending: dict[str, Any] = {"status": "interrupted"}
-    try:
+
+    def work() -> dict[str, Any]:
         with reporting_to(current_display()):
             found = experiment(request.config, request.model, calls, rivals)
-        ending = _hand_over(request, calls.results, found)
-    except Exception as error:
-        ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        calls.note(ending)
-    return ending
+        return _hand_over(request, calls.results, found)
+
+    return calls.to_the_end(work)
 
 
 def _hand_over(
@@ -147,5 +143,5 @@ def _hand_over(
     }
     with whole_folder(out) as draft:
         copy_artifact(source, draft)
-        (draft / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_summary(draft / SUMMARY, summary)
     return summary

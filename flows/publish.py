@@ -140,7 +140,7 @@ def publish_run(
             tables = result.name not in UNPUBLISHED and result.ref != products.checkpoint
             if result.ref and tables:
                 copy_artifact(store.path(result.ref), draft, tensors=False)
-        _write_json(draft / SUMMARY, summary)
+        write_summary(draft / SUMMARY, summary)
     return summary
 
 
@@ -153,7 +153,7 @@ def publish_checkpoint(
     summary["checkpoint"] = str(request.out)
     with whole_folder(request.out) as draft:
         copy_artifact(request.store.path(products.checkpoint), draft)
-        _write_json(draft / CHECKPOINT_SUMMARY, summary)
+        write_summary(draft / CHECKPOINT_SUMMARY, summary)
     return summary
 
 
@@ -187,5 +187,6 @@ def _is_ours(out: Path) -> bool:
     return isinstance(found, dict) and "run_id" in found
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(f"{json.dumps(value, indent=1)}\n", encoding="utf-8")
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write a summary into a folder that nobody sees yet."""
+    path.write_text(f"{json.dumps(summary, indent=1)}\n", encoding="utf-8")

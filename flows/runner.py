@@ -99,6 +99,18 @@ class StageCalls:
         self.results.append(result)
         current_display().end(result)
 
+    def to_the_end(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do `work`, which makes the calls, and return what it does: the summary. Writes down how it ended."""
+        ending: dict[str, Any] = {"status": "interrupted"}
+        try:
+            ending = work()
+        except Exception as error:
+            ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            self.note(ending)
+        return ending
+
     def note(self, ending: dict[str, Any]) -> None:
         """Write the manifest: what the run did so far, and how it ended if it did."""
         if not self.results:
@@ -137,14 +149,10 @@ def run(
     The manifest is written stage by stage, and also when the run fails or is interrupted.
     """
     calls = StageCalls(request, stage_runner)
-    ending: dict[str, Any] = {"status": "interrupted"}
-    try:
+
+    def work() -> dict[str, Any]:
         with reporting_to(current_display()):
             products = request.stages(request.config, request.model, calls)
-        ending = hand_over(request, calls.results, products)
-    except Exception as error:
-        ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        calls.note(ending)
-    return ending
+        return hand_over(request, calls.results, products)
+
+    return calls.to_the_end(work)

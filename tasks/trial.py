@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alphaquant.progress import track, unreported
+from alphaquant.progress import track
 from tasks.inputs import load_tokens, open_model, open_weights
 from tasks.stage import stage
 from tasks.teacher import HIDDEN
@@ -43,7 +42,7 @@ def trial(
     from safetensors.torch import load_file
 
     from alphaquant.algorithms.plan_tables import read_plans
-    from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+    from alphaquant.algorithms.quantize_model import quantized_for_now
     from alphaquant.evaluation.ruler import Ruler
     from alphaquant.models.device import compute_device
 
@@ -68,16 +67,14 @@ def trial(
                     original=open_model(original) if original else None,
                     hidden=held["hidden"],
                 )
-            with tempfile.TemporaryDirectory() as scratch, unreported():
-                blocks = quantize_blocks(
-                    checkpoint,
-                    plan,
-                    windows,
-                    quantization,
-                    device=device,
-                    batch_size=execution.batch_size,
-                    blocks=FreshBlocks(Path(scratch)),
-                )
+            with quantized_for_now(
+                checkpoint,
+                plan,
+                windows,
+                quantization,
+                device=device,
+                batch_size=execution.batch_size,
+            ) as blocks:
                 ruler.put_blocks(blocks)
             scores = ruler.measure()
             measured = pd.DataFrame({"kl": scores.kl.numpy(), "loss": scores.loss.numpy()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,7 +22,7 @@ from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import run_and_collect
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import reporter
+from alphaquant.progress import reporter, unreported
 
 
 class BlockCache(Protocol):
@@ -93,6 +95,29 @@ def quantize_blocks(
         folders.append(folder)
     reporter().update("block", checkpoint.blocks, checkpoint.blocks)
     return folders
+
+
+@contextlib.contextmanager
+def quantized_for_now(
+    checkpoint: Checkpoint,
+    plan: QuantPlan,
+    tokens: Tensor,  # [windows, length]
+    config: QuantizationConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> Iterator[list[Path]]:
+    """The blocks' folders while the context is open, for whoever only measures them; progress is not shown."""
+    with tempfile.TemporaryDirectory() as folder, unreported():
+        yield quantize_blocks(
+            checkpoint,
+            plan,
+            tokens,
+            config,
+            device=device,
+            batch_size=batch_size,
+            blocks=FreshBlocks(Path(folder)),
+        )
 
 
 class _Walker:

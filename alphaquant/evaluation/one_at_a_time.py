@@ -6,22 +6,20 @@ One forward pass per group makes this a yardstick for small models, not a method
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from alphaquant.algorithms.allocation_groups import Group
-from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.algorithms.quantized_block import block_weights
 from alphaquant.config import QuantizationConfig
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import track, unreported
+from alphaquant.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,16 +58,9 @@ def one_at_a_time(
     import pandas as pd
 
     ruler = Ruler(checkpoint, tokens[: max(1, TOKENS // tokens.shape[1])], device, batch_size)
-    with tempfile.TemporaryDirectory() as folder, unreported():
-        folders = quantize_blocks(
-            checkpoint,
-            plan,
-            tokens,
-            quantization,
-            device=device,
-            batch_size=batch_size,
-            blocks=FreshBlocks(Path(folder)),
-        )
+    with quantized_for_now(
+        checkpoint, plan, tokens, quantization, device=device, batch_size=batch_size
+    ) as folders:
         quantized: dict[str, Tensor] = {}
         for index, block in enumerate(folders):
             quantized |= block_weights(checkpoint, index, block)

@@ -6,7 +6,6 @@ any router training.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_random import random_plan
-from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.config import (
     AllocationConfig,
     ComparisonConfig,
@@ -29,7 +28,7 @@ from alphaquant.evaluation.ruler import Ruler
 from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import reporter, track, unreported
+from alphaquant.progress import reporter, track
 
 OWN_PLAN = "own plan, routers untrained"
 ROTATED = "rotated, not quantized"
@@ -58,16 +57,9 @@ def rival_scores(
     scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
-        with tempfile.TemporaryDirectory() as folder, unreported():
-            blocks = quantize_blocks(
-                checkpoint,
-                plan,
-                tokens,
-                rounding,
-                device=device,
-                batch_size=batch_size,
-                blocks=FreshBlocks(Path(folder)),
-            )
+        with quantized_for_now(
+            checkpoint, plan, tokens, rounding, device=device, batch_size=batch_size
+        ) as blocks:
             scores += _measured(ruler, label, plan, blocks)
     return scores
 
