@@ -25,6 +25,7 @@ from alphaquant.evaluation.perplexity import perplexity
 from alphaquant.text.windows import evaluation_windows
 
 END = "<|endoftext|>"
+_PACE = 50  # steps after which the pace is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Recipe:
     """Steps until the peak."""
     threads: int = 2
     """Fixed, because the number of threads decides the order of sums."""
+    device: str = "cpu"
+    """On cuda activations are bf16, and no two runs give the same bytes."""
 
 
 DEMO = Recipe()
@@ -75,18 +78,15 @@ def train_tokenizer(texts: list[str], vocabulary: int = DEMO.vocabulary) -> PreT
     )
 
 
-def batches(
-    encoded: list[list[int]], steps: int, seed: int, recipe: Recipe = DEMO
-) -> Iterator[Tensor]:
-    """`steps` batches `[batch, length]`; each epoch joins the documents in a new order."""
+def batches(encoded: list[Tensor], seed: int, recipe: Recipe = DEMO) -> Iterator[Tensor]:
+    """Batches `[batch, length]` without end; each epoch joins the documents in a new order."""
     length = recipe.length
     order = random.Random(seed)
     rows: list[Tensor] = []
-    for _ in range(steps):
+    while True:
         while len(rows) < recipe.batch:
-            stream = [t for document in order.sample(encoded, len(encoded)) for t in document]
-            start = order.randrange(length)
-            cut = torch.tensor(stream[start:])
+            stream = torch.cat(order.sample(encoded, len(encoded)))
+            cut = stream[order.randrange(length) :]
             windows = cut[: len(cut) // length * length].view(-1, length)
             rows.extend(windows[order.sample(range(len(windows)), len(windows))])
         yield torch.stack([rows.pop() for _ in range(recipe.batch)])
@@ -128,6 +128,13 @@ class SignedSquare(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.sign() * weight.abs().sqrt()
+
+
+class Bfloat16(nn.Module):
+    """A weight as matrix products read it; the optimizer keeps it in fp32."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.to(torch.bfloat16)
 
 
 def matrices(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
@@ -176,29 +183,37 @@ def train_model(
     seed: int,
     steps: int,
     recipe: Recipe = DEMO,
+    minutes: float | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A tokenizer and a model trained on the documents `texts`; says how it goes on `heldout`.
 
-    `make` is given the id of the token that ends a document, and returns the model to train.
+    `make` is given the id of the token that ends a document, and returns the model to train. With
+    `minutes` there are at most as many steps as the pace of the first ones lets expect in that time.
     """
     torch.manual_seed(seed)
+    on_cpu = recipe.device == "cpu"
     # Threads add up the experts' gradients in any order otherwise, and no two runs are the same.
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(on_cpu)
     torch.set_num_threads(recipe.threads)
     tokenizer = train_tokenizer(texts, recipe.vocabulary)
     encoded = [
-        tokenizer(text, verbose=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts
+        torch.tensor([*ids, tokenizer.eos_token_id])
+        for ids in tokenizer(texts, verbose=False)["input_ids"]
     ]
     windows = evaluation_windows(tokenizer, heldout, recipe.length)
-    model = make(tokenizer.eos_token_id).float()
+    model = make(tokenizer.eos_token_id).float().to(recipe.device)
     routed = hasattr(model.config, "num_experts_per_tok")
     if routed:
         model.set_experts_implementation("grouped_mm")
         model.router_aux_loss_coef = 0.0
     add_dropout(model, recipe.dropout)
     squared = matrices(model) if recipe.squared else []
+    # what autocast does not reach: on cuda grouped_mm takes bf16 alone
+    cast = [] if on_cpu else [(m, name) for m, name in matrices(model) if getattr(m, name).ndim > 2]
     for module, name in squared:
         parametrize.register_parametrization(module, name, SignedSquare())
+    for module, name in cast:
+        parametrize.register_parametrization(module, name, Bfloat16(), unsafe=True)
     optimizer = optimizer_of(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, steps, recipe.warmup)
@@ -206,11 +221,16 @@ def train_model(
     print(
         f"{sum(map(len, encoded))} tokens, {sum(p.numel() for p in model.parameters())} parameters"
     )
+    mixed = torch.autocast(torch.device(recipe.device).type, torch.bfloat16, enabled=not on_cpu)
+    options = {"output_router_logits": True} if routed else {}
     began = time.monotonic()
-    for step, batch in enumerate(batches(encoded, steps, seed, recipe), start=1):
+    step = 0
+    supply = batches(encoded, seed, recipe)
+    while step < steps:
+        step += 1
+        batch = next(supply).to(recipe.device)
         model.train()
-        options = {"output_router_logits": True} if routed else {}
-        with parametrize.cached():
+        with parametrize.cached(), mixed:
             output = model(batch, labels=batch, use_cache=False, **options)
         loss, said = output.loss, ""
         if routed:
@@ -221,16 +241,22 @@ def train_model(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        if step % 100 == 0 or step == steps:
-            minutes = (time.monotonic() - began) / 60
-            found = perplexity(model, windows, batch_size=16)
+        if minutes is not None and step == _PACE:
+            output.loss.item()  # cuda works behind our back until somebody asks for a value
+            steps = max(step, min(steps, int(minutes * 60 / (time.monotonic() - began) * step)))
+        if step % (steps // 10 or 1) == 0 or step == steps:
+            with mixed:
+                found = perplexity(model, windows, batch_size=16, device=recipe.device)
+            took = (time.monotonic() - began) / 60
             print(
-                f"step {step} loss {output.loss.item():.3f}{said} held-out perplexity "
-                f"{found:.2f} {minutes:.1f} min",
+                f"step {step} of {steps}, loss {output.loss.item():.3f}{said}, held-out perplexity "
+                f"{found:.2f}, {took:.1f} min",
                 flush=True,
             )
-    for module, name in squared:
-        parametrize.remove_parametrizations(module, name)
+    for module, name in dict.fromkeys(squared + cast):
+        value = getattr(module, name).detach().float()
+        parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        getattr(module, name).data = value
     return model, tokenizer
 
 

@@ -28,7 +28,7 @@ from benchmarks.rivals.cells import Cell, weights_file
 from benchmarks.rivals.figure import draw
 from benchmarks.rivals.formats import FORMATS, quantized_linears
 from benchmarks.rivals.inputs import Model, calibration_file, heldout_windows, text_name
-from benchmarks.rivals.models import DESIGNS, train
+from benchmarks.rivals.models import DESIGNS, SMALL, train
 from benchmarks.rivals.provenance import preface
 from benchmarks.rivals.scoring import Scorer, WrongWeightsError, score_key
 from benchmarks.rivals.table import Result, long_table, page
@@ -181,13 +181,13 @@ def _named_models(options: argparse.Namespace) -> list[Model]:
     if options.model:
         return [Model.parse(text, options.length) for text in options.model]
     models = [Model("demo", demo_model_path(), DEMO_LENGTH)]
-    for name, design in DESIGNS.items():
+    for name in SMALL:
         folder = options.cache / "models" / name
         if not (folder / "training.json").is_file():
             # in a process of its own: training asks torch for deterministic algorithms for good
             command = [sys.executable, "-m", train.__module__, "--only", name]
             subprocess.run([*command, "--out", str(folder.parent)], check=True)
-        models.append(Model(name, folder.resolve(), design.recipe.length))
+        models.append(Model(name, folder.resolve(), DESIGNS[name].recipe.length))
     return models
 
 

@@ -2,9 +2,11 @@
 
     python -m benchmarks.rivals.models --out models
     python -m benchmarks.rivals.models --out models --only llama --text builtin train.txt
+    python -m benchmarks.rivals.models --out models --only large --device cuda --minutes 2 --text builtin FOLDER
 
-Minutes each on two CPU cores. Every model folder gets a `training.json` that tells how it was made and what
-it scores on text that it has not seen.
+Minutes each on a GPU, an hour each on two CPU cores (not `large`). Of a folder, every .py, .md, .rst and .txt
+file is read. Every model folder gets a `training.json` that tells how it was made and what it scores on text
+that it has not seen.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ _SHARED: dict[str, Any] = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
+_READ = (".py", ".md", ".rst", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,15 @@ class Design:
     """Given the id of the token that ends a document."""
     recipe: Recipe
     steps: int
+
+
+def large(end: int) -> PreTrainedModel:
+    """A dense Llama of 14 blocks, 112 million parameters."""
+    shape = {"vocab_size": 8192, "hidden_size": 768, "intermediate_size": 2048}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 12}
+    return LlamaForCausalLM(
+        LlamaConfig(**(_SHARED | shape | heads), **_ends(end), num_hidden_layers=14)
+    )
 
 
 def llama(end: int) -> PreTrainedModel:
@@ -82,15 +94,25 @@ def _ends(end: int) -> dict[str, Any]:
 
 
 _RECIPE = Recipe(vocabulary=VOCABULARY, length=512, batch=4, dropout=0.0)
-DESIGNS = {"llama": Design(llama, _RECIPE, steps=1500), "moe": Design(moe, _RECIPE, steps=1500)}
+_LARGE = replace(_RECIPE, vocabulary=8192, peak_rate=1e-3)
+DESIGNS = {
+    "llama": Design(llama, _RECIPE, steps=1500),
+    "moe": Design(moe, _RECIPE, steps=1500),
+    "large": Design(large, _LARGE, steps=4000),
+}
+SMALL = ("llama", "moe")
+"""Those that a CPU trains and quantizes in an acceptable time."""
 
 
 def training_documents(sources: list[str]) -> list[str]:
-    """The training part of `builtin`, and whole text files, each split into a few hundred lines."""
+    """The training part of `builtin`, files of folders, and text files, split into a few hundred lines each."""
     texts: list[str] = []
     for source in sources:
         if source == "builtin":
             texts += [document.text for document in documents("train")]
+        elif (folder := Path(source)).is_dir():
+            files = sorted(f for f in folder.rglob("*") if f.suffix in _READ and f.is_file())
+            texts += [text for f in files if (text := f.read_text("utf-8", errors="replace"))]
         else:
             for text in load_documents(source, "calibration"):
                 lines = text.splitlines(keepends=True)
@@ -98,17 +120,25 @@ def training_documents(sources: list[str]) -> list[str]:
     return texts
 
 
-def train(name: str, out: Path, sources: list[str], seed: int, steps: int, **changes: Any) -> None:
+def train(
+    name: str,
+    out: Path,
+    sources: list[str],
+    seed: int,
+    steps: int,
+    minutes: float | None = None,
+    **changes: Any,
+) -> None:
     """Train a design into the folder `out`, and measure it on the test part of the builtin text.
 
-    `changes` are fields of its recipe.
+    `changes` are fields of its recipe; with `minutes` it makes as many of the `steps` as fit in.
     """
     design = DESIGNS[name]
     recipe = replace(design.recipe, **changes)
     heldout = [document.text for document in documents("calibration")]
     texts = training_documents(sources)
     model, tokenizer = train_model(
-        design.make, texts, heldout, seed=seed, steps=steps, recipe=recipe
+        design.make, texts, heldout, seed=seed, steps=steps, recipe=recipe, minutes=minutes
     )
     test = [document.text for document in documents("test")]
     windows = evaluation_windows(tokenizer, test, recipe.length)
@@ -119,9 +149,9 @@ def train(name: str, out: Path, sources: list[str], seed: int, steps: int, **cha
         "characters": sum(map(len, texts)),
         "seed": seed,
         "steps": steps,
-        "tokens_seen": steps * recipe.batch * recipe.length,
+        "minutes": minutes,
         "recipe": asdict(recipe),
-        "builtin_test_perplexity": perplexity(model, windows),
+        "builtin_test_perplexity": perplexity(model, windows, device=recipe.device),
         "builtin_unigram_perplexity": unigram_perplexity(tokenizer, windows),
     }
     save(model, tokenizer, out)
@@ -138,21 +168,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the models' folders")
     parser.add_argument("--only", choices=tuple(DESIGNS), help="train this one alone")
     parser.add_argument(
-        "--text", nargs="+", default=["builtin"], help="builtin (default) and text files"
+        "--text", nargs="+", default=["builtin"], help="builtin (default), text files and folders"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of the design's own number")
     parser.add_argument("--threads", type=int, default=2, help="2 by default")
+    parser.add_argument("--batch", type=int, default=4, help="windows per step (4)")
+    parser.add_argument("--minutes", type=float, help="fewer steps, if they would take longer")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
-        "--plain",
+        "--roots",
         action="store_true",
-        help="learn weights themselves, not their signed roots: they notice rounding less",
+        help="learn the signed roots of weights, which gives them heavy tails like the demo's",
     )
     options = parser.parse_args()
-    for name in [options.only] if options.only else DESIGNS:
+    for name in [options.only] if options.only else SMALL:
+        changes = {
+            "threads": options.threads,
+            "squared": options.roots,
+            "device": options.device,
+            "batch": options.batch,
+        }
         steps = options.steps or DESIGNS[name].steps
-        changes = {"threads": options.threads, "squared": not options.plain}
-        train(name, options.out / name, options.text, options.seed, steps, **changes)
+        folder = options.out / name
+        train(name, folder, options.text, options.seed, steps, options.minutes, **changes)
 
 
 if __name__ == "__main__":
