@@ -1,0 +1,260 @@
+"""What each step of quantizing a block takes, on weights with a real model's shapes.
+
+    python -m benchmarks.steps --device cuda                        # two blocks of OLMoE-1B-7B, random weights
+    python -m benchmarks.steps --shape llama-3-8b --samples 16 --length 2048
+    python -m benchmarks.steps --shape tiny --device cpu            # a rehearsal
+
+Weights and tokens are random: the steps cost what they cost on trained ones, errors mean nothing. Times are wall
+seconds per block after one block to warm up, the device waited for at both ends of every step; steps that
+contain others are told apart by indentation. The table goes to the terminal and to `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from alphaquant.algorithms.allocation import allocate
+from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.config import AllocationConfig, QuantizationConfig
+from alphaquant.models.checkpoint import Checkpoint
+
+_OLMOE = {
+    "hidden_size": 2048,
+    "intermediate_size": 1024,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "vocab_size": 50304,
+    "max_position_embeddings": 4096,
+}
+_LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+_TINY = {
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 512,
+}
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmoe-1b-7b": ("olmoe", _OLMOE),
+    "llama-3-8b": ("llama", _LLAMA),
+    "tiny": ("olmoe", _TINY),
+}
+"""Model type and config of real models, two blocks deep."""
+
+_ALGORITHMS = "alphaquant.algorithms."
+STEPS = (
+    ("load weights", "alphaquant.models.block", "BlockModel.block"),
+    ("forward and Hessians", _ALGORITHMS + "quantize_model", "run_and_collect"),
+    ("factor", _ALGORITHMS + "solve_block", "inverse_factor"),
+    ("GPTQ", _ALGORITHMS + "solve_block", "gptq"),
+    ("  scale search", _ALGORITHMS + "gptq", "find_scales"),
+    ("  columns", _ALGORITHMS + "gptq", "_round_columns"),
+    ("tuning", _ALGORITHMS + "solve_block", "tune_block"),
+    ("  original's block", _ALGORITHMS + "quantize_model", "_Walker.lesson"),
+    ("errors", _ALGORITHMS + "solve_block", "_errors"),
+    ("keep", _ALGORITHMS + "quantize_model", "save_block"),
+)
+"""What a step is called, and the function that is it."""
+
+
+def main() -> None:
+    """Command line."""
+    options = _options()
+    device = torch.device(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(random_checkpoint(Path(folder) / "model", options.shape, device))
+        tokens = torch.randint(
+            checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
+        )
+        rows = [
+            measure(checkpoint, tokens, name, device, options.batch, Path(folder))
+            for name in options.settings
+        ]
+    report = {"shape": options.shape, "windows": options.samples, "length": options.length}
+    report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    text = table(rows)
+    print(text)
+    if options.out:
+        options.out.write_text(json.dumps(report | {"rows": rows}, indent=1), encoding="utf-8")
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "rtn int4": {"format": "int4-g128", "method": "rtn"},
+    "int4": {"format": "int4-g128"},
+    "int4 absmax": {"format": "int4-g128", "scale_search": "none"},
+    "int3": {"format": "int3-g128"},
+    "mxfp4": {"format": "mxfp4"},
+    "int4 tuned": {"format": "int4-g128", "tune": "block"},
+}
+"""A format and keys of the config section `quantization`."""
+
+
+def measure(
+    checkpoint: Checkpoint,
+    tokens: torch.Tensor,  # [windows, length]
+    name: str,
+    device: torch.device,
+    batch: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Seconds of the second block by step, and the peak of the device's memory in GiB."""
+    settings = dict(SETTINGS[name])
+    everywhere = {"policy": "manual", "default": {"wq": settings.pop("format")}}
+    config = QuantizationConfig(**settings)
+    plan = allocate(checkpoint.specs, AllocationConfig.model_validate(everywhere), config)
+    seconds: defaultdict[str, float] = defaultdict(float)
+    blocks = _Timed(Path(tempfile.mkdtemp(dir=folder)), seconds, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with _timing(seconds, device):
+        quantize_blocks(
+            checkpoint, plan, tokens, config, device=device, batch_size=batch, blocks=blocks
+        )
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    return {"setting": name, "block": blocks.last, "peak_gib": peak, "seconds": dict(seconds)}
+
+
+class _Timed(FreshBlocks):
+    """Starts the clocks again after the first block, which loads kernels."""
+
+    def __init__(self, root: Path, seconds: dict[str, float], device: torch.device) -> None:
+        super().__init__(root)
+        self._seconds, self._device = seconds, device
+        self._began = time.perf_counter()
+        self.last = 0.0
+
+    def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
+        """Keep the block, and note what it took."""
+        folder = super().put(index, ingredients, write)
+        _wait(self._device)
+        now = time.perf_counter()
+        self.last, self._began = now - self._began, now
+        if index == 0:
+            self._seconds.clear()
+        return folder
+
+
+@contextlib.contextmanager
+def _timing(seconds: defaultdict[str, float], device: torch.device) -> Iterator[None]:
+    """Every function of STEPS adds what it takes to `seconds` while the context is open."""
+    with contextlib.ExitStack() as stack:
+        for step, module, path in STEPS:
+            *outer, name = path.split(".")
+            owner = functools.reduce(getattr, outer, importlib.import_module(module))
+            original = getattr(owner, name)
+            setattr(owner, name, _timed(original, step, seconds, device))
+            stack.callback(setattr, owner, name, original)
+        yield
+
+
+def _timed(
+    function: Callable[..., Any], step: str, seconds: defaultdict[str, float], device: torch.device
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _wait(device)
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _wait(device)
+            seconds[step] += time.perf_counter() - began
+
+    return call
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def random_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
+    """Two blocks with a real model's shapes, bf16, one file; no tokenizer. Returns the folder."""
+    model_type, settings = SHAPES[shape]
+    config = AutoConfig.for_model(model_type, **settings, num_hidden_layers=2, dtype="bfloat16")
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(0)
+    tensors = {}
+    for name, parameter in skeleton.named_parameters():
+        if parameter.dim() == 1:
+            tensors[name] = torch.ones(parameter.shape, dtype=torch.bfloat16)
+            continue
+        values = torch.randn(parameter.shape, generator=generator, device=device)
+        tensors |= _on_disk(name, (values * parameter.shape[-1] ** -0.5).bfloat16().cpu())
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    return folder
+
+
+def _on_disk(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Fused experts as one tensor per expert, as checkpoints store them."""
+    prefix, _, last = name.rpartition(".experts.")
+    if not prefix:
+        return {name: values}
+    parts = {"gate_up_proj": ("gate_proj", "up_proj")}.get(last, (last,))
+    return {
+        f"{prefix}.experts.{expert}.{part}.weight": piece.contiguous()
+        for expert, value in enumerate(values)
+        for part, piece in zip(parts, value.chunk(len(parts)), strict=True)
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row a step, a column a setting."""
+    names = [row["setting"] for row in rows]
+    lines = [f"| seconds per block | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for step, _, _ in STEPS:
+        cells = [f"{took:.2f}" if (took := r["seconds"].get(step)) else "" for r in rows]
+        if any(cells):
+            lines.append(f"| {step.replace('  ', '&nbsp;&nbsp;')} | {' | '.join(cells)} |")
+    blocks = [f"{row['block']:.2f}" for row in rows]
+    lines.append(f"| **whole block** | {' | '.join(blocks)} |")
+    peaks = ["" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}" for row in rows]
+    lines.append(f"| peak memory of the device, GiB | {' | '.join(peaks)} |")
+    return "\n".join(lines)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("--shape", choices=tuple(SHAPES), default="olmoe-1b-7b")
+    add("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS), metavar="NAME")
+    add("--samples", type=int, default=128, help="calibration windows (128)")
+    add("--length", type=int, default=2048, help="tokens per window (2048)")
+    add("--batch", type=int, default=8, help="windows per forward pass (8)")
+    add("--device", default="cuda")
+    add("--out", type=Path, metavar="FILE.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
