@@ -47,6 +47,7 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Compute what is missing, then write the page, the table and the figure."""
     own = [_own(text) for text in options.own]
+    options.pythons = dict(_python(text) for text in options.python)
     try:
         wanted = chosen(options.only, own)
     except KeyError as error:
@@ -85,7 +86,7 @@ class Study:
     @cached_property
     def _scorer(self) -> Scorer:
         """Made when a cell has no scores yet: it runs the original over all windows."""
-        return Scorer(self.model.path, self._windows)
+        return Scorer(self.model.path, self._windows, device=self._options.device)
 
     def originals(self) -> dict[str, float]:
         """The original's perplexity by text; kept."""
@@ -112,12 +113,19 @@ class Study:
         if name not in contestant.formats:
             return None
         fitting = FORMATS[name].fitting(quantized_linears(self.model.checkpoint.specs))
-        cell = Cell(self.model, contestant, fitting, self._tokens_file, self._options.threads)
+        cell = Cell(
+            self.model,
+            contestant,
+            fitting,
+            self._tokens_file,
+            self._options.threads,
+            self._options.device,
+        )
         outcome = cell.kept(self._cache)
         again = outcome is not None and outcome["state"] != "done" and self._options.retry
         if compute and (outcome is None or again) and not cell.busy(self._cache):
             print(f"{self.model.name}, {fitting.label}, {contestant.key}: ", end="", flush=True)
-            outcome = cell.compute(self._cache, self._options.limit * 60)
+            outcome = cell.compute(self._cache, self._options.limit * 60, self._options.pythons)
             print(_said(outcome), flush=True)
         if outcome is None:
             return None
@@ -162,6 +170,14 @@ def _own(text: str) -> Contestant:
         raise ConfigError(f"--own {text!r} is not NAME:section.key=value;section.key=value")
     words = ", ".join(f"`{key}={value}`" for key, value in pairs.items())
     return Contestant(OWN, name, words, pairs)
+
+
+def _python(text: str) -> tuple[str, str]:
+    """`RIVAL=EXECUTABLE`. Raises ConfigError for anything else."""
+    rival, _, path = text.partition("=")
+    if rival not in RIVALS or not path:
+        raise ConfigError(f"--python {text!r} is not RIVAL=EXECUTABLE; rivals: {', '.join(RIVALS)}")
+    return rival, path
 
 
 def _models(options: argparse.Namespace) -> list[Model]:
@@ -228,6 +244,14 @@ def _options() -> argparse.Namespace:
     add("--length", type=int, default=512, help="tokens per window of --model without its own")
     add("--windows", type=int, default=64, help="held-out windows per text (64)")
     add("--threads", type=int, default=1, help="threads of every contestant (1)")
+    add("--device", default="cpu", help="where everybody computes: cpu (default) or cuda")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="RIVAL=EXECUTABLE",
+        help="a Python that has the rival, instead of an environment made here",
+    )
     add("--limit", type=float, default=60, metavar="MINUTES", help="for one cell (60)")
     add("--retry", action="store_true", help="try failed cells again")
     add("--cache", type=Path, default=Path(".rivals"), metavar="DIR", help="(.rivals)")

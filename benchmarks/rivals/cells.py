@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Cell:
     tokens_file: Path
     """Calibration windows, as `calibration_file` makes them."""
     threads: int = 1
+    device: str = "cpu"
 
     @property
     def digest(self) -> str:
@@ -52,6 +54,7 @@ class Cell:
             json.dumps(self.contestant.options, sort_keys=True),
             repr(self.format),
             str(self.threads),
+            *([] if self.device == "cpu" else [self.device]),
             *code,
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -77,19 +80,25 @@ class Cell:
             return False
         return True
 
-    def compute(self, cache: Path, limit: float) -> dict[str, Any]:
-        """Quantize in a process of its own, for at most `limit` seconds; failures are kept as such."""
+    def compute(
+        self, cache: Path, limit: float, pythons: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Quantize in a process of its own, for at most `limit` seconds; failures are kept as such.
+
+        `pythons` by rival are used instead of environments made here.
+        """
         folder = self.folder(cache)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / _RUNNING).write_text(str(os.getpid()), encoding="ascii")
-        command, settings = self._command(folder, cache)
+        command, settings = self._command(folder, cache, pythons or {})
         log = folder / "log.txt"
         used = measured(command, log, environment=settings, limit=limit)
         result: dict[str, Any] = {
             "wall": used.wall,
             "cpu": used.cpu,
             "peak_bytes": used.peak_bytes,
+            "device": self.device,
             "bits_per_weight": self.format.bits_per_weight,
         }
         if used.code:
@@ -105,10 +114,14 @@ class Cell:
         (folder / _RUNNING).unlink()
         return result
 
-    def _command(self, folder: Path, cache: Path) -> tuple[list[str], dict[str, str]]:
+    def _command(
+        self, folder: Path, cache: Path, pythons: Mapping[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
         if self.contestant.rival == OWN:
             samples = len(load_tokens(self.tokens_file))
-            command = own.command(self.contestant, self.format, self.model, folder, samples)
+            command = own.command(
+                self.contestant, self.format, self.model, folder, samples, self.device
+            )
             return command, environment(self.threads, PYTHONPATH=str(own.ROOT))
         rival = RIVALS[self.contestant.rival]
         job = {
@@ -119,10 +132,11 @@ class Cell:
             "kind": self.format.kind,
             "settings": self.contestant.options,
             "out": str(folder.resolve()),
+            "device": self.device,
         }
         file = folder / "job.json"
         file.write_text(json.dumps(job, indent=1), encoding="utf-8")
-        python = python_of(rival, cache)
+        python = pythons.get(rival.name) or python_of(rival, cache)
         return [str(python), str(rival.driver), str(file)], environment(self.threads)
 
     def _harvest(self, folder: Path) -> dict[str, Any]:

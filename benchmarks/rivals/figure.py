@@ -36,7 +36,9 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
         key: (_COLOURS[key.partition(":")[0]], _MARKERS[i % len(_MARKERS)])
         for i, key in enumerate(keys)
     }
-    took = [result.outcome["cpu_seconds"] for result in done]
+    took = [result.spent for result in done]
+    on_gpu = any(result.outcome.get("device", "cpu") != "cpu" for result in done)
+    unit = "seconds" if on_gpu else "CPU seconds"
     seconds = (min(took) / 1.6, max(took) * 1.6)
     with drawing():
         figure = new_figure(_ROW * len(models) + 1.1)
@@ -49,7 +51,7 @@ def draw(results: Sequence[Result], texts: dict[str, str]) -> bytes:
                     continue
                 _panel(axis, panel, texts[model], style, seconds)
                 axis.set_title(f"{model}, {panel[0].format.label}")
-                axis.set_xlabel("CPU seconds")
+                axis.set_xlabel(unit)
         figure.supylabel("KL to the original, nats per token", fontsize=9.5)
         titles = {r.contestant.key: f"{r.contestant.title}, {r.contestant.setting}" for r in done}
         handles = [
@@ -69,7 +71,7 @@ def _panel(
 ) -> None:
     for result in panel:
         colour, marker = style[result.contestant.key]
-        kl, spent = result.value(text, "kl_mean"), result.outcome["cpu_seconds"]
+        kl, spent = result.value(text, "kl_mean"), result.spent
         low, high = result.interval(text, "kl_mean")
         if not math.isnan(low):
             axis.plot([spent, spent], [low, high], color=colour, linewidth=1.2, zorder=2)
@@ -86,7 +88,7 @@ def _panel(
     axis.set_xlim(seconds)
     bar = next((result for result in panel if result.contestant.key == BAR), None)
     if bar is not None:
-        _aim(axis, bar.outcome["cpu_seconds"] * AIM[0], bar.value(text, "kl_mean") * AIM[1])
+        _aim(axis, bar.spent * AIM[0], bar.value(text, "kl_mean") * AIM[1])
     plain_log(axis, "x", "y")
 
 

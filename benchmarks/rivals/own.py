@@ -29,6 +29,7 @@ def command(
     model: Model,
     folder: Path,
     samples: int,
+    device: str = "cpu",
 ) -> list[str]:
     """`alphaquant quantize`, or `alphaquant run` when a policy chooses the formats, on a fresh store."""
     assignments = {
@@ -37,6 +38,7 @@ def command(
         "calibration.seed": SEED,
         "calibration.dataset": model.calibration,
         "quantization.group_size": format_.group,
+        "execution.device": device,
     }
     places = ["--store", str(folder / "store"), "--json"]
     if "allocation.policy" in contestant.options:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alphaquant.evaluation.evaluate import load_model
 from alphaquant.evaluation.fidelity import compare
-from alphaquant.evaluation.scores import QUANTIZED
+from alphaquant.evaluation.scores import QUANTIZED, Score
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import suit_threads
 from alphaquant.models.live import LiveCheckpoint
@@ -29,18 +29,21 @@ class WrongWeightsError(ValueError):
 
 
 class Scorer:
-    """A model's original and a copy to put values into; everything runs in fp32 on the CPU."""
+    """A model's original and a copy to put values into; everything runs in fp32."""
 
-    def __init__(self, folder: Path, windows: dict[str, Tensor], batch_size: int = 8) -> None:
+    def __init__(
+        self, folder: Path, windows: dict[str, Tensor], batch_size: int = 8, device: str = "cpu"
+    ) -> None:
         """`windows` are int64 `[windows, length]` by the name of their text."""
-        self._original: Any = load_model(folder, _CPU)
+        self._device = device
+        self._original: Any = load_model(folder, _CPU).to(device)
         self._checkpoint = Checkpoint(folder)
         suit_threads(self._checkpoint.parameters)
         self._copy: Any = copy.deepcopy(self._original)
         self._live = LiveCheckpoint(self._copy)
         self._windows, self._batch_size = windows, batch_size
         self._remembered = {
-            text: _Remembered(self._original, rows.split(batch_size))
+            text: _Remembered(self._original, rows.split(batch_size), device)
             for text, rows in windows.items()
         }
 
@@ -58,7 +61,7 @@ class Scorer:
             if format_ is not None:
                 self._check_levels(names, values, format_)
             if rotated is not None:
-                return self._compared(load_model(rotated, _CPU))
+                return self._compared(load_model(rotated, _CPU).to(self._device))
             if format_ is not None:
                 self._check_rest(names, values)
             self._put_in(names, values)
@@ -75,8 +78,8 @@ class Scorer:
     def _compared(self, model: Any) -> list[dict[str, Any]]:
         return [
             {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
-            for text, rows in self._windows.items()
-            for s in compare(self._remembered[text], model, rows, batch_size=self._batch_size)
+            for text in self._windows
+            for s in self._both(text, model)
             if s.metric in METRICS and s.model == QUANTIZED
         ]
 
@@ -85,11 +88,21 @@ class Scorer:
         return {
             text: next(
                 s.value
-                for s in compare(self._remembered[text], self._remembered[text], rows)
+                for s in self._both(text, self._remembered[text])
                 if s.metric == "perplexity"
             )
-            for text, rows in self._windows.items()
+            for text in self._windows
         }
+
+    def _both(self, text: str, model: Any) -> list[Score]:
+        """A model beside the original on the windows of a text."""
+        return compare(
+            self._remembered[text],
+            model,
+            self._windows[text],
+            batch_size=self._batch_size,
+            device=self._device,
+        )
 
     def _check_levels(self, names: set[str], values: Any, format_: Format) -> None:
         linears = quantized_linears(self._checkpoint.specs)
@@ -124,12 +137,12 @@ def most_levels(weight: Tensor, group: int) -> int:
 class _Remembered(nn.Module):
     """The original's logits for known batches, from hidden states kept once: half of a comparison."""
 
-    def __init__(self, model: Any, batches: tuple[Tensor, ...]) -> None:
+    def __init__(self, model: Any, batches: tuple[Tensor, ...], device: str) -> None:
         super().__init__()
         self._head = model.get_output_embeddings()
         with torch.inference_mode():
             self._hidden = {
-                digest_of(batch): model.model(batch, use_cache=False).last_hidden_state
+                digest_of(batch): model.model(batch.to(device), use_cache=False).last_hidden_state
                 for batch in batches
             }
 

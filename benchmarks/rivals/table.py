@@ -28,6 +28,13 @@ class Result:
     """Of Cell.compute."""
     scores: Sequence[dict[str, Any]] = ()
 
+    @property
+    def spent(self) -> float:
+        """Seconds that ratios are taken of: of the CPU, which a busy machine changes less, or by the clock on a GPU."""
+        on_gpu = self.outcome.get("device", "cpu") != "cpu"
+        took: float = self.outcome["seconds" if on_gpu else "cpu_seconds"]
+        return took
+
     def value(self, text: str, metric: str) -> float:
         """A score; NaN when there is none."""
         return next(
@@ -53,7 +60,8 @@ def long_table(results: Iterable[Result]) -> pd.DataFrame:
             "group_size": result.format.group,
         }
         names = ("state", "why", "bits_per_weight", "seconds", "cpu_seconds", "wall", "cpu")
-        cell |= {name: result.outcome.get(name) for name in (*names, "peak_bytes", "saved_bytes")}
+        names += ("peak_bytes", "device", "device_peak_bytes", "saved_bytes")
+        cell |= {name: result.outcome.get(name) for name in names}
         rows += [cell | score for score in result.scores] or [cell]
     return pd.DataFrame(rows)
 
@@ -120,7 +128,7 @@ def _cells(result: Result, bar: Result | None, texts: Sequence[str]) -> list[str
     cells.append(f"{result.value(texts[0], 'perplexity_ratio'):.4f}")
     cells.append(f"{result.value(texts[0], 'top1_agreement'):.1%}")
     cells += [f"{took['seconds']:.0f}", f"{took['cpu_seconds']:.1f}"]
-    cells.append(_ratio(took["cpu_seconds"], bar.outcome["cpu_seconds"] if bar else math.nan))
+    cells.append(_ratio(result.spent, bar.spent if bar else math.nan))
     cells.append(f"{took['cpu']:.0f}")
     cells.append(f"{took['peak_bytes'] / 2**30:.2f}")
     cells.append(f"{took['saved_bytes'] / 1e6:.2f}")

@@ -36,6 +36,8 @@ class Job:
     settings: dict[str, Any]
     """The rival's own options; empty for its defaults."""
     out: str
+    device: str = "cpu"
+    """Where the rival computes: cpu or cuda."""
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,6 +57,8 @@ class Job:
         yield
         self.report[what] = time.perf_counter() - wall
         self.report[f"cpu_{what}"] = time.process_time() - cpu
+        if self.device != "cpu":
+            self.report["device_peak_bytes"] = torch.cuda.max_memory_allocated()
 
     def finish(self, weights: Mapping[str, torch.Tensor], *packages: str) -> None:
         """Keep the dequantized weights (by tensor name on disk) and the packages' versions."""

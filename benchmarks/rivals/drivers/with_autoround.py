@@ -27,7 +27,7 @@ def quantize(job: Job) -> dict[str, torch.Tensor]:
         nsamples=len(tokens),
         seqlen=tokens.shape[1],
         batch_size=_BATCH,
-        device_map="cpu",
+        device_map=job.device,
         **job.settings,
     )
     packed = "llm_compressor" if job.kind == "mxfp4" else "auto_round"

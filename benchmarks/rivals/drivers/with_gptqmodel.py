@@ -18,7 +18,7 @@ def quantize(job: Job) -> None:
     if job.kind != "int":
         raise SystemExit(f"GPTQModel has no {job.kind} that it can calibrate on a CPU")
     settings = {name: value for name, value in job.settings.items() if name != "tune_norms"}
-    config = QuantizeConfig(bits=job.bits, group_size=job.group, **settings)
+    config = QuantizeConfig(bits=job.bits, group_size=job.group, device=job.device, **settings)
     model = GPTQModel.load(job.model, config)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job.tokens.tolist()]
     with job.timed():
