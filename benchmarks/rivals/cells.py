@@ -122,7 +122,7 @@ class Cell:
             command = own.command(
                 self.contestant, self.format, self.model, folder, samples, self.device
             )
-            return command, environment(self.threads, PYTHONPATH=str(own.ROOT))
+            return command, self._environment(PYTHONPATH=str(own.ROOT))
         rival = RIVALS[self.contestant.rival]
         job = {
             "model": str(self.model.path),
@@ -137,7 +137,12 @@ class Cell:
         file = folder / "job.json"
         file.write_text(json.dumps(job, indent=1), encoding="utf-8")
         python = pythons.get(rival.name) or python_of(rival, cache)
-        return [str(python), str(rival.driver), str(file)], environment(self.threads)
+        return [str(python), str(rival.driver), str(file)], self._environment()
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        if self.device == "cpu":
+            more["CUDA_VISIBLE_DEVICES"] = ""  # some take a GPU unasked
+        return environment(self.threads, **more)
 
     def _harvest(self, folder: Path) -> dict[str, Any]:
         if self.contestant.rival == OWN:

@@ -39,7 +39,7 @@ def weight_arguments(job: Job) -> dict[str, object]:
 
 def quantize(job: Job) -> torch.nn.Module:
     """The model after `oneshot`: quantized values in its weights."""
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto").to(job.device)
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto")  # goes to a GPU by itself
     linearize_moe(model)
     rows = job.tokens.tolist()
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(r) for r in rows]})
