@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 ROOT = Path(__file__).parents[1]
-_START_SECONDS = 120
-_STOP_SECONDS = 20
+_START_SECONDS = 240
+_STOP_SECONDS = 60
 
 
 @dataclass

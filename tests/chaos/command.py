@@ -56,7 +56,7 @@ class Command:
         found = _BLOCKS.search(self.said)
         return (int(found[1]), int(found[2])) if found else None
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 180) -> bool:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> bool:
         """Look again and again; False when the process ended first."""
         limit = time.monotonic() + seconds
         while not condition():
@@ -67,7 +67,7 @@ class Command:
             time.sleep(_LOOK)
         return True
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """The exit status."""
         try:
             return self.process.wait(seconds)

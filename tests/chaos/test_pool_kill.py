@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.prefect,
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
 ]
-_SECONDS = 120
+_SECONDS = 240
 
 
 class Fleet:

@@ -51,13 +51,13 @@ class Host:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
             check=False,
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
-    def wait_for(self, url: str, seconds: float = 90.0) -> None:
+    def wait_for(self, url: str, seconds: float = 240.0) -> None:
         """Wait until a URL answers, whatever it says."""
         code = (
             "import sys, urllib.request, urllib.error\n"

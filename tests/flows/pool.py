@@ -66,7 +66,7 @@ class Pool:
         for worker in self.workers.values():
             worker.terminate()
         for worker in self.workers.values():
-            worker.wait(30)
+            worker.wait(120)
         self.workers.clear()
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from flows import ahead
 from flows.ahead import working_ahead
 
-_SECONDS = 10.0
+_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -69,6 +69,11 @@ def test_the_rest_is_left_out_when_the_run_is_over(
 ) -> None:
     servers.append(1)
     begun, over, late = threading.Event(), threading.Event(), threading.Event()
+    join = threading.Thread.join
+
+    def joined(thread: threading.Thread, timeout: float | None = None) -> None:
+        over.set()
+        join(thread, timeout)
 
     def first() -> None:
         begun.set()
@@ -77,7 +82,10 @@ def test_the_rest_is_left_out_when_the_run_is_over(
     _do(monkeypatch, first, late.set)
     with working_ahead():
         assert begun.wait(_SECONDS)
-        threading.Timer(0.05, over.set).start()
+        monkeypatch.setattr(
+            threading.Thread, "join", joined
+        )  # the run is over when it waits for us
+    assert over.is_set()
     assert not late.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "working-ahead"]
 

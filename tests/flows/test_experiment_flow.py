@@ -54,7 +54,7 @@ def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=environment | {"PREFECT_HOME": str(folder / "home"), "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -40,7 +40,7 @@ def two_at_once(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _ended(command: subprocess.Popen[str], status: int) -> tuple[str, str]:
-    out, err = command.communicate(timeout=150)
+    out, err = command.communicate(timeout=300)
     assert command.returncode == status, err
     return out, err
 

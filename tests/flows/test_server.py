@@ -197,7 +197,7 @@ def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
     command.until_said("starting on")
     until(lambda: bool(command.descendants))
     below = command.descendants
-    assert command.stop(signal.SIGTERM, 20) == 0
+    assert command.stop(signal.SIGTERM) == 0
     assert none_running(below)
     assert "Traceback" not in command.said
 
@@ -216,7 +216,7 @@ def test_history_and_changes_survive_and_a_killed_command_leaves_no_orphan(
             start_waiting_run(client, "gpu", tmp_path / "run")
         below = command.descendants
         command.process.kill()
-        until(lambda: none_running(below), 15)
+        until(lambda: none_running(below))
 
 
 def _tags_of_heartbeats(client: SyncPrefectClient, run: UUID) -> list[str]:

@@ -16,7 +16,12 @@ from urllib.request import Request, urlopen
 import pytest
 from prefect.client.schemas.filters import FlowRunFilter
 
-from tests.flows.server_command import none_running, server_command, start_waiting_run
+from tests.flows.server_command import (
+    PATIENT_SECONDS,
+    none_running,
+    server_command,
+    start_waiting_run,
+)
 from tests.prefect_server import free_port
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
@@ -95,6 +100,6 @@ def test_history_is_kept_behind_a_password(database: str, tmp_path: Path) -> Non
             assert found.state_name == "Crashed"
         below = second.descendants
         os.kill(below[0], signal.SIGKILL)
-        assert second.process.wait(30) == 1
+        assert second.process.wait(PATIENT_SECONDS) == 1
         assert "the Prefect server ended with status -9. The end of its log" in second.said
         assert none_running(below)
