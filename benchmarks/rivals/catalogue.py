@@ -73,6 +73,21 @@ class Contestant:
         """As the command line and folders name it: `autoround:default`."""
         return f"{self.rival}:{self.setting}"
 
+    @property
+    def policy(self) -> str:
+        """AlphaQuant's way to choose formats."""
+        return str(self.options.get("allocation.policy", "uniform"))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether linears may differ in their formats."""
+        return self.policy != "uniform"
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the values are in another basis than the original's."""
+        return self.options.get("rotation.kind", "none") != "none"
+
 
 CONTESTANTS = (
     Contestant(

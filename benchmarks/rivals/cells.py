@@ -45,7 +45,7 @@ class Cell:
             if rival is None
             else [pins_digest(rival), files_digest([rival.driver, _DRIVERS / "job.py"])]
         )
-        if "allocation.policy" in self.contestant.options:
+        if self.contestant.policy in own.CHOOSING:
             code.append(str(own.equal_bits(self.model, self.format)))
         parts = [
             self.model.digest,
@@ -99,7 +99,6 @@ class Cell:
             "cpu": used.cpu,
             "peak_bytes": used.peak_bytes,
             "device": self.device,
-            "bits_per_weight": self.format.bits_per_weight,
         }
         if used.code:
             ended = f"ended by signal {-used.code} after {used.wall:.0f} s"
@@ -155,6 +154,13 @@ class Cell:
             **report,
             "saved_bytes": sum(path.stat().st_size for path in files),
         }
+
+
+def said(outcome: dict[str, Any]) -> str:
+    """What became of a cell, in a line."""
+    if outcome["state"] != "done":
+        return f"failed: {outcome['why']}"
+    return f"{outcome['seconds']:.1f} s, {outcome['wall']:.1f} s with start and end"
 
 
 def weights_file(folder: Path) -> Path:

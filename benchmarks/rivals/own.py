@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ _DRIVER = Path(__file__).parent / "drivers" / "with_alphaquant.py"
 _SUMMARY, _REPORT = "log.txt", "report.json"
 _WORK = ("calibration", "alpha", "rotate", "sensitivity", "allocate", "quantize", "router")
 """Stages that make the quantized weights; loading, exporting and scoring are left out, as for rivals."""
+CHOOSING = ("budget", "alpha")
+"""Policies that choose formats themselves, and are given the bits of the uniform plan."""
 
 
 def command(
@@ -31,7 +34,7 @@ def command(
     samples: int,
     device: str = "cpu",
 ) -> list[str]:
-    """`alphaquant quantize`, or `alphaquant run` when a policy chooses the formats, on a fresh store."""
+    """`alphaquant quantize`, or `alphaquant run` where that cannot do it, on a fresh store."""
     assignments = {
         "calibration.samples": samples,
         "calibration.sequence_length": model.length,
@@ -41,15 +44,14 @@ def command(
         "execution.device": device,
     }
     places = ["--store", str(folder / "store"), "--json"]
-    if "allocation.policy" in contestant.options:
-        assignments |= {
-            "allocation.target_bits": equal_bits(model, format_),
-            "evaluation.perplexity": False,
-            "evaluation.tasks": "[]",
-        }
+    if not contestant.mixed:
+        assignments |= {"allocation.policy": "uniform", "allocation.default.wq": format_.name}
+    if contestant.policy in CHOOSING:
+        assignments["allocation.target_bits"] = equal_bits(model, format_)
+    if needs_run(contestant):
+        assignments |= {"evaluation.perplexity": False, "evaluation.tasks": "[]"}
         head = ["run", "--no-prefect", "--model", str(model.path), "--out", str(folder / "run")]
     else:
-        assignments["allocation.default.wq"] = format_.name
         head = ["quantize", "--src", str(model.path), "--dst", str(folder / "saved")]
     words = [
         part
@@ -57,6 +59,12 @@ def command(
         for part in ("--set", f"{key}={value}")
     ]
     return [sys.executable, str(_DRIVER), str(folder / _REPORT), *head, *places, *words]
+
+
+def needs_run(contestant: Contestant) -> bool:
+    """Whether it takes the whole pipeline, which measures spectra and predicted losses too."""
+    trained = contestant.options.get("router.method", "none") != "none"
+    return contestant.policy in CHOOSING or trained
 
 
 def equal_bits(model: Model, format_: Format) -> float:
@@ -73,13 +81,16 @@ def equal_bits(model: Model, format_: Format) -> float:
 def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
     """What a finished run took. Raises ValueError when it calibrated on other tokens."""
     summary = _summary(folder)
-    if (folder / "run").is_dir():
-        (folder / "run" / "checkpoint").rename(folder / "saved")
     for stage in summary["stages"]:
         if stage["name"] == "calibration" and stage["artifact"]:
             used = load_tokens(Path(stage["artifact"]) / "tokens.safetensors")
             if not torch.equal(used, load_tokens(tokens_file)):
                 raise ValueError("AlphaQuant calibrated on other tokens than the rivals")
+    if (folder / "run").is_dir():
+        (folder / "run" / "checkpoint").rename(folder / "saved")
+    shutil.rmtree(
+        folder / "store"
+    )  # the values are in the checkpoint, and a comparison has many cells
     worked = [stage for stage in summary["stages"] if stage["name"] in _WORK]
     report: dict[str, Any] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
     return report | {

@@ -14,11 +14,8 @@ from benchmarks.rivals.table import Result
 
 def preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
     """Markdown: day, commit, machine, versions, tokens, and how to read the tables."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [
-        f"{datetime.date.today()}, commit {commit()}; {os.cpu_count()} cores, {memory:.0f} GiB of memory, "
-        f"{options.threads} thread per program, load {os.getloadavg()[0]:.1f} at the end. Versions: "
-        f"{_versions(results)}.",
+        made(options, results),
         f"Everybody quantized the same bf16 checkpoints with the same {options.samples} windows, symmetric, weights only, every linear of the decoder but routers. One "
         f"scorer put everybody's dequantized values into the original and compared in fp32 on the first "
         f"{options.windows} windows of each text. KL is that of next-token distributions, in nats per token, with its "
@@ -31,6 +28,16 @@ def preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         "its time.",
     ]
     return "\n\n".join(parts)
+
+
+def made(options: argparse.Namespace, results: Sequence[Result]) -> str:
+    """Markdown: day, commit, machine and versions."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{datetime.date.today()}, commit {commit()}; {os.cpu_count()} cores, {memory:.0f} GiB of memory, "
+        f"{options.threads} thread per program, load {os.getloadavg()[0]:.1f} at the end. Versions: "
+        f"{_versions(results)}."
+    )
 
 
 def commit() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from alphaquant.evaluation.evaluate import load_model
-from alphaquant.evaluation.fidelity import compare
-from alphaquant.evaluation.scores import QUANTIZED, Score
+from alphaquant.evaluation.fidelity import TokenComparison, compare_tokens, fidelity_scores
+from alphaquant.evaluation.scores import QUANTIZED
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import suit_threads
 from alphaquant.models.live import LiveCheckpoint
@@ -26,6 +28,20 @@ _CPU = torch.device("cpu")
 
 class WrongWeightsError(ValueError):
     """A contestant's values are not what the cell says they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How far a checkpoint is from its original."""
+
+    rows: list[dict[str, Any]]
+    """Text, metric, value, low, high."""
+    kl: dict[str, list[float]]
+    """Mean divergence of every window, by text, for comparisons in pairs."""
+
+    def as_json(self) -> str:
+        """For a file."""
+        return json.dumps(asdict(self), indent=1)
 
 
 class Scorer:
@@ -47,10 +63,8 @@ class Scorer:
             for text, rows in windows.items()
         }
 
-    def score(
-        self, file: Path, format_: Format | None, rotated: Path | None = None
-    ) -> list[dict[str, Any]]:
-        """Rows of text, metric, value, low, high for the values in a safetensors file.
+    def score(self, file: Path, format_: Format | None, rotated: Path | None = None) -> Scores:
+        """What the values in a safetensors file score.
 
         With a `format_`, raises WrongWeightsError unless every linear of the decoder holds that many
         levels per group at most, and nothing outside the decoder has changed. A `rotated` checkpoint's
@@ -75,28 +89,32 @@ class Scorer:
                 kept = self._checkpoint.tensor(name) if source is None else source.get_tensor(name)
                 self._live.tensor(name).copy_(kept)
 
-    def _compared(self, model: Any) -> list[dict[str, Any]]:
-        return [
-            {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
-            for text in self._windows
-            for s in self._both(text, model)
-            if s.metric in METRICS and s.model == QUANTIZED
-        ]
+    def _compared(self, model: Any) -> Scores:
+        found = Scores([], {})
+        for text in self._windows:
+            tokens = self._both(text, model)
+            found.kl[text] = tokens.kl.double().mean(dim=1).tolist()
+            found.rows.extend(
+                {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
+                for s in fidelity_scores(tokens)
+                if s.metric in METRICS and s.model == QUANTIZED
+            )
+        return found
 
     def perplexities(self) -> dict[str, float]:
         """The original's perplexity by text."""
         return {
             text: next(
                 s.value
-                for s in self._both(text, self._remembered[text])
+                for s in fidelity_scores(self._both(text, self._remembered[text]))
                 if s.metric == "perplexity"
             )
             for text in self._windows
         }
 
-    def _both(self, text: str, model: Any) -> list[Score]:
+    def _both(self, text: str, model: Any) -> TokenComparison:
         """A model beside the original on the windows of a text."""
-        return compare(
+        return compare_tokens(
             self._remembered[text],
             model,
             self._windows[text],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,8 @@ class Result:
     outcome: dict[str, Any]
     """Of Cell.compute."""
     scores: Sequence[dict[str, Any]] = ()
+    kl: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Divergence of every window, by text."""
 
     @property
     def spent(self) -> float:
@@ -58,8 +60,9 @@ def long_table(results: Iterable[Result]) -> pd.DataFrame:
             "setting": result.contestant.setting,
             "format": result.format.label,
             "group_size": result.format.group,
+            "bits_per_weight": result.format.bits_per_weight,
         }
-        names = ("state", "why", "bits_per_weight", "seconds", "cpu_seconds", "wall", "cpu")
+        names = ("state", "why", "seconds", "cpu_seconds", "wall", "cpu")
         names += ("peak_bytes", "device", "device_peak_bytes", "saved_bytes")
         cell |= {name: result.outcome.get(name) for name in names}
         rows += [cell | score for score in result.scores] or [cell]
@@ -103,12 +106,12 @@ def _model_table(results: Sequence[Result], texts: Sequence[str]) -> str:
         header += [f"KL on {text}", "to AutoRound's"]
     header += ["perplexity ratio", "same top token"]
     header += ["seconds", "CPU seconds", "to AutoRound's", "CPU s of all", "peak GiB", "MB on disk"]
-    lines = [_row(header), _row(["---"] * 3 + ["---:"] * (len(header) - 3))]
+    lines = [markdown_row(header), markdown_row(["---"] * 3 + ["---:"] * (len(header) - 3))]
     for label in dict.fromkeys(result.format.label for result in results):
         group = [r for r in results if r.format.label == label and r.outcome["state"] == "done"]
         group.sort(key=lambda result: result.value(texts[0], "kl_mean"))
         bar = next((r for r in group if r.contestant.key == BAR), None)
-        lines += [_row(_cells(result, bar, texts)) for result in group]
+        lines += [markdown_row(_cells(result, bar, texts)) for result in group]
     return "\n".join(lines)
 
 
@@ -118,12 +121,12 @@ def _cells(result: Result, bar: Result | None, texts: Sequence[str]) -> list[str
         result.format.label,
         result.contestant.title,
         result.contestant.setting,
-        f"{took['bits_per_weight']:.3f}",
+        f"{result.format.bits_per_weight:.3f}",
     ]
     for text in texts:
         low, high = result.interval(text, "kl_mean")
         kl = result.value(text, "kl_mean")
-        cells.append(f"{_short(kl)} ({_short(low)} to {_short(high)})")
+        cells.append(f"{short(kl)} ({short(low)} to {short(high)})")
         cells.append(_ratio(kl, bar.value(text, "kl_mean") if bar else math.nan))
     cells.append(f"{result.value(texts[0], 'perplexity_ratio'):.4f}")
     cells.append(f"{result.value(texts[0], 'top1_agreement'):.1%}")
@@ -138,7 +141,7 @@ def _cells(result: Result, bar: Result | None, texts: Sequence[str]) -> list[str
 def _legend(results: Iterable[Result]) -> str:
     seen = {result.contestant.key: result.contestant for result in results}
     lines = ["| program | setting | what it is |", "|---|---|---|"]
-    lines += [_row([one.title, one.setting, one.words]) for one in seen.values()]
+    lines += [markdown_row([one.title, one.setting, one.words]) for one in seen.values()]
     return "\n".join(lines)
 
 
@@ -147,7 +150,9 @@ def _failures(failed: Iterable[Result]) -> str:
     for result in failed:
         one = result.contestant
         why = str(result.outcome.get("why", "")).replace("`", "'")
-        lines.append(_row([result.model, one.title, one.setting, result.format.label, f"`{why}`"]))
+        lines.append(
+            markdown_row([result.model, one.title, one.setting, result.format.label, f"`{why}`"])
+        )
     return "\n".join(lines)
 
 
@@ -155,10 +160,11 @@ def _ratio(value: float, to: float) -> str:
     return "" if math.isnan(to) or math.isnan(value) else f"{value / to:.2f}"
 
 
-def _short(value: float) -> str:
-    """Three significant digits."""
+def short(value: float) -> str:
+    """A number with three significant digits."""
     return f"{value:#.3g}".rstrip(".") if value >= 1e-4 else f"{value:.2e}"
 
 
-def _row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -149,7 +149,7 @@ def test_the_original_scores_no_divergence_and_coarse_values_some(
         [originals, _rounded(folder, "int4-g16"), _rounded(folder, "int2-g16")]
     ):
         save_file(values, tmp_path / f"{number}.safetensors")
-        rows = scorer.score(tmp_path / f"{number}.safetensors", None)
+        rows = scorer.score(tmp_path / f"{number}.safetensors", None).rows
         found.append({row["metric"]: row["value"] for row in rows})
     assert found[0]["kl_mean"] == pytest.approx(0, abs=1e-6)
     assert found[0]["top1_agreement"] == 1
@@ -163,7 +163,7 @@ def test_a_rotated_checkpoint_is_scored_whole(folder: Path, tmp_path: Path) -> N
     rotated.mkdir()
     source = Checkpoint(folder)
     export_rotated(RotatedCheckpoint(source, RotationConfig(kind="hadamard")), rotated)
-    rows = scorer.score(rotated / "model.safetensors", None, rotated)
+    rows = scorer.score(rotated / "model.safetensors", None, rotated).rows
     assert {row["metric"]: row["value"] for row in rows}["kl_mean"] == pytest.approx(0, abs=1e-3)
     with pytest.raises(WrongWeightsError, match="values in one group of int2 g16"):
         scorer.score(rotated / "model.safetensors", Format("int2", "int", 2, 16), rotated)
@@ -172,7 +172,7 @@ def test_a_rotated_checkpoint_is_scored_whole(folder: Path, tmp_path: Path) -> N
 def test_values_of_more_bits_than_claimed_are_found_out(folder: Path, tmp_path: Path) -> None:
     scorer = Scorer(folder, {"random": _windows()})
     save_file(_rounded(folder, "int4-g16"), tmp_path / "int4.safetensors")
-    assert math.isfinite(scorer.score(tmp_path / "int4.safetensors", _INT4)[0]["value"])
+    assert math.isfinite(scorer.score(tmp_path / "int4.safetensors", _INT4).rows[0]["value"])
     with pytest.raises(WrongWeightsError, match="values in one group of int2 g16"):
         scorer.score(tmp_path / "int4.safetensors", Format("int2", "int", 2, 16))
 

@@ -24,7 +24,6 @@ def _result(key: str, kl: float, seconds: float, name: str = "int4") -> Result:
         "wall": seconds + 5,
         "peak_bytes": 2**30,
         "saved_bytes": 5_000_000,
-        "bits_per_weight": 4.125,
     }
     scores = [
         {

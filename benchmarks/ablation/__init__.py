@@ -1,0 +1,1 @@
+"""What every ingredient of AlphaQuant is worth: alone, and when it is missing from the whole."""

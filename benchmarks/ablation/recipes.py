@@ -1,0 +1,169 @@
+"""The ingredients, each a row: what turns it on, what turns it off. Recipes and cells follow from the rows.
+
+The plain recipe has every ingredient off, the full one every ingredient on. An ingredient is measured alone
+in the plain recipe and missing from the full one. Changes are other settings of either recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from benchmarks.rivals.catalogue import OWN, Contestant
+
+Settings: TypeAlias = Mapping[str, str]
+Base: TypeAlias = Literal["plain", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """Something that the full recipe has and the plain one has not."""
+
+    name: str
+    words: str
+    on: Settings
+    """Config keys and values of the full recipe."""
+    off: Settings
+    """The same keys in the plain recipe."""
+    experts: bool = False
+    """Whether it says nothing about models without experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another setting of a recipe."""
+
+    base: Base
+    name: str
+    words: str
+    settings: Settings
+    experts: bool = False
+
+
+def _key(key: str, on: str, off: str) -> tuple[dict[str, str], dict[str, str]]:
+    return {key: on}, {key: off}
+
+
+INGREDIENTS = (
+    Ingredient(
+        "scale search",
+        "scales of least squared error, weighted by input energy, instead of from the largest weight",
+        *_key("quantization.scale_search", "hessian", "none"),
+    ),
+    Ingredient(
+        "activation order",
+        "columns with the largest inputs first, groups fixed beforehand",
+        {"quantization.act_order": "true", "quantization.static_groups": "true"},
+        {"quantization.act_order": "false", "quantization.static_groups": "false"},
+    ),
+    Ingredient(
+        "expert shrinkage",
+        "an expert's Hessian is pulled towards its block's",
+        *_key("quantization.expert_shrinkage", "1", "0"),
+        experts=True,
+    ),
+    Ingredient(
+        "rotation",
+        "the residual stream and the heads are turned by a Hadamard matrix, inside the weights",
+        *_key("rotation.kind", "hadamard", "none"),
+    ),
+    Ingredient(
+        "tuning",
+        "codes and scales of a block move after GPTQ, 100 steps of 4 windows",
+        *_key("quantization.tune", "block", "none"),
+    ),
+)
+CHANGES = (
+    Change("plain", "to nearest", "without GPTQ", {"quantization.method": "rtn"}),
+    Change(
+        "plain",
+        "search by mse",
+        "scales of least squared error, inputs not looked at",
+        {"quantization.scale_search": "mse"},
+    ),
+    Change("plain", "damping .05", "instead of .01", {"quantization.damping": "0.05"}),
+    Change("plain", "routers by kl", "trained at last", {"router.method": "kl"}, experts=True),
+    Change("full", "to nearest", "without GPTQ, tuned", {"quantization.method": "rtn"}),
+    Change(
+        "full",
+        "search by mse",
+        "scales of least squared error, inputs not looked at",
+        {"quantization.scale_search": "mse"},
+    ),
+    Change("full", "damping .05", "instead of .01", {"quantization.damping": "0.05"}),
+    Change("full", "rotated by 32", "blocks of 32 channels", {"rotation.block": "32"}),
+    Change("full", "heads as they are", "residual stream alone", {"rotation.heads": "false"}),
+    Change("full", "25 steps", "of tuning, not 100", {"quantization.tune_steps": "25"}),
+    Change("full", "400 steps", "of tuning, not 100", {"quantization.tune_steps": "400"}),
+    Change("full", "steps of 8", "windows, not 4", {"quantization.tune_batch_size": "8"}),
+    Change("full", "routers by kl", "trained at last", {"router.method": "kl"}, experts=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the tables: a recipe, or what differs from it in one thing."""
+
+    base: Base
+    name: str
+    """Such as `plain + rotation`."""
+    words: str
+    settings: Settings = field(default_factory=dict)
+    """All config keys, the recipe's among them."""
+    ingredient: str = ""
+    """Of the row, for choosing; empty for recipes."""
+    experts: bool = False
+    changed: bool = False
+    """Whether it is another setting rather than one ingredient more or less."""
+
+    @property
+    def contestant(self) -> Contestant:
+        """As cells compute it."""
+        setting = "-".join(self.name.replace("−", "without").replace(",", "").split())
+        return Contestant(OWN, setting, self.words, dict(self.settings))
+
+
+def recipe(base: Base, ingredients: Sequence[Ingredient] = INGREDIENTS) -> dict[str, str]:
+    """Config keys of a recipe."""
+    found: dict[str, str] = {}
+    for one in ingredients:
+        found |= one.on if base == "full" else one.off
+    return found
+
+
+def rows(
+    ingredients: Sequence[Ingredient] = INGREDIENTS, changes: Sequence[Change] = CHANGES
+) -> list[Row]:
+    """Recipes, ingredients alone, ingredients left out, changes; in the order of the tables."""
+    plain, full = recipe("plain", ingredients), recipe("full", ingredients)
+    found: list[Row] = []
+    for base, settings in (("plain", plain), ("full", full)):
+        told = "all" if base == "full" else "none"
+        found.append(Row(base, base, f"GPTQ with {told} of the ingredients", settings))
+        for one in ingredients:
+            sign, turned = ("−", one.off) if base == "full" else ("+", one.on)
+            found.append(
+                Row(
+                    base,
+                    f"{base} {sign} {one.name}",
+                    one.words,
+                    {**settings, **turned},
+                    one.name,
+                    one.experts,
+                )
+            )
+        found += [
+            Row(
+                base,
+                f"{base}, {one.name}",
+                one.words,
+                {**settings, **one.settings},
+                one.name,
+                one.experts,
+                changed=True,
+            )
+            for one in changes
+            if one.base == base
+        ]
+    return found
