@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration bench-rivals clean
+.PHONY: demo test quick check format bench-orchestration bench-rivals bench-ablation bench-budgets clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -39,6 +39,12 @@ bench-orchestration: $(READY)  ## what start-up, lookups and blocks cost; about 
 
 bench-rivals: $(READY)  ## AlphaQuant and other quantizers side by side; hours, and an environment per rival
 	$(BIN)/python -m benchmarks.rivals
+
+bench-ablation: $(READY)  ## what every ingredient is worth, alone and missing; hours
+	$(BIN)/python -m benchmarks.ablation
+
+bench-budgets: $(READY)  ## ways to spend the same bits; hours
+	$(BIN)/python -m benchmarks.budgets
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

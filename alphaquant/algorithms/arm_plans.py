@@ -54,7 +54,7 @@ def _single(name: ArmName, table: ArmTable) -> ArmPlan:
     if name in ("low", "high", "kurtosis", "local_alpha"):
         return _best(name, table)[2]
     if name in ("uniform", "types"):
-        return table.told(table.raised(by_type=name == "types"))
+        return table.told(table.raised(table.by_type() if name == "types" else table.evenly()))
     if name == "variance":
         return table.told(table.guided(table.guide("hill / null"), 0.0))
     if name == "alphaq":

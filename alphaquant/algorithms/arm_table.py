@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -153,12 +153,15 @@ class ArmTable:
             values.loc[names] = random.permutation(guide.loc[names].to_numpy())
         return values
 
-    def raised(self, *, by_type: bool) -> QuantPlan:
-        """The format below the budget, and the one above it for as many groups as fit, in order."""
+    def raised(self, order: Iterable[int]) -> QuantPlan:
+        """The format below the budget, and the one above it for as many groups as fit, in the given order.
+
+        `order` are places in `groups`.
+        """
         budget = free_budget(self.rules, self.config.target_bits)
-        order = np.argsort(self.costs.sum(axis=0), kind="stable").tolist()
-        below = [o for o in order if self.costs[:, o].sum() <= budget]
-        above = [o for o in order if self.costs[:, o].sum() > budget]
+        options = np.argsort(self.costs.sum(axis=0), kind="stable").tolist()
+        below = [o for o in options if self.costs[:, o].sum() <= budget]
+        above = [o for o in options if self.costs[:, o].sum() > budget]
         if not below:
             raise PlanError(
                 f"no format of the menu fits {self.config.target_bits:g} bits per weight for every linear; "
@@ -167,7 +170,7 @@ class ArmTable:
         low, high = below[-1], (above or below[-1:])[0]
         picks = np.full(len(self.groups), low)
         spare = budget - int(self.costs[:, low].sum())
-        for place in self._by_type() if by_type else self._evenly():
+        for place in order:
             step = int(self.costs[place, high] - self.costs[place, low])
             if 0 < step <= spare:
                 picks[place] = high
@@ -178,6 +181,23 @@ class ArmTable:
             for spec in group.specs
         }
         return finish_plan(self.rules, chosen, self.config)
+
+    def evenly(self) -> list[int]:
+        """Places in an order whose every beginning is spread over the whole model."""
+        return sorted(range(len(self.groups)), key=lambda place: (place * _GOLDEN) % 1)
+
+    def by_type(self) -> list[int]:
+        """Places by type, then the first and last eighth of the blocks and every third, then the rest."""
+        blocks = 1 + max((spec.block or 0 for spec in self.free), default=0)
+        edge = max(1, blocks // 8)
+
+        def key(place: int) -> tuple[int, int, float]:
+            spec = self.groups[place].specs[0]
+            block = spec.block or 0
+            special = block < edge or block >= blocks - edge or (block - edge) % 3 == 2
+            return _FIRST.get(spec.role, 2), int(not special), (place * _GOLDEN) % 1
+
+        return sorted(range(len(self.groups)), key=key)
 
     def _cells(self) -> list[list[int]]:
         """Places of groups that may exchange formats."""
@@ -193,23 +213,6 @@ class ArmTable:
         for cell, places in cells.items():
             merged.setdefault(cell if len(places) > 1 else cell[:-1], []).extend(places)
         return list(merged.values())
-
-    def _evenly(self) -> list[int]:
-        """Places in an order whose every beginning is spread over the whole model."""
-        return sorted(range(len(self.groups)), key=lambda place: (place * _GOLDEN) % 1)
-
-    def _by_type(self) -> list[int]:
-        """Places by type, then the first and last eighth of the blocks and every third, then the rest."""
-        blocks = 1 + max((spec.block or 0 for spec in self.free), default=0)
-        edge = max(1, blocks // 8)
-
-        def key(place: int) -> tuple[int, int, float]:
-            spec = self.groups[place].specs[0]
-            block = spec.block or 0
-            special = block < edge or block >= blocks - edge or (block - edge) % 3 == 2
-            return _FIRST.get(spec.role, 2), int(not special), (place * _GOLDEN) % 1
-
-        return sorted(range(len(self.groups)), key=key)
 
 
 def _type(group: Group) -> tuple[str, ...]:

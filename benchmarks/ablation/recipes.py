@@ -120,8 +120,8 @@ class Row:
     @property
     def contestant(self) -> Contestant:
         """As cells compute it."""
-        setting = "-".join(self.name.replace("−", "without").replace(",", "").split())
-        return Contestant(OWN, setting, self.words, dict(self.settings))
+        name = self.name.replace("+", "with").replace("−", "without").replace(",", "")
+        return Contestant(OWN, "-".join(name.split()), self.words, dict(self.settings))
 
 
 def recipe(base: Base, ingredients: Sequence[Ingredient] = INGREDIENTS) -> dict[str, str]:

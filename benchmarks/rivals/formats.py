@@ -17,7 +17,7 @@ class Format:
 
     name: str
     kind: str
-    """int or mxfp4."""
+    """int, mxfp4, or mixed, where a plan says what each linear has and `bits` means nothing."""
     bits: int
     group: int
     """Weights per scale."""
@@ -25,7 +25,7 @@ class Format:
     @property
     def label(self) -> str:
         """As tables show it: `int4 g128`."""
-        return self.name if self.kind == "mxfp4" else f"{self.name} g{self.group}"
+        return f"{self.name} g{self.group}" if self.kind == "int" else self.name
 
     @property
     def bits_per_weight(self) -> float:
@@ -63,6 +63,9 @@ FORMATS = {
         Format("mxfp4", "mxfp4", 4, 32),
     )
 }
+
+MIXED = Format("mixed", "mixed", 0, 128)
+"""Integers in groups of 128, shorter rows as one group: a plan of ours, which rivals' limits do not bind."""
 
 
 def quantized_linears(specs: Iterable[LinearSpec]) -> list[LinearSpec]:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from benchmarks.rivals.inputs import SEED, Model, files_digest, load_tokens
 
 ROOT = Path(__file__).parents[2]
 _DRIVER = Path(__file__).parent / "drivers" / "with_alphaquant.py"
-_SUMMARY, _REPORT = "log.txt", "report.json"
+LOG, _REPORT = "log.txt", "report.json"
 _WORK = ("calibration", "alpha", "rotate", "sensitivity", "allocate", "quantize", "router")
 """Stages that make the quantized weights; loading, exporting and scoring are left out, as for rivals."""
 CHOOSING = ("budget", "alpha")
@@ -43,7 +44,6 @@ def command(
         "quantization.group_size": format_.group,
         "execution.device": device,
     }
-    places = ["--store", str(folder / "store"), "--json"]
     if not contestant.mixed:
         assignments |= {"allocation.policy": "uniform", "allocation.default.wq": format_.name}
     if contestant.policy in CHOOSING:
@@ -53,11 +53,15 @@ def command(
         head = ["run", "--no-prefect", "--model", str(model.path), "--out", str(folder / "run")]
     else:
         head = ["quantize", "--src", str(model.path), "--dst", str(folder / "saved")]
-    words = [
-        part
-        for key, value in (assignments | contestant.options).items()
-        for part in ("--set", f"{key}={value}")
-    ]
+    return driven(folder, head, folder / "store", assignments | contestant.options)
+
+
+def driven(
+    folder: Path, head: list[str], store: Path, assignments: Mapping[str, object]
+) -> list[str]:
+    """A command of ours with config keys, which leaves its report in `folder`."""
+    places = ["--store", str(store), "--json"]
+    words = [part for key, value in assignments.items() for part in ("--set", f"{key}={value}")]
     return [sys.executable, str(_DRIVER), str(folder / _REPORT), *head, *places, *words]
 
 
@@ -80,18 +84,16 @@ def equal_bits(model: Model, format_: Format) -> float:
 
 def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
     """What a finished run took. Raises ValueError when it calibrated on other tokens."""
-    summary = _summary(folder)
-    for stage in summary["stages"]:
+    stages = summary(folder)["stages"]
+    for stage in stages:
         if stage["name"] == "calibration" and stage["artifact"]:
             used = load_tokens(Path(stage["artifact"]) / "tokens.safetensors")
             if not torch.equal(used, load_tokens(tokens_file)):
                 raise ValueError("AlphaQuant calibrated on other tokens than the rivals")
     if (folder / "run").is_dir():
         (folder / "run" / "checkpoint").rename(folder / "saved")
-    shutil.rmtree(
-        folder / "store"
-    )  # the values are in the checkpoint, and a comparison has many cells
-    worked = [stage for stage in summary["stages"] if stage["name"] in _WORK]
+    shutil.rmtree(folder / "store")  # a comparison has many cells, and their values are saved
+    worked = [stage for stage in stages if stage["name"] in _WORK]
     report: dict[str, Any] = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
     return report | {
         "seconds": sum(stage["seconds"] for stage in worked),
@@ -99,9 +101,9 @@ def harvest(folder: Path, tokens_file: Path) -> dict[str, Any]:
     }
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    """The JSON object that ends the log: notes go to the same file before it."""
-    text = (folder / _SUMMARY).read_text(encoding="utf-8")
+def summary(folder: Path) -> dict[str, Any]:
+    """What a command of ours said of itself, the JSON object that ends its log: notes come before it."""
+    text = (folder / LOG).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text[text.index("\n{\n") if "\n{\n" in text else 0 :])
     return found
 

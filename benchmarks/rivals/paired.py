@@ -19,11 +19,6 @@ class Ratio:
     low: float = math.nan
     high: float = math.nan
 
-    @property
-    def certain(self) -> bool:
-        """Whether the interval lies on one side of 1."""
-        return self.low > 1 or self.high < 1
-
 
 def kl_ratio(ours: Sequence[float], base: Sequence[float]) -> Ratio:
     """Mean divergence over that of `base`, both per window of the same text; windows are resampled in pairs.

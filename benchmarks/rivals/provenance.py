@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 
 from benchmarks.rivals.own import ROOT
+from benchmarks.rivals.standing import standing_words
 from benchmarks.rivals.table import Result
 
 
@@ -24,6 +25,7 @@ def preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         "AlphaQuant, CPU seconds include both latter); `CPU s of all` and peak memory are those of the whole command. "
         "Other programs shared the cores, so that ratios are those of CPU seconds. AlphaQuant's checkpoints are "
         "plain bf16: their bytes on disk are not those of their bits.",
+        standing_words(),
         "In the figure, the shaded corner is the aim: at most 0.8 of AutoRound's divergence in at most half of "
         "its time.",
     ]

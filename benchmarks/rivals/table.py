@@ -12,6 +12,7 @@ import pandas as pd
 
 from benchmarks.rivals.catalogue import Contestant
 from benchmarks.rivals.formats import Format
+from benchmarks.rivals.standing import standing
 
 BAR = "autoround:default"
 """Whom ratios are taken to: the strongest rival of its kind."""
@@ -89,7 +90,7 @@ def page(
         parts += [
             f"## {model}",
             f"{words} Perplexity of the original: {told}.",
-            _model_table(own, texts),
+            _model_table(own, texts, model),
         ]
     parts += ["## Settings", _legend(results)]
     if failed := [result for result in results if result.outcome["state"] != "done"]:
@@ -100,10 +101,10 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
-def _model_table(results: Sequence[Result], texts: Sequence[str]) -> str:
+def _model_table(results: Sequence[Result], texts: Sequence[str], model: str) -> str:
     header = ["format", "program", "setting", "bits per weight"]
     for text in texts:
-        header += [f"KL on {text}", "to AutoRound's"]
+        header += [f"KL on {text} ({standing(model, text)})", "to AutoRound's"]
     header += ["perplexity ratio", "same top token"]
     header += ["seconds", "CPU seconds", "to AutoRound's", "CPU s of all", "peak GiB", "MB on disk"]
     lines = [markdown_row(header), markdown_row(["---"] * 3 + ["---:"] * (len(header) - 3))]

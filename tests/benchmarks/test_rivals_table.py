@@ -62,6 +62,15 @@ def test_the_lowest_divergence_comes_first_with_its_ratios(results: list[Result]
     assert "12.00 on builtin" in text
 
 
+def test_figures_say_whether_choices_were_made_on_them(results: list[Result]) -> None:
+    names = {"tiny": "A model.", "demo": "Another."}
+    text = page(results, names, dict.fromkeys(names, {"builtin": 12.0, "news": 30.0}), "")
+    heads = [line for line in text.splitlines() if line.startswith("| format | program")]
+    assert "KL on builtin (held back)" in heads[0]
+    assert "KL on builtin (tuned on)" in heads[1]
+    assert "KL on news (held back)" in heads[1]
+
+
 def test_a_failed_cell_says_why(results: list[Result]) -> None:
     text = page(results, {"tiny": "A model."}, {"tiny": {"builtin": 12.0}}, "")
     assert r"| tiny | llm-compressor | default | int4 g128 | `ValueError: a \| b` |" in text

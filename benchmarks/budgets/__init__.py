@@ -1,0 +1,1 @@
+"""Ways to spend the same bits: the policy budget, rules from spectra, even spreading and chance."""

@@ -1,0 +1,100 @@
+"""Bits against what they cost: a column per model, a row per held-out text, a line per policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from alphaquant.reporting.style import ACCENT, drawing, new_figure, plain_log, png
+from alphaquant.reporting.sweep import front
+from benchmarks.budgets.measured import Trial
+from benchmarks.budgets.spending import POLICIES, RECIPES
+
+_STYLE = {
+    "budget": (ACCENT, "o"),
+    "alphaq": ("#CC79A7", "v"),
+    "alpha": ("#882255", "^"),
+    "ratio": ("#E69F00", "D"),
+    "uniform": ("#0072B2", "s"),
+    "random": ("#777777", "X"),
+}
+_LINES = dict(zip(RECIPES, ("-", "--"), strict=True))
+_ROW = 3.1
+"""Inches."""
+
+
+def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
+    """PNG of a `long_table`; single plans of chance are small dots. Lower left is better."""
+    models, texts = list(table["model"].unique()), list(table["text"].unique())
+    with drawing():
+        figure = new_figure(_ROW * len(texts) + 1.1)
+        axes = figure.subplots(len(texts), len(models), squeeze=False)
+        for row, text in zip(axes, texts, strict=True):
+            for axis, model in zip(row, models, strict=True):
+                panel = table[(table["model"] == model) & (table["text"] == text)]
+                if panel.empty:
+                    axis.set_axis_off()
+                    continue
+                own = [one for one in trials if one.result.model == model]
+                _panel(axis, panel, own, text)
+                axis.set_title(f"{model}, {text}: {panel['standing'].iloc[0]}")
+        figure.supxlabel("stored bits per weight", fontsize=9.5)
+        figure.supylabel("KL to the original, nats per token", fontsize=9.5)
+        figure.legend(handles=_handles(table), loc="outside lower center", ncols=5)
+        return png(figure)
+
+
+def _panel(axis: Axes, panel: pd.DataFrame, trials: Sequence[Trial], text: str) -> None:
+    best = front(panel["bits_per_weight"].round(2).to_list(), panel["kl"].to_list())
+    axis.step(
+        panel["bits_per_weight"].iloc[best],
+        panel["kl"].iloc[best],
+        where="post",
+        color="#999999",
+        linewidth=0.9,
+        linestyle=":",
+        zorder=1,
+    )
+    for one in trials:
+        if one.policy == "random" and text in one.result.kl:
+            kl = one.result.value(text, "kl_mean")
+            axis.plot(one.bits_per_weight, kl, ".", color=_STYLE["random"][0], alpha=0.35)
+    for (recipe, policy), own in panel.groupby(["recipe", "policy"], sort=False):
+        colour, marker = _STYLE[str(policy)]
+        points = own.sort_values("target_bits")
+        bits = points["bits_per_weight"]
+        axis.vlines(bits, points["low"], points["high"], color=colour, linewidth=1.2, zorder=2)
+        axis.plot(
+            bits, points["kl"], marker, color=colour, linestyle=_LINES[str(recipe)],
+            linewidth=1.2, markersize=4.5, zorder=3,
+            markerfacecolor=colour if recipe == "GPTQ" else "white",
+        )  # fmt: skip
+    plain_log(axis, "y")
+
+
+def _handles(table: pd.DataFrame) -> list[Line2D]:
+    found = []
+    for recipe in RECIPES:
+        for policy in (one.name for one in POLICIES):
+            chosen = table[(table["recipe"] == recipe) & (table["policy"] == policy)]
+            if chosen.empty:
+                continue
+            colour, marker = _STYLE[policy]
+            label = policy if recipe == "GPTQ" else f"{policy}, {recipe} recipe"
+            face = colour if recipe == "GPTQ" else "white"
+            found.append(
+                Line2D(
+                    [],
+                    [],
+                    color=colour,
+                    marker=marker,
+                    linestyle=_LINES[recipe],
+                    label=label,
+                    markerfacecolor=face,
+                    markersize=4.5,
+                )
+            )
+    return [*found, Line2D([], [], color="#999999", linestyle=":", label="Pareto front")]

@@ -1,0 +1,131 @@
+"""The page says what an ingredient is worth, on what it was chosen, and which cells are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.ablation.figure import draw, shown_texts
+from benchmarks.ablation.measured import Cells, long_table
+from benchmarks.ablation.page import page
+from benchmarks.ablation.recipes import Row, rows
+from benchmarks.rivals.formats import FORMATS
+from benchmarks.rivals.table import Result
+
+_ROWS = {row.name: row for row in rows()}
+_TEXTS = ("builtin", "news")
+
+
+def _result(row: Row, model: str, factor: float, seconds: float) -> Result:
+    """Windows of unequal difficulty, each `factor` times as far from the original."""
+    windows = (np.array([0.01, 0.02, 0.06]) * factor).tolist()
+    mean = float(np.mean(windows))
+    scores = [
+        {"text": text, "metric": "kl_mean", "value": mean, "low": mean / 2, "high": mean * 2}
+        for text in _TEXTS
+    ]
+    outcome = {"state": "done", "cpu_seconds": seconds, "versions": {}}
+    return Result(
+        model, row.contestant, FORMATS["int3"], outcome, scores, dict.fromkeys(_TEXTS, windows)
+    )
+
+
+@pytest.fixture
+def cells() -> Cells:
+    found: dict[tuple[str, str, str], Result] = {}
+    for model in ("demo", "other"):
+        for name, factor, seconds in (
+            ("plain", 1.0, 4.0),
+            ("plain + rotation", 0.5, 6.0),
+            ("full", 0.25, 20.0),
+            ("full − rotation", 0.75, 16.0),
+        ):
+            found[model, "int3", name] = _result(_ROWS[name], model, factor, seconds)
+    why = {"state": "failed", "why": "ValueError: a | b"}
+    failing = _ROWS["full, damping .05"]
+    found["demo", "int3", failing.name] = Result("demo", failing.contestant, FORMATS["int3"], why)
+    return found
+
+
+def _page(cells: Cells, **more: Any) -> str:
+    table = long_table(cells, _ROWS.values())
+    return page(table, list(_ROWS.values()), {"demo": "A demo.", "other": "Another."}, "", **more)
+
+
+def test_ratios_are_to_the_own_recipe_in_pairs(cells: Cells) -> None:
+    table = long_table(cells, _ROWS.values()).set_index(["row", "model", "text"])
+    alone = table.loc[("plain + rotation", "demo", "builtin")]
+    # windows differ sixfold, but all move alike, so that a paired interval has no width
+    assert alone[["ratio", "ratio_low", "ratio_high"]].tolist() == pytest.approx([0.5] * 3)
+    assert alone["cpu_ratio"] == 1.5
+    assert table.loc[("full − rotation", "other", "news"), "ratio"] == pytest.approx(3)
+
+
+def test_only_tuned_models_on_tuned_texts_are_tuned_on(cells: Cells) -> None:
+    table = long_table(cells, _ROWS.values())
+    found = table[table["standing"] == "tuned on"][["model", "text"]].drop_duplicates()
+    assert found.to_numpy().tolist() == [["demo", "builtin"]]
+
+
+def test_the_overview_parts_what_was_tuned_on_from_what_was_not(cells: Cells) -> None:
+    cells = dict(cells)
+    cells["other", "int3", "plain + rotation"] = _result(_ROWS["plain + rotation"], "other", 0.9, 6)
+    lines = _page(cells).splitlines()
+    assert "| recipe | what it is | int3, tuned on | int3, held back | CPU seconds |" in lines
+    [line] = [
+        line
+        for line in lines
+        if line.startswith("| plain + rotation |") and "instead" not in line and "int3" not in line
+    ]
+    mean = (0.5 * 0.9 * 0.9) ** (1 / 3)
+    assert line.endswith(f"| 0.50 | {mean:.2f} | 1.50 |")
+
+
+def test_failed_and_missing_cells_are_named(cells: Cells) -> None:
+    text = _page(cells, missing=["demo, int4: plain"])
+    assert r"| demo | int3 | full, damping .05 | `ValueError: a \| b` |" in text
+    assert "Not computed: demo, int4: plain." in text
+
+
+def test_every_table_row_has_as_many_cells_as_its_header(cells: Cells) -> None:
+    for block in _page(cells).split("\n\n"):
+        lines = [line.replace(r"\|", "") for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_trained_routers_have_no_seconds_of_their_own(cells: Cells) -> None:
+    row = _ROWS["full, routers by kl"]
+    found = dict(cells) | {("other", "int3", row.name): _result(row, "other", 0.2, 90.0)}
+    table = long_table(found, _ROWS.values())
+    own = table[table["row"] == row.name]
+    assert own["ratio"].tolist() == pytest.approx([0.8, 0.8])
+    assert own["cpu_seconds"].isna().all()
+
+
+def test_the_table_survives_parquet(cells: Cells, tmp_path: Path) -> None:
+    table = long_table(cells, _ROWS.values())
+    table.to_parquet(tmp_path / "ablation.parquet")
+    assert len(pd.read_parquet(tmp_path / "ablation.parquet")) == 2 * 4 * 2 + 1
+
+
+def test_the_figure_shows_the_text_that_was_held_back(cells: Cells) -> None:
+    table = long_table(cells, _ROWS.values())
+    assert shown_texts(table) == {"demo": "news", "other": "builtin"}
+    shown = draw(table, list(_ROWS.values()))
+    assert shown.startswith(b"\x89PNG")
+    unseen = table["text"] == "news"
+    unseen &= table["model"] == "other"
+    changed = table.assign(ratio=table["ratio"].where(~unseen, 9.0))
+    assert draw(changed, list(_ROWS.values())) == shown
+    changed = table.assign(ratio=table["ratio"].where(unseen, 9.0))
+    assert draw(changed, list(_ROWS.values())) != shown
+
+
+def test_without_recipes_there_is_nothing_to_draw(cells: Cells) -> None:
+    alone = {key: value for key, value in cells.items() if key[2] == "plain + rotation"}
+    with pytest.raises(ValueError, match="no ratio is known"):
+        draw(long_table(alone, _ROWS.values()), list(_ROWS.values()))
