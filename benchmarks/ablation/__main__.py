@@ -122,7 +122,7 @@ def _preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         f"Uniform formats, symmetric, {options.samples} calibration windows, the first {options.windows} held-out "
         "windows of each text. CPU seconds are those of the quantization with loading and saving, without imports; "
         "routers are trained by the whole pipeline, which measures more, so that their lines have none. The figure "
-        "shows each model on the first of its texts that was held back; arrows stand for more than threefold.",
+        "shows each model on the last of its texts that was held back; arrows stand for more than threefold.",
     ]
     return "\n\n".join(parts)
 

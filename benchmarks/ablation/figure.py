@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from alphaquant.reporting.style import ACCENT, drawing, new_figure, plain_log, png
+from alphaquant.reporting.style import ACCENT, drawing, new_figure, png
 from benchmarks.ablation.recipes import Row
 
 _MARKS = (("#0072B2", "o"), (ACCENT, "D"), ("#009E73", "s"), ("#CC79A7", "^"), ("#000000", "v"))
 _SPREAD = 0.5
 """Of a line's height, that the marks of its models take."""
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3)
 _FAR = 3.0
 """Ratio beyond which marks are drawn at the edge, as arrows: one failure must not press the rest together."""
 
@@ -32,28 +33,26 @@ def draw(table: pd.DataFrame, rows: Sequence[Row]) -> bytes:
     places = _places(lines)
     with drawing():
         figure = new_figure(0.3 * (max(places.values()) + 1) + 1.6)
-        axes = figure.subplots(1, len(formats), sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, len(formats), sharex=True, sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, formats, strict=True):
             _panel(axis, scored[scored["format"] == name], places, models)
             axis.set_title(name)
-        _label(axes[0], lines, places)
+        axes[0].set_yticks(list(places.values()), list(places))
         handles = [
             Line2D([], [], color=colour, marker=mark, label=f"{model}, {texts[model]}")
             for model, (colour, mark) in zip(models, _marks(models), strict=True)
         ]
         figure.supxlabel("KL to the original, as a multiple of the recipe's", fontsize=9.5)
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
         return png(figure)
 
 
 def shown_texts(table: pd.DataFrame) -> dict[str, str]:
-    """By model, the first held-out text on which nothing was chosen, else its first text."""
-    scored = table[table["text"].notna()]
+    """By model, the last held-out text on which nothing was chosen, else its last text."""
     found: dict[str, str] = {}
-    for model, own in scored.groupby("model", sort=False):
+    for model, own in table[table["text"].notna()].groupby("model", sort=False):
         back = own.loc[own["standing"] == "held back", "text"]
-        if str(model) in scored["model"].to_numpy():
-            found[str(model)] = str((back if len(back) else own["text"]).iloc[0])
+        found[str(model)] = str((back if len(back) else own["text"]).iloc[-1])
     return found
 
 
@@ -88,10 +87,8 @@ def _panel(
                 axis.plot(ends, [place, place], color=colour, linewidth=1.3, zorder=2)
             axis.plot(one["ratio"], place, mark, color=colour, markersize=4.5, zorder=3)
     axis.margins(x=0.06)
-    plain_log(axis, "x")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(_TICKS))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(max(places.values()) + 0.6, -0.6)
-
-
-def _label(axis: Axes, lines: Sequence[Row], places: dict[str, float]) -> None:
-    axis.set_yticks([places[row.name] for row in lines], [row.name for row in lines])

@@ -76,8 +76,11 @@ def _trials(
     study: Study, policy: Policy, recipe: RecipeName, bits: float, options: argparse.Namespace
 ) -> Iterator[Trial | str]:
     """The policy's plans with their results, or which plan has none."""
-    known = knowledge(study.model, recipe, bits, options)
     wanted = options.only is None or policy.name in options.only
+    known = knowledge(study.model, recipe, bits, options, compute=wanted)
+    if known is None:
+        yield "no plan"
+        return
     for draw_, made_ in enumerate(plans_of(policy, known, options.draws)):
         contestant = contestant_of(policy, recipe, bits, draw_, made_.plan)
         result = study.result(MIXED, contestant, compute=wanted)

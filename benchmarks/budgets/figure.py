@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
-from alphaquant.reporting.style import ACCENT, drawing, new_figure, plain_log, png
+from alphaquant.reporting.style import ACCENT, drawing, new_figure, png
 from alphaquant.reporting.sweep import front
 from benchmarks.budgets.measured import Trial
 from benchmarks.budgets.spending import POLICIES, RECIPES
@@ -31,7 +32,7 @@ def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
     models, texts = list(table["model"].unique()), list(table["text"].unique())
     with drawing():
         figure = new_figure(_ROW * len(texts) + 1.1)
-        axes = figure.subplots(len(texts), len(models), squeeze=False)
+        axes = figure.subplots(len(texts), len(models), sharex=True, sharey="row", squeeze=False)
         for row, text in zip(axes, texts, strict=True):
             for axis, model in zip(row, models, strict=True):
                 panel = table[(table["model"] == model) & (table["text"] == text)]
@@ -43,7 +44,7 @@ def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
                 axis.set_title(f"{model}, {text}: {panel['standing'].iloc[0]}")
         figure.supxlabel("stored bits per weight", fontsize=9.5)
         figure.supylabel("KL to the original, nats per token", fontsize=9.5)
-        figure.legend(handles=_handles(table), loc="outside lower center", ncols=5)
+        figure.legend(handles=_handles(table), loc="outside upper center", ncols=5)
         return png(figure)
 
 
@@ -72,7 +73,10 @@ def _panel(axis: Axes, panel: pd.DataFrame, trials: Sequence[Trial], text: str) 
             linewidth=1.2, markersize=4.5, zorder=3,
             markerfacecolor=colour if recipe == "GPTQ" else "white",
         )  # fmt: skip
-    plain_log(axis, "y")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _handles(table: pd.DataFrame) -> list[Line2D]:

@@ -22,14 +22,21 @@ _TABLES = ("hill", "farms", "sensitivity")
 
 
 def knowledge(
-    model: Model, recipe: RecipeName, bits: float, options: argparse.Namespace
-) -> Knowledge:
-    """The tables as plans of so many bits need them, computed first if need be.
+    model: Model,
+    recipe: RecipeName,
+    bits: float,
+    options: argparse.Namespace,
+    *,
+    compute: bool = True,
+) -> Knowledge | None:
+    """The tables as plans of so many bits need them; None when they are neither kept nor to be computed.
 
     Raises ConfigError with the program's last words when it fails.
     """
     folder = _folder(model, recipe, options)
     if not (folder / f"{_TABLES[-1]}.parquet").is_file():
+        if not compute:
+            return None
         print(f"{model.name}, {recipe}: spectra and predicted losses", flush=True)
         _measure(model, recipe, folder, options)
     hill, farms, losses = (pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES)

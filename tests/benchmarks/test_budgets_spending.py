@@ -133,8 +133,10 @@ def test_knowledge_is_measured_once_and_belongs_to_the_rounding(
     monkeypatch.setattr(measuring, "measured", pretended)
     options = SimpleNamespace(cache=tmp_path, samples=4, threads=1, limit=1)
     model = Model("tiny", folder, 16)
+    assert measuring.knowledge(model, "GPTQ", 3.5, options, compute=False) is None  # type: ignore[arg-type]
     for bits in (3.5, 4.25):
         found = measuring.knowledge(model, "GPTQ", bits, options)  # type: ignore[arg-type]
+        assert found is not None
         assert found.allocation.target_bits == bits
         assert found.quantization.act_order
     assert ["alpha.estimator=hill" in command for command in ran] == [True, False]

@@ -64,7 +64,7 @@ def test_the_lowest_divergence_comes_first_with_its_ratios(results: list[Result]
 
 def test_figures_say_whether_choices_were_made_on_them(results: list[Result]) -> None:
     names = {"tiny": "A model.", "demo": "Another."}
-    text = page(results, names, dict.fromkeys(names, {"builtin": 12.0, "news": 30.0}), "")
+    text = page(results, names, {name: {"builtin": 12.0, "news": 30.0} for name in names}, "")
     heads = [line for line in text.splitlines() if line.startswith("| format | program")]
     assert "KL on builtin (held back)" in heads[0]
     assert "KL on builtin (tuned on)" in heads[1]
