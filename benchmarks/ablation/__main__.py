@@ -120,7 +120,7 @@ def _preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         "an ingredient alone is good below 1, one that is left out was good above 1. The overviews hold geometric "
         "means over models and texts; the tables behind them 95 % intervals over windows, of the ratio in pairs.",
         f"Uniform formats, symmetric, {options.samples} calibration windows, the first {options.windows} held-out "
-        "windows of each text. CPU seconds are those of the quantization with loading and saving, without imports; "
+        "windows of each text. Seconds are the CPU's, or by the clock on a GPU, for quantization with loading and saving, without imports; "
         "routers are trained by the whole pipeline, which measures more, so that their lines have none. The figure "
         "shows each model on the last of its texts that was held back; arrows stand for more than threefold.",
     ]

@@ -17,7 +17,7 @@ Cells = Mapping[tuple[str, str, str], Result]
 
 
 def long_table(cells: Cells, rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per cell and text: KL with its interval, its ratio to the recipe's, CPU seconds.
+    """One line per cell and text: KL with its interval, its ratio to the recipe's, seconds.
 
     A failed cell has one line, without text. Ratios are NaN where the recipe has no result.
     """
@@ -32,7 +32,7 @@ def long_table(cells: Cells, rows: Iterable[Row]) -> pd.DataFrame:
 _COLUMNS = [
     *("model", "format", "group_size", "base", "row", "ingredient", "state", "why"),
     *("text", "standing", "kl", "low", "high", "ratio", "ratio_low", "ratio_high"),
-    *("cpu_seconds", "cpu_ratio"),
+    *("seconds", "seconds_ratio"),
 ]
 
 
@@ -47,8 +47,8 @@ def _lines(result: Result, row: Row, base: Result | None) -> list[dict[str, obje
         "ingredient": row.ingredient,
         "state": result.outcome["state"],
         "why": result.outcome.get("why", ""),
-        "cpu_seconds": seconds,
-        "cpu_ratio": seconds / of if seconds and (of := _seconds(base)) else None,
+        "seconds": seconds,
+        "seconds_ratio": seconds / of if seconds and (of := _seconds(base)) else None,
     }
     lines = []
     for text, windows in result.kl.items():
@@ -71,7 +71,7 @@ def _lines(result: Result, row: Row, base: Result | None) -> list[dict[str, obje
 
 
 def _seconds(result: Result | None) -> float | None:
-    """CPU seconds; None for a cell that failed, or had to run stages that have nothing to do with it."""
+    """Seconds that ratios are taken of; None for a cell that failed, or had to run stages that have nothing to do with it."""
     if result is None or result.outcome["state"] != "done" or needs_run(result.contestant):
         return None
-    return float(result.outcome["cpu_seconds"])
+    return result.spent

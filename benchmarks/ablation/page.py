@@ -53,7 +53,7 @@ def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
         if ((scored["format"] == name) & (scored["standing"] == kind)).any()
     ]
     header = ["recipe", "what it is", *(f"{name}, {kind}" for name, kind in columns)]
-    lines = [_rule(header, 2, "CPU seconds")]
+    lines = [_rule(header, 2, "seconds")]
     for row in rows:
         own = scored[scored["row"] == row.name]
         cells = [row.name, row.words]
@@ -61,13 +61,13 @@ def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
             chosen = own[(own["format"] == name) & (own["standing"] == kind)]
             cells.append(_number(geometric_mean(chosen["ratio"])))
         once = own.drop_duplicates(["model", "format"])
-        cells.append(_number(geometric_mean(once["cpu_ratio"].dropna())))
+        cells.append(_number(geometric_mean(once["seconds_ratio"].dropna())))
         lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
 def _details(scored: pd.DataFrame) -> str:
-    header = ["format", "recipe", "text", "standing", "KL", "to the recipe's", "CPU seconds"]
+    header = ["format", "recipe", "text", "standing", "KL", "to the recipe's", "seconds"]
     lines = [_rule(header, 4, "to the recipe's")]
     for name in scored["format"].unique():
         for one in scored[scored["format"] == name].to_dict("records"):
@@ -81,8 +81,8 @@ def _details(scored: pd.DataFrame) -> str:
                         str(one["standing"]),
                         f"{short(one['kl'])} ({short(one['low'])} to {short(one['high'])})",
                         _ratio(one["ratio"], one["ratio_low"], one["ratio_high"]),
-                        "" if pd.isna(one["cpu_seconds"]) else f"{one['cpu_seconds']:.1f}",
-                        _number(one["cpu_ratio"]),
+                        "" if pd.isna(one["seconds"]) else f"{one['seconds']:.1f}",
+                        _number(one["seconds_ratio"]),
                     ]
                 )
             )

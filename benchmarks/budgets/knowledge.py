@@ -73,6 +73,7 @@ def _settings(model: Model, recipe: RecipeName, options: argparse.Namespace) -> 
         "quantization.tune": "none",
         "evaluation.perplexity": "false",
         "evaluation.tasks": "[]",
+        "execution.device": options.device,
     }
 
 

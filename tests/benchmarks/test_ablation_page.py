@@ -61,7 +61,7 @@ def test_ratios_are_to_the_own_recipe_in_pairs(cells: Cells) -> None:
     alone = table.loc[("plain + rotation", "demo", "builtin")]
     # windows differ sixfold, but all move alike, so that a paired interval has no width
     assert alone[["ratio", "ratio_low", "ratio_high"]].tolist() == pytest.approx([0.5] * 3)
-    assert alone["cpu_ratio"] == 1.5
+    assert alone["seconds_ratio"] == 1.5
     assert table.loc[("full − rotation", "other", "news"), "ratio"] == pytest.approx(3)
 
 
@@ -75,7 +75,7 @@ def test_the_overview_parts_what_was_tuned_on_from_what_was_not(cells: Cells) ->
     cells = dict(cells)
     cells["other", "int3", "plain + rotation"] = _result(_ROWS["plain + rotation"], "other", 0.9, 6)
     lines = _page(cells).splitlines()
-    assert "| recipe | what it is | int3, tuned on | int3, held back | CPU seconds |" in lines
+    assert "| recipe | what it is | int3, tuned on | int3, held back | seconds |" in lines
     line = next(line for line in lines if line.startswith("| plain + rotation |"))
     mean = (0.5 * 0.9 * 0.9) ** (1 / 3)
     assert line.endswith(f"| 0.50 | {mean:.2f} | 1.50 |")
@@ -99,7 +99,7 @@ def test_trained_routers_have_no_seconds_of_their_own(cells: Cells) -> None:
     table = long_table(found, _ROWS.values())
     own = table[table["row"] == row.name]
     assert own["ratio"].tolist() == pytest.approx([0.8, 0.8])
-    assert own["cpu_seconds"].isna().all()
+    assert own["seconds"].isna().all()
 
 
 def test_the_table_survives_parquet(cells: Cells, tmp_path: Path) -> None:

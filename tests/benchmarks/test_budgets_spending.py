@@ -131,7 +131,7 @@ def test_knowledge_is_measured_once_and_belongs_to_the_rounding(
         return SimpleNamespace(code=0)
 
     monkeypatch.setattr(measuring, "measured", pretended)
-    options = SimpleNamespace(cache=tmp_path, samples=4, threads=1, limit=1)
+    options = SimpleNamespace(cache=tmp_path, samples=4, threads=1, limit=1, device="cpu")
     model = Model("tiny", folder, 16)
     assert measuring.knowledge(model, "GPTQ", 3.5, options, compute=False) is None  # type: ignore[arg-type]
     for bits in (3.5, 4.25):
