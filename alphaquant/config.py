@@ -181,6 +181,8 @@ class QuantizationConfig(Section):
     """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
+    routing_weight: Literal["none", "p", "p2"] = "none"
+    """How much a token counts in an expert's Hessian. none: once. p, p2: by the weight that the router gave the expert, or by its square, which is what an error costs in the block's output."""
     tune: Literal["none", "block"] = "none"
     """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better."""
     tune_steps: int = Field(100, ge=1)
@@ -226,7 +228,9 @@ class RotationConfig(Section):
 class RouterConfig(Section):
     """Repair of the routers after quantization."""
 
-    method: Literal["none", "kl", "ce"] = "none"
+    method: Literal[
+        "none", "align", "block", "kl", "ce", "align+kl", "block+kl", "align+block"
+    ] = "none"
     """none: leave them. kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
     epochs: int = Field(4, ge=1)
     """Passes over the calibration windows."""

@@ -194,6 +194,7 @@ def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
         "scale_search": rounding.scale_search,
         "damping": rounding.damping,
         "expert_shrinkage": rounding.expert_shrinkage,
+        "routing_weight": rounding.routing_weight,
     }
 
 

@@ -1,4 +1,4 @@
-"""Stage router: train the routers, and nothing else, to repair what rounding did to routing."""
+"""Stage router: change the routers, and nothing else, to repair what rounding did to routing."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def router(
     router: RouterConfig,
     execution: ExecutionConfig,
 ) -> Skipped | None:
-    """Write `routers.safetensors` and what training changed: `router.json`, `router.parquet` (one row
-    per block, before and after) and `history.parquet`.
+    """Write `routers.safetensors` and what the repair changed: `router.json`, `router.parquet` (one row
+    per block, before and after) and, of end-to-end training, `history.parquet`.
     """
     import pandas as pd
     from safetensors.torch import save_file
 
-    from alphaquant.algorithms.router import train_routers, trainable_routers
+    from alphaquant.algorithms.router import repair_routers, trainable_routers
     from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
 
@@ -45,8 +45,8 @@ def router(
         return Skipped("the model is dense: it has no routers")
     routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.specs))
     if not routers:
-        return Skipped("the plan quantizes every router; only routers kept bf16 are trained")
-    result = train_routers(
+        return Skipped("the plan quantizes every router; only routers kept bf16 are repaired")
+    result = repair_routers(
         checkpoint,
         store.block_paths(blocks),
         routers,
@@ -55,14 +55,18 @@ def router(
         device=compute_device(execution.device),
     )
     save_file(result.tensors, out / ROUTERS)
-    changed = {"before": result.changed_before, "after": result.changed_after}
+    found = {
+        "before": (result.changed_before, result.error_before),
+        "after": (result.changed_after, result.error_after),
+    }
     rows = [
-        {"stage": stage, "block": block, "changed": share}
-        for stage, shares in changed.items()
-        for block, share in zip(result.blocks, shares, strict=True)
+        {"stage": stage, "block": block, "changed": share, "error": error}
+        for stage, (shares, errors) in found.items()
+        for block, share, error in zip(result.blocks, shares, errors, strict=True)
     ]
     pd.DataFrame(rows).to_parquet(out / "router.parquet", index=False)
-    pd.DataFrame(result.history).to_parquet(out / "history.parquet", index=False)
+    if result.history:
+        pd.DataFrame(result.history).to_parquet(out / "history.parquet", index=False)
     facts = {
         "method": router.method,
         "kl_before": result.kl_before,

@@ -10,6 +10,7 @@ from tasks.stage import stage
 
 if TYPE_CHECKING:
     from alphaquant.config import ExecutionConfig
+    from alphaquant.models.observe import RoutingWeight
     from alphaquant.models.resolve import ModelRef
     from alphaquant.store.artifacts import ArtifactRef
     from alphaquant.store.stage import Workbench
@@ -28,6 +29,7 @@ def sensitivity(
     scale_search: str,
     damping: float,
     expert_shrinkage: float,
+    routing_weight: RoutingWeight,
     execution: ExecutionConfig,
 ) -> None:
     """Write `sensitivity.parquet`, one row per linear and format."""
@@ -43,6 +45,7 @@ def sensitivity(
         damping=damping,
         scale_search=scale_search,
         expert_shrinkage=expert_shrinkage,
+        routing_weight=routing_weight,
         device=compute_device(execution.device),
         batch_size=execution.batch_size,
     )

@@ -15,7 +15,7 @@ from alphaquant.algorithms.allocation_random import random_plan
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.algorithms.quantized_block import block_weights
-from alphaquant.algorithms.router import RouterResult, train_routers, trainable_routers
+from alphaquant.algorithms.router import RouterResult, repair_routers, trainable_routers
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import AllocationConfig, AlphaConfig, QuantizationConfig, RouterConfig
 from alphaquant.demo import demo_model_path
@@ -143,7 +143,7 @@ def test_router_training_lowers_the_divergence_at_three_bits(lab: Lab) -> None:
     plan = lab.uniform("int3")
     blocks = lab.blocks(plan)
     config = RouterConfig(method="kl", epochs=4)
-    result: RouterResult = train_routers(
+    result: RouterResult = repair_routers(
         lab.demo, blocks, trainable_routers(lab.demo, plan), lab.tokens, config, device=CPU
     )
     assert result.kl_after < result.kl_before

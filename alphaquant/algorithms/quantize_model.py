@@ -20,7 +20,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import run_and_collect
+from alphaquant.models.observe import RoutingWeight, run_and_collect
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
 
@@ -74,7 +74,14 @@ def quantize_blocks(
         raise ValueError(f"method {config.method} needs calibration tokens")
     if tokens is None and config.tune != "none":
         raise ValueError("tuning needs calibration tokens")
-    walker = _Walker(checkpoint, tokens, device, dtype or compute_dtype(device), batch_size)
+    walker = _Walker(
+        checkpoint,
+        tokens,
+        device,
+        dtype or compute_dtype(device),
+        batch_size,
+        config.routing_weight,
+    )
     folders: list[Path] = []
     for index in range(checkpoint.blocks):
         reporter().update("block", index, checkpoint.blocks)
@@ -130,9 +137,11 @@ class _Walker:
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int,
+        routing_weight: RoutingWeight,
     ) -> None:
         self._checkpoint, self._tokens = checkpoint, tokens
         self._device, self._dtype, self._batch_size = device, dtype, batch_size
+        self._routing_weight: RoutingWeight = routing_weight
         self._model: BlockModel | None = None
         self._hidden: list[Tensor] = []
         self._next = 0
@@ -155,7 +164,8 @@ class _Walker:
             block = model.block(self._next, weights)
             self._hidden = list(model.advance(block, self._next, self._hidden))
             self._next += 1
-        return run_and_collect(model, model.block(index), index, specs, self._hidden)[0]
+        block = model.block(index)
+        return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
 
     def lesson(self, index: int) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.router_kl import (
+    TopPrediction,
+    cross_entropy,
+    kl_divergence,
+    top_kl,
+    top_prediction,
+)
+from alphaquant.algorithms.router_windows import Windows
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
@@ -20,54 +28,42 @@ from alphaquant.progress import track
 
 
 class Teacher:
-    """The original model's last hidden states and expert choices, streamed block by block.
+    """The original model's predictions and expert choices, streamed block by block.
 
-    Hidden states instead of logits are kept: exact, and smaller by vocabulary / hidden size.
+    Of the windows that are learned from it keeps the likeliest tokens, of those held out the last hidden
+    states, which give exact predictions.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        batches: Sequence[Tensor],  # [windows, length] each
+        windows: Windows,
         device: torch.device,
         routers: Sequence[LinearSpec],
     ) -> None:
         model = BlockModel(checkpoint, device, compute_dtype(device))
-        self.batches = batches
-        self._head = model.head()
-        self._device = device
-        self._choices: list[list[Tensor]] = [[] for _ in batches]  # per batch, per router
+        self.windows = windows
+        self.choices: list[Tensor] = []
+        """Per router, experts of the held-out tokens, sorted, `[tokens, k]`."""
+        batches = windows.held + windows.train
         hidden = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
         by_block = {spec.block: spec for spec in routers}
+        count = len(windows.held)
         for index in track(range(checkpoint.blocks), "original block", checkpoint.blocks):
             block = model.block(index)
             spec = by_block.get(index)
             modules = [model.linear(block, index, spec.name)] if spec else []
             with expert_choices(modules) as seen:
                 hidden = list(model.advance(block, index, hidden))
-            for choices, chosen in zip(self._choices, seen, strict=False):
-                choices.append(chosen)
+            if spec:
+                self.choices.append(torch.cat(seen[0][:count]))
+        head = model.head()
         with torch.no_grad():
-            self._hidden = [model.final_norm(batch.to(device)).cpu() for batch in hidden]
-
-    def log_probabilities(self, batch: int) -> Tensor:
-        """`[windows, length, vocabulary]` in fp32."""
-        with torch.no_grad():
-            logits = self._head(self._hidden[batch].to(self._device))
-        return torch.log_softmax(logits.float(), -1)
-
-    def changed(self, choices: Mapping[int, Sequence[Tensor]]) -> list[float]:
-        """Per router, share of tokens whose set of experts differs; choices by batch, per router."""
-        shares = []
-        for router in range(len(next(iter(choices.values()), ()))):
-            differs = torch.cat(
-                [
-                    (mine[router] != self._choices[batch][router]).any(-1)
-                    for batch, mine in choices.items()
-                ]
-            )
-            shares.append(float(differs.float().mean()))
-        return shares
+            last = [model.final_norm(batch.to(device)) for batch in hidden]
+        self.held: list[Tensor] = last[:count]
+        """Last hidden states `[windows, length, hidden]` of the held-out batches."""
+        self.train: list[TopPrediction] = [top_prediction(head, batch) for batch in last[count:]]
+        """Predictions for the batches that are learned from."""
 
 
 class Student:
@@ -112,28 +108,26 @@ class Student:
 
     def loss(self, teacher: Teacher, batch: int, method: str) -> Tensor:
         """Mean training loss of a batch, in nats per token."""
-        ours = self._log_probabilities(teacher.batches[batch])
+        tokens = teacher.windows.train[batch]
+        hidden = self._last_hidden(tokens)
         if method == "kl":
-            return _kl(teacher.log_probabilities(batch), ours).mean()
-        targets = teacher.batches[batch][:, 1:].to(ours.device)
-        return -ours[:, :-1].gather(-1, targets[..., None]).mean()
+            return top_kl(self._head, teacher.train[batch], hidden)
+        return cross_entropy(self._head, tokens, hidden)
 
-    def held_out(
-        self, teacher: Teacher, batches: Sequence[int]
-    ) -> tuple[float, dict[int, list[Tensor]]]:
-        """Mean KL to the original over batches, and each batch's expert choices per router."""
-        total, count = 0.0, 0
-        choices: dict[int, list[Tensor]] = {}
-        for batch in batches:
-            with torch.no_grad(), expert_choices(list(self._routers.values())) as seen:
-                ours = self._log_probabilities(teacher.batches[batch])
-                kl = _kl(teacher.log_probabilities(batch), ours)
-            choices[batch] = list(seen)
-            total += float(kl.sum())
-            count += kl.numel()
-        return total / count, choices
+    def held_out(self, teacher: Teacher) -> tuple[float, list[float]]:
+        """Mean KL to the original on held-out windows, and per router the share of tokens that changed experts."""
+        kl: list[Tensor] = []
+        with torch.no_grad(), expert_choices(list(self._routers.values())) as seen:
+            for tokens, original in zip(teacher.windows.held, teacher.held, strict=True):
+                kl.append(kl_divergence(self._head, original, self._last_hidden(tokens)))
+        changed = [
+            changed_share(torch.cat(mine), theirs)
+            for mine, theirs in zip(seen, teacher.choices, strict=True)
+        ]
+        return float(torch.cat(kl).mean()), changed
 
-    def _log_probabilities(self, tokens: Tensor) -> Tensor:
+    def _last_hidden(self, tokens: Tensor) -> Tensor:
+        """Normed output of the last block `[windows, length, hidden]`."""
         model = self._model
         cuda = model.device.type == "cuda"
         with torch.autocast(model.device.type, model.dtype, enabled=cuda):
@@ -144,24 +138,26 @@ class Student:
                     hidden = recompute(model.run, block, index, hidden, use_reentrant=False)
                 else:
                     hidden = model.run(block, index, hidden)
-            logits = self._head(model.final_norm(hidden))
-        return torch.log_softmax(logits.float(), -1)
+            return model.final_norm(hidden).to(model.dtype)  # type: ignore[no-any-return]
+
+
+def changed_share(ours: Tensor, original: Tensor) -> float:
+    """Share of tokens whose set of experts differs; both `[tokens, k]`, sorted."""
+    return float((ours != original).any(-1).float().mean())
 
 
 @contextlib.contextmanager
-def expert_choices(routers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """While open, gathers each router call's experts, sorted, `[tokens, k]` on the CPU."""
-    seen: list[Tensor] = []
+def expert_choices(routers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """While open, gathers the experts that each router chooses, sorted, `[tokens, k]` per call, on the CPU."""
+    seen: list[list[Tensor]] = [[] for _ in routers]
 
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(output[2].detach().sort(-1).values.cpu())
+    def keep(calls: list[Tensor]) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls.append(output[2].detach().sort(-1).values.cpu())
+
+        return hook
 
     with contextlib.ExitStack() as hooks:
-        for router in routers:
-            hooks.callback(router.register_forward_hook(keep).remove)
+        for router, calls in zip(routers, seen, strict=True):
+            hooks.callback(router.register_forward_hook(keep(calls)).remove)
         yield seen
-
-
-def _kl(original: Tensor, quantized: Tensor) -> Tensor:
-    """KL(original || quantized) per token `[windows, length]` from log-probabilities."""
-    return (original.exp() * (original - quantized)).sum(-1)

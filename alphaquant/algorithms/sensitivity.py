@@ -26,7 +26,7 @@ from alphaquant.linalg.hessian import inverse_factor, output_error
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import compute_dtype
-from alphaquant.models.observe import output_gradients, run_and_collect
+from alphaquant.models.observe import RoutingWeight, output_gradients, run_and_collect
 from alphaquant.progress import track
 
 FISHER_TOKENS = (
@@ -44,6 +44,7 @@ def sensitivity_table(
     damping: float = 0.01,
     scale_search: str = "hessian",
     expert_shrinkage: float = 1.0,
+    routing_weight: RoutingWeight = "none",
     device: torch.device,
     batch_size: int = 8,
     seed: int = 0,
@@ -65,7 +66,7 @@ def sensitivity_table(
         inputs.append([batch.cpu() for batch in _cut(hidden, folds)])
         specs = checkpoint.block_specs(index)
         block = model.block(index)
-        accumulators, hidden = run_and_collect(model, block, index, specs, hidden)
+        accumulators, hidden = run_and_collect(model, block, index, specs, hidden, routing_weight)
         for stack in stacks(specs, accumulators, expert_shrinkage):
             moved |= _moved_rows(checkpoint, stack, schemes, damping, scale_search)
     fisher = _fisher(model, _cut(hidden, folds), inputs, folds, seed)

@@ -38,11 +38,15 @@ def stacks(
     `sort_key` (by linear) splits experts further, by their scheme for example.
     """
     for members in _families(specs):
-        hessian = torch.stack([accumulators[spec.input_key].hessian for spec in members])
-        tokens = [accumulators[spec.input_key].tokens for spec in members]
+        seen = [accumulators[spec.input_key] for spec in members]
+        hessian = torch.stack([accumulator.hessian for accumulator in seen])
+        tokens = [accumulator.tokens for accumulator in seen]
         if members[0].expert is not None:
-            counts = torch.tensor(tokens, device=hessian.device)
-            hessian = shrink(hessian, counts, expert_shrinkage)
+            effective, mass = (
+                torch.tensor(numbers, device=hessian.device)
+                for numbers in ([a.effective_tokens for a in seen], [a.mass for a in seen])
+            )
+            hessian = shrink(hessian, effective, expert_shrinkage, mass)
         for chosen in _split(members, sort_key):
             yield Stack([members[i] for i in chosen], hessian[chosen], [tokens[i] for i in chosen])
 

@@ -20,11 +20,21 @@ class HessianAccumulator:
     def __init__(self, cols: int, device: torch.device) -> None:
         self.total = torch.zeros(cols, cols, dtype=torch.float32, device=device)  # [in, in]
         self.tokens = 0
+        # sums of weights and of their squares; fp64, so that a count stays exact
+        self._mass, self._squares = torch.zeros(2, dtype=torch.float64, device=device)
 
-    def update(self, x: Tensor) -> None:
-        """Add the inputs `[..., in]` of one batch."""
+    def update(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""
         flat = x.reshape(-1, x.shape[-1])
         self.tokens += flat.shape[0]
+        if weight is None:
+            self._mass += flat.shape[0]
+            self._squares += flat.shape[0]
+        else:
+            weights = weight.reshape(-1).double()
+            self._mass += weights.sum()
+            self._squares += weights.square().sum()
+            flat = flat * weights.sqrt().to(flat.dtype)[:, None]
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             self.total += torch.mm(flat.T, flat, out_dtype=torch.float32)
@@ -34,8 +44,19 @@ class HessianAccumulator:
 
     @property
     def hessian(self) -> Tensor:
-        """2/n XᵀX `[in, in]`; zero when no token arrived."""
-        return self.total * (2.0 / max(self.tokens, 1))
+        """2/n XᵀX `[in, in]`, with n the sum of the weights; zero when no token arrived."""
+        return self.total * (2.0 / self.mass if self.mass > 0 else 2.0)
+
+    @property
+    def mass(self) -> float:
+        """Sum of the tokens' weights; their number where they have none."""
+        return float(self._mass)
+
+    @property
+    def effective_tokens(self) -> float:
+        """(Σw)² / Σw²: how many equally weighted tokens would tell as much (Kish, 1965)."""
+        squares = float(self._squares)
+        return self.mass**2 / squares if squares > 0 else 0.0
 
 
 def white(cols: int, device: torch.device) -> HessianAccumulator:
@@ -45,16 +66,20 @@ def white(cols: int, device: torch.device) -> HessianAccumulator:
     return accumulator
 
 
-def shrink(hessians: Tensor, tokens: Tensor, strength: float) -> Tensor:
-    """Pull each `[experts, in, in]` towards the token-weighted mean of all.
+def shrink(
+    hessians: Tensor, tokens: Tensor, strength: float, mass: Tensor | None = None
+) -> Tensor:
+    """Pull each `[experts, in, in]` towards the mean of all, in which each counts by its `mass`.
 
     The prior weighs as much as `strength * in` tokens, so an expert that few tokens reach leans on its
-    block, and one that none reaches equals it.
+    block, and one that none reaches equals it. Of weighted tokens, `tokens` is the effective number and
+    `mass` the sum of weights; without `mass` the two are the same.
     """
     if not bool(tokens.any()):
         return hessians
     count = tokens.to(hessians.dtype).view(-1, 1, 1)
-    pooled = (hessians * count).sum(0, keepdim=True) / count.sum()
+    share = count if mass is None else mass.to(hessians.dtype).view(-1, 1, 1)
+    pooled = (hessians * share).sum(0, keepdim=True) / share.sum()
     prior = strength * hessians.shape[-1]
     weight = torch.where(count > 0, count / (count + prior), torch.zeros_like(count))
     return weight * hessians + (1 - weight) * pooled

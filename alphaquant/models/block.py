@@ -113,6 +113,10 @@ class BlockModel:
         """The submodule (with a `.weight`) that a linear's name on disk means."""
         return block.get_submodule(self._module(index, name))
 
+    def expert(self, block: nn.Module, index: int, name: str) -> nn.Module:
+        """The routed expert that a linear, by its name on disk, is part of."""
+        return block.get_submodule(self._module(index, name).rpartition(".")[0])
+
     def _module(self, index: int, linear: str) -> str:
         """A linear's path inside its block."""
         architecture = self.checkpoint.architecture

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
 from alphaquant.models.linear import LinearSpec
+
+RoutingWeight: TypeAlias = Literal["none", "p", "p2"]
+"""How often a token counts in an expert's Hessian: once, or by its routing weight p or p²."""
 
 
 def run_and_collect(
@@ -20,10 +24,12 @@ def run_and_collect(
     index: int,
     specs: Sequence[LinearSpec],
     hidden: list[Tensor],
+    routing_weight: RoutingWeight = "none",
 ) -> tuple[dict[str, HessianAccumulator], list[Tensor]]:
     """One pass of `hidden` through a block: a Hessian for every input that `specs` read, and outputs.
 
-    Linears with one `input_key` share an accumulator; an expert's sees the tokens routed to it.
+    Linears with one `input_key` share an accumulator; an expert's sees the tokens routed to it. A block
+    adds p E(x) for each of a token's experts, so the squared error of E counts p² in its output.
     """
     accumulators: dict[str, HessianAccumulator] = {}
     with contextlib.ExitStack() as hooks:
@@ -32,14 +38,34 @@ def run_and_collect(
                 accumulator = HessianAccumulator(spec.cols, model.device)
                 accumulators[spec.input_key] = accumulator
                 module = model.linear(block, index, spec.name)
-                handle = module.register_forward_pre_hook(_feed(accumulator))
-                hooks.callback(handle.remove)
+                expert = None
+                if spec.expert is not None and routing_weight != "none":
+                    expert = model.expert(block, index, spec.name)
+                for handle in _feed(accumulator, module, expert, routing_weight):
+                    hooks.callback(handle.remove)
         outputs = list(model.advance(block, index, hidden))
     return accumulators, outputs
 
 
-def _feed(accumulator: HessianAccumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda _module, args: accumulator.update(args[0])
+def _feed(
+    accumulator: HessianAccumulator,
+    module: nn.Module,
+    expert: nn.Module | None,
+    routing_weight: RoutingWeight,
+) -> Iterator[RemovableHandle]:
+    """Hooks that hand a linear's inputs to `accumulator`, weighted where it belongs to an `expert`."""
+    weight: Tensor | None = None
+
+    def on_expert(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal weight
+        weight = args[1].float() ** (2 if routing_weight == "p2" else 1)
+
+    def on_linear(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        accumulator.update(args[0], weight)
+
+    if expert is not None:
+        yield expert.register_forward_pre_hook(on_expert)
+    yield module.register_forward_pre_hook(on_linear)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Figure of the routers: tokens whose experts changed, and the training that repaired them."""
+"""Figure of the routers: tokens whose experts changed, and what repaired them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from matplotlib.ticker import MaxNLocator
 
 from alphaquant.reporting.style import ACCENT, AFTER, BEFORE, new_figure
 
-_STAGES = (("before", BEFORE, "s", "before router training"), ("after", AFTER, "o", "after"))
+_STAGES = (("before", BEFORE, "s", "before router repair"), ("after", AFTER, "o", "after"))
 
 
 def router_figure(
     blocks: pd.DataFrame | None, history: pd.DataFrame | None, summary: Mapping[str, Any]
 ) -> Figure | None:
-    """Left: share of tokens whose experts differ from the original's. Right: losses over the steps."""
+    """Share of tokens whose experts differ from the original's; block errors and losses over steps, where known."""
     trained = history is not None and len(history) > 0
     if blocks is None and not trained:
         return None
+    by_block = blocks is not None and "error" in blocks and bool(blocks["error"].notna().any())
     figure = new_figure(3.9)
-    grid = figure.add_gridspec(2, 2 if blocks is not None and trained else 1)
+    grid = figure.add_gridspec(2, (blocks is not None) + by_block + trained)
     if blocks is not None:
-        _changes(figure.add_subplot(grid[:, 0]), blocks)
+        label = "tokens whose experts changed (%)"
+        _by_block(figure.add_subplot(grid[:, 0]), blocks, "changed", label)
+        if by_block:
+            label = "held-out block error (%)"
+            _by_block(figure.add_subplot(grid[:, 1]), blocks, "error", label)
     if trained and history is not None:
         last = grid.ncols - 1
         top = None
@@ -39,18 +44,18 @@ def router_figure(
         bottom.set_xlabel("training step")
         if isinstance(before := summary.get("kl_before"), int | float):
             bottom.axhline(
-                float(before), color=BEFORE, linewidth=1.2, linestyle="--", label="before training"
+                float(before), color=BEFORE, linewidth=1.2, linestyle="--", label="before repair"
             )
             bottom.legend(loc="best", fontsize=8)
     return figure
 
 
-def _changes(axis: Axes, blocks: pd.DataFrame) -> None:
+def _by_block(axis: Axes, blocks: pd.DataFrame, column: str, description: str) -> None:
     for stage, colour, marker, label in _STAGES:
         part = blocks[blocks["stage"] == stage].sort_values("block")
         if len(part):
             places = part["block"].to_numpy(dtype="float64")
-            shares = 100 * part["changed"].to_numpy(dtype="float64")
+            shares = 100 * part[column].to_numpy(dtype="float64")
             axis.plot(
                 places,
                 shares,
@@ -64,7 +69,7 @@ def _changes(axis: Axes, blocks: pd.DataFrame) -> None:
     axis.margins(y=0.15)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.set_xlabel("block (0 is nearest to the input)")
-    axis.set_ylabel("tokens whose experts changed (%)")
+    axis.set_ylabel(description)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
 
 

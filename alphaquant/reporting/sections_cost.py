@@ -76,21 +76,21 @@ def error_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
 
 
 def router_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
-    """How far the routers' choices moved, and what training them gave back."""
+    """How far the routers' choices moved, and what repairing them gave back."""
     items: Items = []
     summary: Mapping[str, Any] = inputs.router or {}
     if linears.empty and inputs.router_blocks is None and not summary:
         text = "This run has no table of its linears, so nothing is known about routers."
         return Section("router", "Routers", [text])
     if not bool(linears["expert"].notna().any()) and inputs.router_blocks is None:
-        text = "This model is dense: it has no routers, so no token can change experts and there is nothing to train."
+        text = "This model is dense: it has no routers, so no token can change experts and there is nothing to repair."
         return Section("router", "Routers", [text])
     if reason := summary.get("skipped"):
-        items.append(f"Router training was skipped: {reason}.".replace("..", "."))
+        items.append(f"Router repair was skipped: {reason}.".replace("..", "."))
     elif inputs.router is None and inputs.router_history is None:
         chosen = inputs.setting("router", "method")
         why = " (`router.method` is `none`)" if chosen == "none" else ""
-        items.append(f"Routers were not trained in this run{why}.")
+        items.append(f"Routers were not repaired in this run{why}.")
     else:
         items.append(_router_words(summary))
     if inputs.router_blocks is None:
@@ -98,10 +98,12 @@ def router_section(inputs: ReportInputs, linears: pd.DataFrame) -> Section:
     add_picture(
         items,
         "router",
-        "Tokens whose experts changed, and the training of the routers",
-        "A token counts as changed when the set of experts chosen for it differs from the original model's. Training "
-        "curves, where routers were trained, show the loss on calibration text and the KL on text held out from it; "
-        "the dashed line is the KL before training.",
+        "Tokens whose experts changed, and the repair of the routers",
+        "A token counts as changed when the set of experts chosen for it differs from the original model's. Block "
+        "errors, where routers were repaired block by block, are those of the block's output on held-out windows "
+        "behind repaired blocks, relative to what the original block adds to its input. Training curves, where "
+        "routers were trained end to end, show the loss on calibration text and the KL on text held out from it; "
+        "the dashed line is the KL before any repair.",
         router_figure(inputs.router_blocks, inputs.router_history, summary),
     )
     return Section("router", "Routers", items)
@@ -262,14 +264,14 @@ def _router_words(summary: Mapping[str, Any]) -> str:
     method = f" (`{summary['method']}`)" if "method" in summary else ""
     before, after = summary.get("kl_before"), summary.get("kl_after")
     if before is None or after is None:
-        return f"The routers were trained{method}."
+        return f"The routers were repaired{method}."
     if after >= before:
         return (
-            f"Training the routers{method} found none with a lower KL on held-out windows than the "
+            f"Repairing the routers{method} found none with a lower KL on held-out windows than the "
             f"{number(float(before))} nats per token they have, so they stay as they were."
         )
     text = (
-        f"Training the routers{method} lowered the KL on held-out windows from {number(float(before))} to "
+        f"Repairing the routers{method} lowered the KL on held-out windows from {number(float(before))} to "
         f"{number(float(after))} nats per token"
     )
     before, after = summary.get("changed_before"), summary.get("changed_after")

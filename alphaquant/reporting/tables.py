@@ -67,7 +67,8 @@ class ReportInputs:
     router: Mapping[str, Any] | None = None
     """{kl_before, kl_after, changed_before, changed_after, method}, or {skipped: reason}."""
     router_blocks: pd.DataFrame | None = None
-    """stage (before, after), block, changed: share of tokens whose experts differ from the original's."""
+    """stage (before, after), block, changed: share of tokens whose experts differ from the original's; error:
+    relative error of the block's output, where routers were repaired block by block."""
     router_history: pd.DataFrame | None = None
     """step, train_loss, heldout_kl."""
     allocation: Mapping[str, Any] | None = None

@@ -23,7 +23,10 @@ from alphaquant.errors import ModelError
 from alphaquant.export.dense import export_dense
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
+from alphaquant.linalg.hessian import output_error
+from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.observe import run_and_collect
 from alphaquant.plan import QuantPlan
 from tests.tiny import TYPES, VOCABULARY, make_model
 
@@ -102,7 +105,10 @@ def test_gptq_leaves_less_output_error_than_rounding(tmp_path: Path) -> None:
         assert (errors["tokens"] > 0).any()
 
 
-def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("routing_weight", ["none", "p", "p2"])
+def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(
+    tmp_path: Path, routing_weight: str
+) -> None:
     source = make_model(tmp_path / "m", "olmoe")
     shard = source / "model.safetensors"
     tensors = load_file(shard)
@@ -110,7 +116,12 @@ def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(tmp_path: P
     tensors["model.layers.0.mlp.gate.weight"].zero_()
     save_file(tensors, shard, metadata={"format": "pt"})
     checkpoint = Checkpoint(source)
-    folders = quantize(checkpoint, uniform(checkpoint, "int4-g16"), tmp_path / "b")
+    folders = quantize(
+        checkpoint,
+        uniform(checkpoint, "int4-g16"),
+        tmp_path / "b",
+        routing_weight=routing_weight,
+    )
     errors = load_errors(folders[0])
     starved = errors[(errors["tokens"] == 0) & errors["expert"].notna()]
     assert len(starved) == 6  # two experts of three linears
@@ -118,6 +129,58 @@ def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(tmp_path: P
         weight = checkpoint.weight(name).float()
         difference = load_block(folders[0])[name].dequantize() - weight
         assert 0 < float(difference.square().mean() / weight.square().mean()) < 0.05
+
+
+@pytest.mark.parametrize("routing_weight", ["none", "p", "p2"])
+@pytest.mark.parametrize("model_type", ["olmoe", "mixtral", "qwen2_moe"])
+def test_one_token_is_enough_to_quantize_every_expert(
+    tmp_path: Path, model_type: str, routing_weight: str
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    config = QuantizationConfig(group_size=16, routing_weight=routing_weight)  # type: ignore[arg-type]
+    folders = quantize_blocks(
+        checkpoint,
+        uniform(checkpoint, "int4-g16"),
+        windows(1, 1),
+        config,
+        device=CPU,
+        batch_size=1,
+        blocks=FolderCache(tmp_path / "b"),
+    )
+    errors = load_errors(folders[-1])
+    experts = errors[errors["expert"].notna() & (errors["role"] == "up")]
+    assert sorted(experts["tokens"]) == [0, 0, 1, 1]
+    for name in errors["linear"]:
+        weight = checkpoint.weight(name).float()
+        difference = load_block(folders[-1])[name].dequantize() - weight
+        assert 0 < float(difference.square().mean() / weight.square().mean()) < 0.05
+
+
+def test_routing_weights_lower_the_weighted_error_of_an_experts_output(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    plan = uniform(checkpoint, "int2-g16")
+    same = {"expert_shrinkage": 0.0, "scale_search": "none", "damping": 0.001}
+    plain = quantize(checkpoint, plan, tmp_path / "plain", **same)[0]
+    weighted = quantize(checkpoint, plan, tmp_path / "p2", routing_weight="p2", **same)[0]
+    up = [s for s in checkpoint.block_specs(0) if s.expert is not None and s.role == "up"]
+    model = BlockModel(checkpoint, CPU, torch.float32)
+    hidden = model.embed(windows(), 4)
+    seen = run_and_collect(model, model.block(0), 0, up, hidden, "p2")[0]
+
+    def error(folder: Path) -> float:
+        found = load_block(folder)
+        return sum(
+            seen[spec.input_key].mass
+            * float(
+                output_error(
+                    found[spec.name].dequantize() - checkpoint.weight(spec.name).float(),
+                    seen[spec.input_key].hessian,
+                )
+            )
+            for spec in up
+        )
+
+    assert error(weighted) < error(plain)
 
 
 @pytest.mark.parametrize("tune", ["none", "block"])

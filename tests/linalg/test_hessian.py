@@ -107,3 +107,35 @@ def test_dead_columns_get_the_damping_of_all() -> None:
     damped = damp(hessian, 0.01)
     assert float(damped[2, 2]) == pytest.approx(0.01 * float(hessian.diagonal().mean()))
     assert torch.equal(damp(torch.zeros(3, 3), 0.01), torch.eye(3))
+
+
+def test_weighted_tokens_count_as_often_as_their_weight_says() -> None:
+    x = torch.randn(5, 4)
+    weighted, repeated = (HessianAccumulator(4, torch.device("cpu")) for _ in range(2))
+    weighted.update(x[:2], torch.tensor([1.0, 2.0]))
+    weighted.update(x[2:], torch.tensor([3.0, 1.0, 0.0]))
+    repeated.update(x[[0, 1, 1, 2, 2, 2, 3]])
+    torch.testing.assert_close(weighted.hessian, repeated.hessian)
+    assert weighted.tokens == 5
+    assert weighted.mass == 7
+    assert weighted.effective_tokens == pytest.approx(49 / 15)
+
+
+def test_equal_weights_change_neither_the_hessian_nor_the_effective_tokens() -> None:
+    x = torch.randn(6, 4)
+    plain, weighted = (HessianAccumulator(4, torch.device("cpu")) for _ in range(2))
+    plain.update(x)
+    weighted.update(x, torch.full((6,), 0.25))
+    torch.testing.assert_close(weighted.hessian, plain.hessian)
+    assert weighted.effective_tokens == plain.effective_tokens == 6
+
+
+def test_shrinking_weighted_tokens_pools_by_mass_and_trusts_by_effective_number() -> None:
+    hessians = torch.stack([gram(64, 6, seed) for seed in range(3)])
+    effective, mass = torch.tensor([12.0, 3.0, 0.0]), torch.tensor([2.0, 6.0, 0.0])
+    pooled = (2 * hessians[0] + 6 * hessians[1]) / 8
+    found = shrink(hessians, effective, 0.5, mass)
+    torch.testing.assert_close(found[0], (12 * hessians[0] + 3 * pooled) / 15)
+    torch.testing.assert_close(found[1], (3 * hessians[1] + 3 * pooled) / 6)
+    torch.testing.assert_close(found[2], pooled)
+    assert torch.equal(shrink(hessians, mass, 0.5), shrink(hessians, mass, 0.5, mass))

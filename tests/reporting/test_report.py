@@ -207,11 +207,11 @@ def test_routers_that_were_not_trained_are_said_not_to_be(moe_run: ReportInputs)
     bare = replace(moe_run, alpha=None, sensitivity=None, scores=None, errors=None)
     untrained = replace(bare, router=None, router_blocks=None, router_history=None)
     untrained = replace(untrained, config={"router": {"method": "none"}})
-    assert "Routers were not trained in this run (`router.method` is `none`)" in words(
+    assert "Routers were not repaired in this run (`router.method` is `none`)" in words(
         build_report(untrained)
     )
     skipped = replace(untrained, router={"skipped": "the plan quantizes every router"})
-    assert "Router training was skipped: the plan quantizes every router." in words(
+    assert "Router repair was skipped: the plan quantizes every router." in words(
         build_report(skipped)
     )
     trained = words(build_report(bare))
