@@ -228,9 +228,9 @@ class RotationConfig(Section):
 class RouterConfig(Section):
     """Repair of the routers after quantization."""
 
-    method: Literal[
-        "none", "align", "block", "kl", "ce", "align+kl", "block+kl", "align+block"
-    ] = "none"
+    method: Literal["none", "align", "block", "kl", "ce", "align+kl", "block+kl", "align+block"] = (
+        "none"
+    )
     """none: leave them. kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
     epochs: int = Field(4, ge=1)
     """Passes over the calibration windows."""

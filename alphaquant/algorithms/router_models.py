@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.observe import expert_choices
 from alphaquant.progress import track
 
 
@@ -144,20 +143,3 @@ class Student:
 def changed_share(ours: Tensor, original: Tensor) -> float:
     """Share of tokens whose set of experts differs; both `[tokens, k]`, sorted."""
     return float((ours != original).any(-1).float().mean())
-
-
-@contextlib.contextmanager
-def expert_choices(routers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """While open, gathers the experts that each router chooses, sorted, `[tokens, k]` per call, on the CPU."""
-    seen: list[list[Tensor]] = [[] for _ in routers]
-
-    def keep(calls: list[Tensor]) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls.append(output[2].detach().sort(-1).values.cpu())
-
-        return hook
-
-    with contextlib.ExitStack() as hooks:
-        for router, calls in zip(routers, seen, strict=True):
-            hooks.callback(router.register_forward_hook(keep(calls)).remove)
-        yield seen

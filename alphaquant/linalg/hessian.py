@@ -66,9 +66,7 @@ def white(cols: int, device: torch.device) -> HessianAccumulator:
     return accumulator
 
 
-def shrink(
-    hessians: Tensor, tokens: Tensor, strength: float, mass: Tensor | None = None
-) -> Tensor:
+def shrink(hessians: Tensor, tokens: Tensor, strength: float, mass: Tensor | None = None) -> Tensor:
     """Pull each `[experts, in, in]` towards the mean of all, in which each counts by its `mass`.
 
     The prior weighs as much as `strength * in` tokens, so an expert that few tokens reach leans on its

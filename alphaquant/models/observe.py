@@ -1,4 +1,4 @@
-"""What a decoder block's linears see: hooks that gather input Hessians and output gradients."""
+"""What a decoder block's linears see: hooks that gather input Hessians, output gradients and choices of experts."""
 
 from __future__ import annotations
 
@@ -98,3 +98,20 @@ def output_gradients(
             module = model.linear(block, index, spec.name)
             hooks.callback(module.register_forward_hook(hook(spec.name)).remove)
         yield sums
+
+
+@contextlib.contextmanager
+def expert_choices(routers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """While open, gathers the experts that each router chooses, sorted, `[tokens, k]` per call, on the CPU."""
+    seen: list[list[Tensor]] = [[] for _ in routers]
+
+    def keep(calls: list[Tensor]) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls.append(output[2].detach().sort(-1).values.cpu())
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for router, calls in zip(routers, seen, strict=True):
+            hooks.callback(router.register_forward_hook(keep(calls)).remove)
+        yield seen
