@@ -51,6 +51,8 @@ class CalibrationConfig(Section):
     """Tokens per window; shortened to the model's context when that is smaller."""
     seed: int = Field(0, ge=0)
     """Seed of the choice of windows."""
+    balance: int = Field(1, ge=1)
+    """Windows to choose from for each one that is used, so that experts of a mixture see about equally many tokens; 1: no choice."""
 
 
 class AlphaConfig(Section):

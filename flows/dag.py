@@ -177,6 +177,7 @@ def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
         model=model,
         calibration=config.calibration,
         files=file_digests([config.calibration.dataset]),
+        execution=config.execution,
     )
 
 

@@ -181,7 +181,12 @@ def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number
         Step(
             f"calibration, seed {number}",
             calibration,
-            {"model": model, "calibration": text, "files": file_digests([text.dataset])},
+            {
+                "model": model,
+                "calibration": text,
+                "files": file_digests([text.dataset]),
+                "execution": here,
+            },
         )
     )
     losses = calls.step(

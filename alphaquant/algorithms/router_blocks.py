@@ -105,7 +105,9 @@ def repair_by_block(
 
 def _mean_square(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
     """Mean square of what a block adds to its input."""
-    added = [(a.float() - b.float()).square().flatten() for a, b in zip(outputs, inputs, strict=True)]
+    added = [
+        (a.float() - b.float()).square().flatten() for a, b in zip(outputs, inputs, strict=True)
+    ]
     return max(float(torch.cat(added).mean()), 1e-30)
 
 

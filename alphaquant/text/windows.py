@@ -25,19 +25,20 @@ def tokenize(tokenizer: Any, documents: list[str]) -> Tensor:
 
 
 def calibration_tokens(
-    tokenizer: Any, documents: list[str], samples: int, length: int, seed: int
+    tokenizer: Any, documents: list[str], samples: int, length: int, seed: int, pool: int = 1
 ) -> Tensor:
     """`samples` windows drawn from the joined documents, int64 `[samples, length]`.
 
-    Non-overlapping windows in seeded order when the text has enough of them; otherwise windows at
-    random offsets, which overlap, and a warning. Raises DataError below one window of text.
+    Non-overlapping windows in seeded order when the text has enough of them, up to `pool` times as many
+    where more can be used, the first of them the same; otherwise windows at random offsets, which
+    overlap, and a warning. Raises DataError below one window of text.
     """
     tokens = tokenize(tokenizer, documents)
     _require_window(tokens, length, "calibration")
     generator = torch.Generator().manual_seed(seed)
     distinct = len(tokens) // length
     if distinct >= samples:
-        order = torch.randperm(distinct, generator=generator)[:samples]
+        order = torch.randperm(distinct, generator=generator)[: samples * pool]
         return tokens[: distinct * length].view(distinct, length)[order].clone()
     log.warning(
         "calibration text has %d windows of %d tokens, %d were asked for: windows overlap",

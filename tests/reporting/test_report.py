@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 from alphaquant.reporting.document import Document, Grid
+from alphaquant.reporting.figures_router import router_figure
 from alphaquant.reporting.headline import cards
 from alphaquant.reporting.linears import linear_table
 from alphaquant.reporting.markdown import to_markdown
@@ -219,6 +220,24 @@ def test_routers_that_were_not_trained_are_said_not_to_be(moe_run: ReportInputs)
     assert "from 21.0 % to 17.0 %" in trained
     useless = replace(bare, router={"method": "kl", "kl_before": 0.02, "kl_after": 0.02})
     assert "found none with a lower KL" in words(build_report(useless))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_block_errors_of_repaired_routers_have_a_panel_of_their_own(
+    moe_run: ReportInputs, trained: bool
+) -> None:
+    blocks, history = moe_run.router_blocks, moe_run.router_history if trained else None
+    assert blocks is not None
+    known = blocks.assign(error=np.linspace(0.05, 0.01, len(blocks)))
+    summary = {"method": "align", "kl_before": 0.031, "kl_after": 0.024}
+    for table, panels in ((known, 2), (known.assign(error=np.nan), 1), (blocks, 1)):
+        figure = router_figure(table, history, summary)
+        assert figure is not None
+        labels = [axis.get_ylabel() for axis in figure.axes]
+        assert len(labels) == panels + 2 * trained
+        assert ("held-out block error (%)" in labels) is (panels == 2)
+    run = replace(moe_run, router=summary, router_blocks=known, router_history=history)
+    assert "Repairing the routers (`align`) lowered the KL" in words(build_report(run))
 
 
 def test_odd_linears_do_not_stop_a_report(make_run: MakeRun) -> None:

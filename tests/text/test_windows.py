@@ -70,6 +70,15 @@ def test_too_few_windows_overlap_and_a_warning_says_so(caplog: pytest.LogCapture
     assert "has 2 windows of 10 tokens, 8 were asked for" in caplog.text
 
 
+def test_a_pool_starts_with_the_windows_drawn_without_one_and_repeats_none() -> None:
+    plain = calibration_tokens(Letters(), text_of(200), 4, 10, seed=0)
+    pool = calibration_tokens(Letters(), text_of(200), 4, 10, seed=0, pool=3)
+    assert torch.equal(pool[:4], plain)
+    assert len(pool) == 12
+    everything = calibration_tokens(Letters(), text_of(200), 4, 10, seed=0, pool=100)
+    assert sorted(everything.flatten().tolist()) == list(range(1000, 1200))
+
+
 def test_exactly_enough_text_gives_every_window_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         windows = calibration_tokens(Letters(), text_of(30), 3, 10, seed=0)
