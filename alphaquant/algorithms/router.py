@@ -64,11 +64,12 @@ def repair_routers(
     """
     windows = split_windows(tokens, config)
     steps = config.method.split("+")
+    one_by_one = [step for step in steps if step in ("align", "block")]
     start = {spec.name: kept(checkpoint.weight(spec.name)) for spec in routers}
     local = trained = None
-    if steps[0] in ("align", "block"):
+    if one_by_one:
         local = repair_by_block(
-            checkpoint, blocks, routers, windows, config, steps[0], device=device
+            checkpoint, blocks, routers, windows, config, one_by_one, device=device
         )
         start = local.tensors
     if steps[-1] in ("kl", "ce"):

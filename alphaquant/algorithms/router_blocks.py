@@ -50,11 +50,11 @@ def repair_by_block(
     routers: Sequence[LinearSpec],
     windows: Windows,
     config: RouterConfig,
-    method: str,
+    methods: Sequence[str],
     *,
     device: torch.device,
 ) -> BlockRepair:
-    """Repair `routers` of the model in `blocks`; `method` is align (closed form) or block (trained)."""
+    """Repair `routers` of the model in `blocks` by align (closed form), block (trained), or both in order."""
     model = BlockModel(checkpoint, device, compute_dtype(device))
     held = len(windows.held)
     batches = windows.held + windows.train
@@ -71,24 +71,25 @@ def repair_by_block(
             ours = list(model.advance(second, index, ours))
             untouched = list(model.advance(second, index, untouched))
             continue
-        old = weights[spec.name]
         target = RouterBench(model, first, spec, original).look()
         plain = RouterBench(model, second, spec, untouched).look()
         bench = RouterBench(model, second, spec, ours)
         now = bench.look()
         energy = _mean_square(target.outputs[:held], original[:held])
-        if method == "align":
-            new = bench.aligned(old, target, now, held)
-        else:
-            new = bench.tuned(old, target, energy, held, config)
-        new = kept(new.to(old.dtype)).cpu()
-        error, least = (bench.error(router, target, held) / energy for router in (old, new))
+        router = weights[spec.name]
+        error = bench.error(router, target, held) / energy
         found.error_before.append(error)
-        if least < error:
-            now, error = bench.look(new), least
-        else:
-            new = old
-        found.tensors[spec.name] = new
+        for method in methods:
+            if method == "align":
+                new = bench.aligned(router, target, now, held)
+            else:
+                new = bench.tuned(router, target, energy, held, config)
+            new = kept(new.to(router.dtype)).cpu()
+            if (least := bench.error(new, target, held) / energy) < error:
+                router, error = new, least
+        if router is not weights[spec.name]:
+            now = bench.look(router)
+        found.tensors[spec.name] = router
         found.error_after.append(error)
         found.changed_before.append(plain.changed(target, held))
         found.changed_after.append(now.changed(target, held))
