@@ -36,5 +36,5 @@ class RouterAlignment:
         share = self.tokens / (self.tokens + _PRIOR * cols)
         damping = _DAMPING * self._gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         damped = self._gram + damping * torch.eye(cols, device=self._gram.device)
-        correction = torch.linalg.solve(damped, (weight.float() @ self._cross).T).T
+        correction: Tensor = torch.linalg.solve(damped, (weight.float() @ self._cross).T).T
         return weight.float() + share * correction

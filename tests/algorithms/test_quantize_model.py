@@ -323,6 +323,21 @@ def test_rounding_to_nearest_needs_no_tokens(tmp_path: Path) -> None:
         assert (load_errors(one)["error"] == load_errors(one)["error_rtn"]).all()
 
 
+def test_routing_weights_change_predicted_losses_of_experts_only(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    scheme = Scheme.parse("int4-g16")
+    plain, weighted = (
+        sensitivity_table(checkpoint, windows(), [scheme], device=CPU, routing_weight=weight)
+        for weight in ("none", "p2")
+    )
+    routed = plain["linear"].str.contains(".experts.", regex=False)
+    before, after = (table["predicted_loss"] for table in (plain, weighted))
+    assert (before[~routed] == after[~routed]).all()
+    assert (before[routed] != after[routed]).any()
+    # the mean over tokens is weighted, not scaled: losses stay comparable with those of attention
+    assert 0.5 < after[routed].sum() / before[routed].sum() < 2
+
+
 def test_sensitivity_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
     schemes = [Scheme.parse("int3-g16")]
