@@ -233,17 +233,17 @@ class RouterConfig(Section):
     method: Literal["none", "align", "block", "kl", "ce", "align+kl", "block+kl", "align+block"] = (
         "none"
     )
-    """none: leave them. kl: match the original's next-token distribution. ce: next-token loss on the calibration text."""
+    """none: leave them. align: closed form, no training. block: train each for its block's output, one block in memory. kl: train all together for the original's next-token distribution. ce: for next tokens of the calibration text. With a plus: one after the other."""
     epochs: int = Field(4, ge=1)
-    """Passes over the calibration windows."""
+    """Passes of training over the calibration windows."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW on fp32 router weights."""
+    """Peak learning rate of training on fp32 router weights."""
     batch_size: int = Field(8, ge=1)
     """Windows per training step."""
     patience: int = Field(4, ge=1)
-    """Held-out checks without a better KL before training stops."""
+    """Held-out checks without a gain before training stops."""
     seed: int = Field(0, ge=0)
-    """Seed of the held-out split and of the order of windows."""
+    """Seed of the order of windows."""
 
 
 class EvaluationConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from alphaquant.config import RouterConfig
@@ -22,18 +21,17 @@ class Windows:
 
 
 def split_windows(tokens: Tensor, config: RouterConfig) -> Windows:
-    """Split `[windows, length]` by the config's seed.
+    """Split `[windows, length]`; the last ones are held out, as they are when blocks are tuned.
 
-    Raises DataError for fewer than two windows: one to learn from and one to hold out.
+    Windows come in random order already, and those that codes were tuned on would say too much good of
+    the quantized model. Raises DataError for fewer than two windows: one to learn from and one to hold out.
     """
     if tokens.shape[0] < 2:
         raise DataError(
             "router repair needs at least 2 calibration windows; raise calibration.samples"
         )
-    generator = torch.Generator().manual_seed(config.seed)
-    shuffled = tokens[torch.randperm(tokens.shape[0], generator=generator)]
-    held = max(1, shuffled.shape[0] // _HELD_OUT)
+    train = tokens.shape[0] - max(1, tokens.shape[0] // _HELD_OUT)
     return Windows(
-        list(shuffled[held:].split(config.batch_size)),
-        list(shuffled[:held].split(config.batch_size)),
+        list(tokens[:train].split(config.batch_size)),
+        list(tokens[train:].split(config.batch_size)),
     )
