@@ -77,4 +77,4 @@ def _balanced(
         f"{idlest_share(loads[chosen]):.2f} of an even load, with the first {len(chosen)} "
         f"{idlest_share(loads[:samples]):.2f}"
     )
-    return pool[chosen]
+    return pool[sorted(chosen)]  # in the order they were drawn, which is random

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alphaquant.config import RouterConfig
 
-ROUTING_SHARE = 0.1
+ROUTING_SHARE = 1.0
 _CHECKS_PER_EPOCH = 2
 
 
