@@ -230,9 +230,7 @@ class RotationConfig(Section):
 class RouterConfig(Section):
     """Repair of the routers after quantization."""
 
-    method: Literal["none", "align", "block", "kl", "ce", "align+kl", "block+kl", "align+block"] = (
-        "none"
-    )
+    method: Literal["none", "align", "block", "kl", "ce", "align+block", "align+kl"] = "none"
     """none: leave them. align: closed form, no training. block: train each for its block's output, one block in memory. kl: train all together for the original's next-token distribution. ce: for next tokens of the calibration text. With a plus: one after the other."""
     epochs: int = Field(4, ge=1)
     """Passes of training over the calibration windows."""
