@@ -179,6 +179,10 @@ class QuantizationConfig(Section):
     """Fix every group's scale before the first column is rounded."""
     scale_search: Literal["none", "mse", "hessian"] = "hessian"
     """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
+    refit: bool = True
+    """After GPTQ, move every scale to where its codes fit best."""
+    sweeps: int = Field(2, ge=0)
+    """Times that every code is looked at again after GPTQ."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
     tune: Literal["none", "block"] = "none"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.gptq import GptqOptions, gptq
+from alphaquant.algorithms.refine import refine
 from alphaquant.algorithms.rtn import rtn
 from alphaquant.algorithms.stacks import Stack, stacks
 from alphaquant.algorithms.tune_block import RunBlock, Start, Tuning, tune_block
@@ -111,7 +112,12 @@ def _solve(
         config.block_size, config.act_order, config.static_groups, config.scale_search
     )
     found = gptq(weight, factor, scheme, options)
-    return _Solved(stack, scheme, weight, factor, found.weight, found.compensated)
+    if not (config.refit or config.sweeps):
+        return _Solved(stack, scheme, weight, factor, found.weight, found.compensated)
+    refined, wanted = refine(
+        weight, factor.damped, found.weight, sweeps=config.sweeps, refit=config.refit
+    )
+    return _Solved(stack, scheme, weight, factor, refined, wanted)
 
 
 def _errors(solved: _Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
