@@ -117,7 +117,9 @@ def nearest_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
     if fmt.scale_type == "e4m3":
         return e4m3_scale(raw)
     # half a fraction on top: between two powers of two the middle is at 1.5
-    exponent = ((raw.view(torch.int32) + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS) - _FP32_BIAS
+    exponent = (
+        (raw.view(torch.int32) + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
+    ) - _FP32_BIAS
     return e8m0_clamp(power_of_two(exponent.clamp(max=_FP32_BIAS)), fmt)
 
 
