@@ -65,14 +65,25 @@ def collect_pairs(
     drifts = {key: DriftAccumulator(width, model.device) for key, width in cols.items()}
     for now, before in zip(hidden, original, strict=True):
         choices: dict[nn.Module, Any] = {}
-        with _inputs(modules) as seen, _hooked(gates, lambda m, _, out: choices.update({m: out})):
+        with _inputs(modules) as seen, _hooked(gates, _remember(choices)):
             model.run(block, index, now, weights)
-        with _inputs(modules) as wanted, _hooked(gates, lambda m, _, __: choices[m]):
+        with _inputs(modules) as wanted, _hooked(gates, _repeat(choices)):
             model.run(block, index, before)
         for key, x in seen.items():
             hessians[key].update(x)
             drifts[key].update_pair(wanted[key], x)
     return hessians, drifts
+
+
+def _remember(choices: dict[nn.Module, Any]) -> Callable[..., None]:
+    def hook(router: nn.Module, _args: Any, output: Any) -> None:
+        choices[router] = output
+
+    return hook
+
+
+def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:
+    return lambda router, _args, _output: choices[router]
 
 
 @contextlib.contextmanager
