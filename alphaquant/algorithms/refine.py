@@ -46,7 +46,7 @@ class _Descent:
     def __init__(self, weight: Tensor, hessian: Tensor, start: QuantizedWeight) -> None:
         self._hessian, self._format = hessian, start.scheme.number_format
         self._width = start.scheme.group_width(weight.shape[-1])
-        self.scales = start.scales
+        self.scales: Scales = start.scales
         self.values = start.dequantize()  # [..., out, in]
         self._gradient = (weight - self.values) @ hessian  # [..., out, in]
 
@@ -93,7 +93,7 @@ class _Descent:
             scale[..., group] = torch.where(curvature > 0, found, scale[..., group])
             changed = scale[..., group] if shared is None else scale[..., group] * shared[..., None]
             self._step(inside, elements * changed[..., None] - self.values[..., inside])
-        self.scales: Scales = replace(self.scales, scale=scale)
+        self.scales = replace(self.scales, scale=scale)
 
     def _step(self, inside: slice, change: Tensor) -> None:
         self.values[..., inside] += change

@@ -7,7 +7,9 @@ import torch
 
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.refine import refine
+from alphaquant.formats.scales import nearest_scale
 from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.table import format_named
 from alphaquant.formats.weight import QuantizedWeight, Scales, quantize_weight
 from alphaquant.linalg.hessian import inverse_factor, output_error
 from tests.algorithms.test_gptq import SCHEMES, problem
@@ -128,3 +130,15 @@ def test_dead_columns_keep_their_rounded_weight() -> None:
     start = quantize_weight(weight, Scheme.parse("int4-g16"))
     found, _ = refine(weight, factor.damped, start, sweeps=2, refit=False)
     assert torch.equal(found.codes[:, 5], start.codes[:, 5])
+
+
+def test_the_nearest_scale_is_the_nearest_of_its_type() -> None:
+    raw = torch.tensor([0.9, 1.49, 1.51, 2.9, 3.1, 0.3, -0.3])
+    mx = nearest_scale(raw, format_named("mxfp4"))
+    assert mx[:6].tolist() == [1.0, 1.0, 2.0, 2.0, 4.0, 0.25]
+    assert float(mx[6]) > 0
+    nv = nearest_scale(raw, format_named("nvfp4"))
+    assert bool((nv > 0).all())
+    assert bool(((nv[:6] - raw[:6]).abs() / raw[:6] <= 2.0**-4).all())
+    bf16 = nearest_scale(raw, format_named("int4"))
+    assert torch.equal(bf16, raw.to(torch.bfloat16).float())
