@@ -181,6 +181,14 @@ class QuantizationConfig(Section):
     """Fix every group's scale before the first column is rounded."""
     scale_search: Literal["none", "mse", "hessian"] = "hessian"
     """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
+    refit: bool = True
+    """After GPTQ, move every scale to where its codes fit best."""
+    sweeps: int = Field(2, ge=0)
+    """Times that every code is looked at again after GPTQ."""
+    correction: Literal["none", "inputs"] = "none"
+    """inputs: GPTQ also makes up for what inputs have lost before; kept where a block comes closer to the original's on held-out windows."""
+    correction_prior: float = Field(0.5, ge=0)
+    """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
     routing_weight: Literal["none", "p", "p2"] = "none"

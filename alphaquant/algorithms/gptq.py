@@ -42,7 +42,7 @@ def search_of(scale_search: str, diagonal: Tensor) -> dict[str, Any]:
     """The arguments of `find_scales` that a scale_search setting means; diagonal is `[..., in]`."""
     if scale_search == "none":
         return {"search": "none"}
-    return {"search": "mse", "importance": diagonal if scale_search == "hessian" else None}
+    return {"search": "mse", "importance": diagonal.sqrt() if scale_search == "hessian" else None}
 
 
 class Solution(NamedTuple):

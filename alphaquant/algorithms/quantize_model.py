@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights, save_block
-from alphaquant.algorithms.solve_block import Lesson, solve_block
+from alphaquant.algorithms.solve_block import Lesson, corrects, held_out, solve_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import RoutingWeight, run_and_collect
+from alphaquant.models.observe import RoutingWeight, collect_pairs, run_and_collect
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
 
@@ -96,7 +96,8 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
-            lesson = walker.lesson(index) if config.tune == "block" and specs else None
+            taught = specs and (config.tune == "block" or corrects(config))
+            lesson = walker.lesson(index, every) if taught else None
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
             folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
@@ -167,21 +168,34 @@ class _Walker:
         block = model.block(index)
         return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
 
-    def lesson(self, index: int) -> Lesson:
+    def lesson(self, index: int, every: Sequence[LinearSpec]) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
         model = self._opened()
         if not self._original:
             self._original = model.embed(cast(Tensor, self._tokens), self._batch_size)
-        while self._original_next <= index:
-            block = model.block(self._original_next)
-            self._original = list(model.advance(block, self._original_next, self._original))
-            self._original_next += 1
+        while self._original_next < index:
+            self._advance_original()
+        before = self._original
+        self._advance_original()
         block = model.block(index)
+        routers = [spec for spec in every if spec.role == "router"]
+        inputs = torch.cat(self._hidden)
+        learnt = max(1, held_out(inputs.shape[0]).start)
+        streams = [torch.cat(x)[:learnt].split(self._batch_size) for x in (self._hidden, before)]
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.run(block, index, hidden, weights)
 
-        return Lesson(run, torch.cat(self._hidden), torch.cat(self._original))
+        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
+            return collect_pairs(model, block, index, specs, routers, weights, *streams)
+
+        return Lesson(run, inputs, torch.cat(self._original), observe)
+
+    def _advance_original(self) -> None:
+        model = self._opened()
+        block = model.block(self._original_next)
+        self._original = list(model.advance(block, self._original_next, self._original))
+        self._original_next += 1
 
     def _opened(self) -> BlockModel:
         """The model, not built before a block has to be computed."""

@@ -10,41 +10,38 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.gptq import GptqOptions, gptq
-from alphaquant.algorithms.rtn import rtn
-from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.algorithms.correct_block import ObservePairs, solve_in_order
+from alphaquant.algorithms.solve_stack import Solved, solve_stack
+from alphaquant.algorithms.stacks import stacks
 from alphaquant.algorithms.tune_block import RunBlock, Start, Tuning, tune_block
 from alphaquant.config import QuantizationConfig
-from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
-from alphaquant.linalg.hessian import (
-    HessianAccumulator,
-    InverseFactor,
-    inverse_factor,
-    output_error,
-)
-from alphaquant.models.checkpoint import Checkpoint, finite
+from alphaquant.linalg.hessian import HessianAccumulator, output_error
+from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
+from alphaquant.progress import reporter
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What tuning learns from: the block, what reaches it, and what it should answer."""
+    """What tuning and correction learn from: the block, what reaches it, and what it should answer."""
 
     run: RunBlock
     inputs: Tensor  # [windows, length, hidden]
     targets: Tensor  # [windows, length, hidden]
+    observe: ObservePairs
+    """Looks at all windows but those of `held_out`."""
 
 
-@dataclass(frozen=True)
-class _Solved:
-    stack: Stack
-    scheme: Scheme
-    weight: Tensor  # [n, out, in]
-    factor: InverseFactor
-    quantized: QuantizedWeight
-    compensated: Tensor  # [n, out, in]
+def corrects(config: QuantizationConfig) -> bool:
+    """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
+    return config.method == "gptq" and config.correction == "inputs"
+
+
+def held_out(windows: int) -> range:
+    """The last eighth of the windows; of one window, that one."""
+    return range(windows - max(1, windows // 8), windows)
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,15 @@ def solve_block(
 ) -> SolvedBlock:
     """Quantize a block's linears by the plan, and tune them when there is a `lesson`."""
     solved = [
-        _solve(checkpoint, stack, scheme, device, config)
+        solve_stack(checkpoint, stack, scheme, device, config)
         for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes)
         if (scheme := plan.schemes[stack.specs[0].name]).format != "bf16"
     ]
+    if lesson is not None and solved and corrects(config):
+        other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
+        solved = _better(solved, other, lesson, config.tune_batch_size)
     weights, tuning = [one.quantized for one in solved], None
-    if lesson is not None and solved:
+    if lesson is not None and solved and config.tune == "block":
         starts = [
             Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated) for s in solved
         ]
@@ -93,28 +93,37 @@ def solve_block(
     return SolvedBlock(ordered, error_table(rows), tuning)
 
 
-def _solve(
-    checkpoint: Checkpoint,
-    stack: Stack,
-    scheme: Scheme,
-    device: torch.device,
-    config: QuantizationConfig,
-) -> _Solved:
-    weight = torch.stack(
-        [finite(checkpoint.weight(spec.name), spec.name).to(device).float() for spec in stack.specs]
-    )
-    factor = inverse_factor(stack.hessian, config.damping)
-    if config.method == "rtn":
-        quantized = rtn(weight, scheme, config.scale_search, stack.specs[0].name)
-        return _Solved(stack, scheme, weight, factor, quantized, weight)
-    options = GptqOptions(
-        config.block_size, config.act_order, config.static_groups, config.scale_search
-    )
-    found = gptq(weight, factor, scheme, options)
-    return _Solved(stack, scheme, weight, factor, found.weight, found.compensated)
+def _better(
+    plain: list[Solved], corrected: list[Solved], lesson: Lesson, batch_size: int
+) -> list[Solved]:
+    """The solution whose block comes closer to the original's on windows that no correction has seen."""
+    held = held_out(lesson.inputs.shape[0])
+    before, after = (_block_error(s, lesson, held, batch_size) for s in (plain, corrected))
+    verdict = "kept" if after < before else "left"
+    reporter().note(f"correction {verdict}: held-out block error {before:.3g} to {after:.3g}")
+    return corrected if after < before else plain
 
 
-def _errors(solved: _Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
+@torch.no_grad()
+def _block_error(solved: list[Solved], lesson: Lesson, held: range, batch_size: int) -> float:
+    """Squared error of the block's outputs on the windows `held`, relative to what the block adds."""
+    values = [one.quantized.dequantize() for one in solved]
+    weights = {
+        spec.name: stack[position]
+        for one, stack in zip(solved, values, strict=True)
+        for position, spec in enumerate(one.stack.specs)
+    }
+    error = change = 0.0
+    for start in range(held.start, held.stop, batch_size):
+        part = slice(start, min(start + batch_size, held.stop))
+        inputs, targets = lesson.inputs[part].float(), lesson.targets[part].float()
+        out = lesson.run(weights, lesson.inputs[part]).float().to(targets.device)
+        error += float((out - targets).square().sum())
+        change += float((targets - inputs).square().sum())
+    return error / max(change, 1e-30)
+
+
+def _errors(solved: Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
     """Output errors on the calibration inputs, relative to the output's energy.
 
     `error_rtn` is that of rounding to nearest with the very same scales.

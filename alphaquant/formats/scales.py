@@ -109,6 +109,20 @@ def bf16_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
     return raw.clamp(2.0**-126, 2.0 ** (126 - fmt.max_exponent)).to(torch.bfloat16).float()
 
 
+def nearest_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
+    """The scale of the format's type that lies nearest to each value; bf16 ones keep the sign."""
+    if fmt.scale_type == "bfloat16":
+        return torch.copysign(bf16_scale(raw.abs(), fmt), raw)
+    raw = raw.clamp(min=2.0**-126)
+    if fmt.scale_type == "e4m3":
+        return e4m3_scale(raw)
+    # half a fraction on top: between two powers of two the middle is at 1.5
+    exponent = (
+        (raw.view(torch.int32) + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
+    ) - _FP32_BIAS
+    return e8m0_clamp(power_of_two(exponent.clamp(max=_FP32_BIAS)), fmt)
+
+
 def asymmetric_scale(low: Tensor, high: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
     """Scale and integer zero point whose grid spans `low <= 0 <= high`."""
     steps = 2**fmt.bits - 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from alphaquant.linalg.drift import DriftAccumulator
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
 from alphaquant.models.linear import LinearSpec
@@ -66,6 +67,70 @@ def _feed(
     if expert is not None:
         yield expert.register_forward_pre_hook(on_expert)
     yield module.register_forward_pre_hook(on_linear)
+
+
+def collect_pairs(
+    model: BlockModel,
+    block: nn.Module,
+    index: int,
+    specs: Sequence[LinearSpec],
+    routers: Sequence[LinearSpec],
+    weights: Mapping[str, Tensor],
+    hidden: Sequence[Tensor],
+    original: Sequence[Tensor],
+) -> tuple[dict[str, HessianAccumulator], dict[str, DriftAccumulator]]:
+    """Hessians of the inputs that `specs` read, and how they left the original's, by input key.
+
+    `hidden` goes through the block with `weights` in place of some of its own, `original` through the
+    block as it is, but with every token sent to the experts that it was sent to before: tokens pair up.
+    """
+    modules = {spec.input_key: model.linear(block, index, spec.name) for spec in specs}
+    gates = [model.linear(block, index, spec.name) for spec in routers]
+    cols = {spec.input_key: spec.cols for spec in specs}
+    hessians = {key: HessianAccumulator(width, model.device) for key, width in cols.items()}
+    drifts = {key: DriftAccumulator(width, model.device) for key, width in cols.items()}
+    for now, before in zip(hidden, original, strict=True):
+        choices: dict[nn.Module, Any] = {}
+        with _inputs(modules) as seen, _hooked(gates, _remember(choices)):
+            model.run(block, index, now, weights)
+        with _inputs(modules) as wanted, _hooked(gates, _repeat(choices)):
+            model.run(block, index, before)
+        for key, x in seen.items():
+            hessians[key].update(x)
+            drifts[key].update_pair(wanted[key], x)
+    return hessians, drifts
+
+
+def _remember(choices: dict[nn.Module, Any]) -> Callable[..., None]:
+    def hook(router: nn.Module, _args: Any, output: Any) -> None:
+        choices[router] = output
+
+    return hook
+
+
+def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:
+    return lambda router, _args, _output: choices[router]
+
+
+@contextlib.contextmanager
+def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """While open, the last input of each module by its key."""
+    seen: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(
+                lambda _module, args, key=key: seen.update({key: args[0]})
+            )
+            hooks.callback(handle.remove)
+        yield seen
+
+
+@contextlib.contextmanager
+def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,34 @@
+"""Drift: how far a linear's inputs have left the original model's, and the weight that makes up for it.
+
+Quantized blocks hand on inputs X̃ in place of X. The weight whose outputs on X̃ come nearest to WX is
+W + W (X - X̃)X̃ᵀ (X̃X̃ᵀ)⁻¹, and rounding that one corrects what was lost before (QEP, arXiv 2504.09629).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alphaquant.linalg.hessian import HessianAccumulator, InverseFactor
+
+
+class DriftAccumulator(HessianAccumulator):
+    """Sums (X - X̃)ᵀX̃ over pairs of inputs; `hessian` is 2/n times that, as the Hessian beside it."""
+
+    def update_pair(self, original: Tensor, now: Tensor) -> None:
+        """Add the inputs `[..., in]` that the original and the quantized model make of the same tokens."""
+        first, second = (x.reshape(-1, x.shape[-1]).float() for x in (original, now))
+        self.tokens += second.shape[0]
+        self.total.addmm_((first - second).T, second)
+
+
+def corrected(weight: Tensor, drift: Tensor, factor: InverseFactor, share: Tensor) -> Tensor:
+    """`[..., out, in]` moved by `share` `[...]` of what makes up for `drift` `[..., in, in]`."""
+    upper = factor.upper
+    return weight + share[..., None, None] * (weight @ drift @ upper.mT @ upper)
+
+
+def trusted_share(tokens: Tensor, cols: int, prior: float) -> Tensor:
+    """How much of a correction from `tokens` `[...]` tokens is signal: the prior weighs `prior * cols` tokens."""
+    count = tokens.float()
+    return torch.where(count > 0, count / (count + prior * cols), torch.zeros_like(count))
