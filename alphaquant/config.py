@@ -191,7 +191,7 @@ class QuantizationConfig(Section):
     """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
-    routing_weight: Literal["none", "p", "p2"] = "none"
+    routing_weight: Literal["none", "p", "p2"] = "p"
     """How much a token counts in an expert's Hessian. none: once. p, p2: by the weight that the router gave the expert, or by its square, which is what an error costs in the block's output."""
     tune: Literal["none", "block"] = "none"
     """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better."""

@@ -187,7 +187,9 @@ class _Walker:
             return model.run(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
-            return collect_pairs(model, block, index, specs, routers, weights, *streams)
+            return collect_pairs(
+                model, block, index, specs, routers, weights, *streams, self._routing_weight
+            )
 
         return Lesson(run, inputs, torch.cat(self._original), observe)
 

@@ -15,11 +15,17 @@ from alphaquant.linalg.hessian import HessianAccumulator, InverseFactor
 class DriftAccumulator(HessianAccumulator):
     """Sums (X - X̃)ᵀX̃ over pairs of inputs; `hessian` is 2/n times that, as the Hessian beside it."""
 
-    def update_pair(self, original: Tensor, now: Tensor) -> None:
-        """Add the inputs `[..., in]` that the original and the quantized model make of the same tokens."""
+    def update_pair(self, original: Tensor, now: Tensor, weight: Tensor | None = None) -> None:
+        """Add the inputs `[..., in]` that the original and the quantized model make of the same tokens.
+
+        Each counts `weight [...]` times, or once.
+        """
         first, second = (x.reshape(-1, x.shape[-1]).float() for x in (original, now))
-        self.tokens += second.shape[0]
-        self.total.addmm_((first - second).T, second)
+        moved = first - second
+        weights = self._count(second.shape[0], weight)
+        if weights is not None:
+            moved = moved * weights.float()[:, None]
+        self.total.addmm_(moved.T, second)
 
 
 def corrected(weight: Tensor, drift: Tensor, factor: InverseFactor, share: Tensor) -> Tensor:

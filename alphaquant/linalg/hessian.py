@@ -26,14 +26,8 @@ class HessianAccumulator:
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""
         flat = x.reshape(-1, x.shape[-1])
-        self.tokens += flat.shape[0]
-        if weight is None:
-            self._mass += flat.shape[0]
-            self._squares += flat.shape[0]
-        else:
-            weights = weight.reshape(-1).double()
-            self._mass += weights.sum()
-            self._squares += weights.square().sum()
+        weights = self._count(flat.shape[0], weight)
+        if weights is not None:
             flat = flat * weights.sqrt().to(flat.dtype)[:, None]
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
@@ -41,6 +35,18 @@ class HessianAccumulator:
         else:
             flat = flat.float()
             self.total.addmm_(flat.T, flat)
+
+    def _count(self, tokens: int, weight: Tensor | None) -> Tensor | None:
+        """Note that so many tokens were seen; returns their weights `[tokens]`, if they have some."""
+        self.tokens += tokens
+        if weight is None:
+            self._mass += tokens
+            self._squares += tokens
+            return None
+        weights = weight.reshape(-1).double()
+        self._mass += weights.sum()
+        self._squares += weights.square().sum()
+        return weights
 
     @property
     def hessian(self) -> Tensor:

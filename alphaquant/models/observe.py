@@ -59,7 +59,7 @@ def _feed(
 
     def on_expert(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal weight
-        weight = args[1].float() ** (2 if routing_weight == "p2" else 1)
+        weight = _counted(args, routing_weight)
 
     def on_linear(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         accumulator.update(args[0], weight)
@@ -67,6 +67,11 @@ def _feed(
     if expert is not None:
         yield expert.register_forward_pre_hook(on_expert)
     yield module.register_forward_pre_hook(on_linear)
+
+
+def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor:
+    """How often each token `[tokens]` counts that reaches an expert with `args`."""
+    return args[1].float() ** (2 if routing_weight == "p2" else 1)
 
 
 def collect_pairs(
@@ -78,6 +83,7 @@ def collect_pairs(
     weights: Mapping[str, Tensor],
     hidden: Sequence[Tensor],
     original: Sequence[Tensor],
+    routing_weight: RoutingWeight = "none",
 ) -> tuple[dict[str, HessianAccumulator], dict[str, DriftAccumulator]]:
     """Hessians of the inputs that `specs` read, and how they left the original's, by input key.
 
@@ -86,18 +92,27 @@ def collect_pairs(
     """
     modules = {spec.input_key: model.linear(block, index, spec.name) for spec in specs}
     gates = [model.linear(block, index, spec.name) for spec in routers]
+    experts = {
+        spec.input_key: model.expert(block, index, spec.name)
+        for spec in specs
+        if spec.expert is not None and routing_weight != "none"
+    }
     cols = {spec.input_key: spec.cols for spec in specs}
     hessians = {key: HessianAccumulator(width, model.device) for key, width in cols.items()}
     drifts = {key: DriftAccumulator(width, model.device) for key, width in cols.items()}
     for now, before in zip(hidden, original, strict=True):
         choices: dict[nn.Module, Any] = {}
-        with _inputs(modules) as seen, _hooked(gates, _remember(choices)):
+        with (
+            _inputs(modules) as seen,
+            _routings(experts, routing_weight) as routing,
+            _hooked(gates, _remember(choices)),
+        ):
             model.run(block, index, now, weights)
         with _inputs(modules) as wanted, _hooked(gates, _repeat(choices)):
             model.run(block, index, before)
         for key, x in seen.items():
-            hessians[key].update(x)
-            drifts[key].update_pair(wanted[key], x)
+            hessians[key].update(x, routing.get(key))
+            drifts[key].update_pair(wanted[key], x, routing.get(key))
     return hessians, drifts
 
 
@@ -120,6 +135,21 @@ def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
         for key, module in modules.items():
             handle = module.register_forward_pre_hook(
                 lambda _module, args, key=key: seen.update({key: args[0]})
+            )
+            hooks.callback(handle.remove)
+        yield seen
+
+
+@contextlib.contextmanager
+def _routings(
+    experts: Mapping[str, nn.Module], routing_weight: RoutingWeight
+) -> Iterator[dict[str, Tensor]]:
+    """While open, how often each token counts that reached an expert last, by the expert's key."""
+    seen: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as hooks:
+        for key, expert in experts.items():
+            handle = expert.register_forward_pre_hook(
+                lambda _module, args, key=key: seen.update({key: _counted(args, routing_weight)})
             )
             hooks.callback(handle.remove)
         yield seen

@@ -42,3 +42,13 @@ def test_few_tokens_are_trusted_little_and_none_not_at_all() -> None:
     share = trusted_share(torch.tensor([0, 64, 6400]), 64, 0.5)
     torch.testing.assert_close(share, torch.tensor([0.0, 2 / 3, 200 / 201]))
     assert trusted_share(torch.tensor([0, 1]), 64, 0.0).tolist() == [0.0, 1.0]
+
+
+def test_a_token_that_counts_twice_is_as_good_as_two() -> None:
+    x, now, _ = pair()
+    twice = torch.arange(400) % 2 == 0
+    weighted, repeated = DriftAccumulator(12, x.device), DriftAccumulator(12, x.device)
+    weighted.update_pair(x, now, 1.0 + twice)
+    repeated.update_pair(torch.cat([x, x[twice]]), torch.cat([now, now[twice]]))
+    torch.testing.assert_close(weighted.hessian, repeated.hessian)
+    assert weighted.mass == repeated.mass == 600
