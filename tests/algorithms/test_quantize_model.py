@@ -160,7 +160,7 @@ def test_routing_weights_lower_the_weighted_error_of_an_experts_output(tmp_path:
     checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
     plan = uniform(checkpoint, "int2-g16")
     same = {"expert_shrinkage": 0.0, "scale_search": "none", "damping": 0.001}
-    plain = quantize(checkpoint, plan, tmp_path / "plain", **same)[0]
+    plain = quantize(checkpoint, plan, tmp_path / "none", routing_weight="none", **same)[0]
     weighted = quantize(checkpoint, plan, tmp_path / "p2", routing_weight="p2", **same)[0]
     up = [s for s in checkpoint.block_specs(0) if s.expert is not None and s.role == "up"]
     model = BlockModel(checkpoint, CPU, torch.float32)
