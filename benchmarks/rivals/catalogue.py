@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 OWN = "alphaquant"
 _INTEGERS = ("int4", "int3", "int2")
 _ALL = tuple(FORMATS)
+_WHOLE = {"quantization.correction": "inputs", "quantization.tune": "model"}
 _ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 
 
@@ -162,9 +163,27 @@ CONTESTANTS = (
     ),
     Contestant(
         OWN,
+        "corrected",
+        "in static activation order, made up for what quantized linears before did (`correction=inputs`)",
+        _ORDERED | {"quantization.correction": "inputs"},
+    ),
+    Contestant(
+        OWN,
         "tuned",
-        "the same, and blocks tuned after GPTQ with default steps",
+        "rotated, and blocks tuned after GPTQ with default steps",
         _ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+    ),
+    Contestant(
+        OWN,
+        "whole",
+        "corrected, blocks tuned, then scales and norms of the whole model (`tune=model`), not rotated",
+        _ORDERED | _WHOLE,
+    ),
+    Contestant(
+        OWN,
+        "full",
+        "the same, rotated first",
+        _ORDERED | _WHOLE | {"rotation.kind": "hadamard"},
     ),
     Contestant(
         OWN,
