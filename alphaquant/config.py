@@ -193,8 +193,10 @@ class QuantizationConfig(Section):
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
     routing_weight: Literal["none", "p", "p2"] = "p"
     """How much a token counts in an expert's Hessian. none: once. p, p2: by the weight that the router gave the expert, or by its square, which is what an error costs in the block's output."""
-    tune: Literal["none", "block"] = "none"
-    """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better."""
+    tune: Literal["none", "block", "model"] = "none"
+    """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better. model: then move scales and norms once more until the whole model predicts as the original; the model must fit into memory, and rival plans and the experiment are tuned by block."""
+    tune_ahead: bool = False
+    """Judge a tuned block also by what the original's next block makes of its output, and the last one by the predictions; half as much time again."""
     tune_steps: int = Field(100, ge=1)
     """Steps of tuning per block."""
     tune_batch_size: int = Field(4, ge=1)
@@ -203,6 +205,17 @@ class QuantizationConfig(Section):
     """Largest move of a code's latent per step, in steps of the grid."""
     tune_scale_rate: float = Field(5e-3, ge=0)
     """Largest relative move of a scale per step."""
+    tune_model_steps: int = Field(60, ge=1)
+    """Steps of tuning the whole model; it ends sooner when held-out windows stop improving."""
+    tune_model_rate: float = Field(3e-3, gt=0)
+    """Largest relative move of a scale per step of tuning the whole model; norms move by a quarter of it."""
+
+    def by_block(self) -> QuantizationConfig:
+        """The same without what concerns the whole model alone."""
+        whole = {"tune_model_steps", "tune_model_rate"}
+        defaults = {name: type(self).model_fields[name].default for name in whole}
+        tune = "none" if self.tune == "none" else "block"
+        return self.model_copy(update=defaults | {"tune": tune})
 
     @field_validator("scale_search", mode="before")
     @classmethod

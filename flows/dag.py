@@ -25,6 +25,7 @@ from tasks.quantize import quantize
 from tasks.rotate import rotate
 from tasks.router import router
 from tasks.sensitivity import sensitivity
+from tasks.tune import tune
 
 StageName: TypeAlias = Literal[
     "calibration",
@@ -33,6 +34,7 @@ StageName: TypeAlias = Literal[
     "sensitivity",
     "allocate",
     "quantize",
+    "tune",
     "router",
     "export",
     "evaluate",
@@ -48,8 +50,11 @@ class Call(Protocol):
     def __call__(self, stage: Stage, **inputs: Any) -> Any:
         """Return the stage's artifact, or what stands for it."""
 
-    def skip(self, stage: Stage, reason: str) -> Any:
-        """Note that the stage does not apply; returns None, the artifact it does not make."""
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> Any:
+        """Note that the stage does not apply; returns None, the artifact it does not make.
+
+        `inputs` are artifacts that stages behind it are given in its stead.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ Stages: TypeAlias = Callable[[RunConfig, ModelRef, Call], Products]
 
 def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """Compress a model, score it and report."""
-    here, rounding = config.execution, config.quantization
+    here, rounding = config.execution, config.quantization.by_block()
     tokens = _tokens(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     if config.rotation.kind == "none":
@@ -86,9 +91,11 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         alpha=alphas,
         sensitivity=losses,
     )
-    blocks = call(
-        quantize, model=weights, plan=plan, tokens=tokens, quantization=rounding, execution=here
-    )
+    blocks = _quantized(config, weights, plan, tokens, call)
+    if config.quantization.tune != "model":
+        tuned = call.skip(tune, "quantization.tune is not model", blocks=blocks)
+    else:
+        tuned = _tuned(config, weights, blocks, tokens, call)
     if config.router.method == "none":
         routers = call.skip(router, "router.method is none")
     else:
@@ -96,12 +103,14 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             router,
             model=weights,
             plan=plan,
-            blocks=blocks,
+            blocks=tuned or blocks,
             tokens=tokens,
             router=config.router,
             execution=here,
         )
-    checkpoint = call(export, model=weights, blocks=blocks, routers=routers, export=config.export)
+    checkpoint = call(
+        export, model=weights, blocks=tuned or blocks, routers=routers, export=config.export
+    )
     scores = call(
         evaluate,
         model=model,
@@ -138,6 +147,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             "scores": scores,
             "rivals": rivals,
             **({"rotation": turned} if turned else {}),
+            **({"tune": tuned} if tuned else {}),
         },
     )
     return Products(plan, checkpoint, scores, report)
@@ -145,7 +155,6 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
 
 def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """The short way: one format for all linears, no scores."""
-    here, rounding = config.execution, config.quantization
     if needs_calibration(config):
         tokens = _tokens(config, model, call)
     else:
@@ -154,14 +163,14 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
         allocate,
         model=model,
         allocation=config.allocation,
-        quantization=rounding,
+        quantization=config.quantization.by_block(),
         alpha=None,
         sensitivity=None,
     )
     weights = model if config.rotation.kind == "none" else _rotated(config, model, call)
-    blocks = call(
-        quantize, model=weights, plan=plan, tokens=tokens, quantization=rounding, execution=here
-    )
+    blocks = _quantized(config, weights, plan, tokens, call)
+    if config.quantization.tune == "model":
+        blocks = _tuned(config, weights, blocks, tokens, call) or blocks
     checkpoint = call(export, model=weights, blocks=blocks, routers=None, export=config.export)
     return Products(plan, checkpoint)
 
@@ -185,6 +194,28 @@ def _rotated(config: RunConfig, model: ModelRef, call: Call) -> Any:
     return call(rotate, model=model, rotation=config.rotation)
 
 
+def _quantized(config: RunConfig, weights: Any, plan: Any, tokens: Any, call: Call) -> Any:
+    return call(
+        quantize,
+        model=weights,
+        plan=plan,
+        tokens=tokens,
+        quantization=config.quantization.by_block(),
+        execution=config.execution,
+    )
+
+
+def _tuned(config: RunConfig, weights: Any, blocks: Any, tokens: Any, call: Call) -> Any:
+    return call(
+        tune,
+        model=weights,
+        blocks=blocks,
+        tokens=tokens,
+        quantization=config.quantization,
+        execution=config.execution,
+    )
+
+
 def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
     """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
     rounding = config.quantization
@@ -203,7 +234,7 @@ def _compare_settings(config: RunConfig) -> dict[str, Any]:
     """What decides rivals and their scores: not the tasks, which only the run's own plan is given."""
     return {
         "allocation": config.allocation,
-        "quantization": config.quantization,
+        "quantization": config.quantization.by_block(),
         "comparison": config.comparison,
         "dataset": config.evaluation.dataset,
         "sequence_length": config.evaluation.sequence_length,

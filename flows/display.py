@@ -65,6 +65,8 @@ class PlainDisplay:
     def update(self, what: str, done: int, total: int) -> None:
         """Progress inside a stage; said at most every few seconds."""
         now = time.monotonic()
+        if done == 0:  # work that begins anew, such as the steps of the next block
+            self._started.pop(what, None)
         started = self._started.setdefault(what, now)
         if now - self._said < self._interval or done in (0, total):
             return

@@ -66,7 +66,7 @@ def experiment(
     config: RunConfig, model: ModelRef, calls: Calls, rivals: Mapping[str, ModelRef]
 ) -> Any:
     """Do the whole experiment; returns the conclusion's artifact."""
-    here, options, rounding = config.execution, config.experiment, config.quantization
+    here, options, rounding = config.execution, config.experiment, config.quantization.by_block()
     guides = {
         name: calls.step(
             Step(
@@ -175,7 +175,7 @@ def experiment(
 
 
 def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number: int) -> _Seed:
-    here, rounding = config.execution, config.quantization
+    here, rounding = config.execution, config.quantization.by_block()
     text = config.calibration.model_copy(update={"seed": config.calibration.seed + number})
     tokens = calls.step(
         Step(

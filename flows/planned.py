@@ -56,7 +56,7 @@ class _Planner:
         self.planned.append(found)
         return found.out
 
-    def skip(self, stage: Stage, reason: str) -> None:
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> None:
         self.planned.append(PlannedStage(stage.name, "skipped", reason, None, None))
 
 
@@ -70,5 +70,5 @@ class _Recorder:
         self.given[stage.name] = pending_in(inputs)
         return Pending(stage.name)
 
-    def skip(self, stage: Stage, reason: str) -> Pending:
-        return self(stage)
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> Pending:
+        return self(stage, **inputs)

@@ -93,7 +93,7 @@ class StageCalls:
         current_display().end(result)
         return result.ref
 
-    def skip(self, stage: Stage, reason: str) -> None:
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> None:
         """Note that a stage does not apply."""
         result = StageResult(stage.name, "skipped", reason, 0.0, "", None)
         self.results.append(result)

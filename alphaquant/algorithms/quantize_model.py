@@ -12,8 +12,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.lesson import Lesson, Sequel, held_out, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
-from alphaquant.algorithms.solve_block import Lesson, corrects, held_out, solve_block
+from alphaquant.algorithms.solve_block import corrects, solve_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
@@ -96,8 +97,8 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
-            taught = specs and (config.tune == "block" or corrects(config))
-            lesson = walker.lesson(index, every) if taught else None
+            taught = specs and (config.tune != "none" or corrects(config))
+            lesson = walker.lesson(index, every, ahead=config.tune_ahead) if taught else None
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
             folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
@@ -146,10 +147,7 @@ class _Walker:
         self._model: BlockModel | None = None
         self._hidden: list[Tensor] = []
         self._next = 0
-        self._original: list[
-            Tensor
-        ] = []  # behind as many of the original's blocks as _original_next
-        self._original_next = 0
+        self._original: dict[int, Tensor] = {}  # by the number of the original's blocks before
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -168,20 +166,14 @@ class _Walker:
         block = model.block(index)
         return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
 
-    def lesson(self, index: int, every: Sequence[LinearSpec]) -> Lesson:
+    def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
-        model = self._opened()
-        if not self._original:
-            self._original = model.embed(cast(Tensor, self._tokens), self._batch_size)
-        while self._original_next < index:
-            self._advance_original()
-        before = self._original
-        self._advance_original()
-        block = model.block(index)
+        model, block = self._opened(), self._opened().block(index)
+        before, targets = self._behind(index), self._behind(index + 1)
         routers = [spec for spec in every if spec.role == "router"]
         inputs = torch.cat(self._hidden)
         learnt = max(1, held_out(inputs.shape[0]).start)
-        streams = [torch.cat(x)[:learnt].split(self._batch_size) for x in (self._hidden, before)]
+        streams = [x[:learnt].split(self._batch_size) for x in (inputs, before)]
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.run(block, index, hidden, weights)
@@ -191,13 +183,28 @@ class _Walker:
                 model, block, index, specs, routers, weights, *streams, self._routing_weight
             )
 
-        return Lesson(run, inputs, torch.cat(self._original), observe)
+        last = index + 1 == self._checkpoint.blocks
+        sequel: Sequel | None = None
+        if ahead and last:
+            sequel = predictions(model.final_norm, model.head(), targets)
+        elif ahead:
+            following = partial(model.run, model.block(index + 1), index + 1)
+            sequel = next_block(following, self._behind(index + 2))
+        return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
 
-    def _advance_original(self) -> None:
-        model = self._opened()
-        block = model.block(self._original_next)
-        self._original = list(model.advance(block, self._original_next, self._original))
-        self._original_next += 1
+    def _behind(self, blocks: int) -> Tensor:
+        """The original's hidden states `[windows, length, hidden]` behind its first blocks.
+
+        The last three are kept: what a block gets, what it answers, and what the next one makes of that.
+        """
+        model, known = self._opened(), self._original
+        if not known:
+            known[0] = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
+        while (at := max(known)) < blocks:
+            batches = list(known[at].split(self._batch_size))
+            known[at + 1] = torch.cat(list(model.advance(model.block(at), at, batches)))
+            known.pop(at - 2, None)
+        return known[blocks]
 
     def _opened(self) -> BlockModel:
         """The model, not built before a block has to be computed."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alphaquant.algorithms.solve_block import SolvedBlock
@@ -21,19 +23,31 @@ from alphaquant.models.checkpoint import Checkpoint
 _WEIGHTS = "block.safetensors"
 _ERRORS = "errors.parquet"
 _TUNING = "tuning.json"
+_NORMS = "norms.safetensors"
 
 
 def save_block(folder: Path, block: SolvedBlock) -> None:
     """Write codes, scales and zeros by linear name, the per-linear errors, and what tuning brought."""
-    weights = block.weights
+    _save_weights(folder, block.weights)
+    block.errors.to_parquet(folder / _ERRORS, index=False)
+    if block.tuning is not None:
+        (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")
+
+
+def save_retuned_block(
+    folder: Path, weights: Mapping[str, QuantizedWeight], norms: Mapping[str, Tensor]
+) -> None:
+    """Write a block whose norms, by name, differ from the checkpoint's; errors of its linears are not known."""
+    _save_weights(folder, weights)
+    save_file({name: norm.contiguous() for name, norm in norms.items()}, folder / _NORMS)
+
+
+def _save_weights(folder: Path, weights: Mapping[str, QuantizedWeight]) -> None:
     tensors: dict[str, Tensor] = {}
     for name, weight in weights.items():
         tensors |= {key: value.cpu().contiguous() for key, value in weight.tensors(name).items()}
     schemes = {name: str(weight.scheme) for name, weight in weights.items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"schemes": json.dumps(schemes, sort_keys=True)})
-    block.errors.to_parquet(folder / _ERRORS, index=False)
-    if block.tuning is not None:
-        (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")
 
 
 def load_block(folder: Path) -> dict[str, QuantizedWeight]:
@@ -60,15 +74,33 @@ def load_tuning(folder: Path) -> dict[str, Any] | None:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def stored_sizes(folder: Path) -> tuple[int, int]:
+    """Number of codes and of scales in a block, read from its header."""
+    counts = {"codes": 0, "scale": 0}
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            kind = key.rpartition(".")[2]
+            if kind in counts:
+                counts[kind] += math.prod(file.get_slice(key).get_shape())
+    return counts["codes"], counts["scale"]
+
+
+def load_norms(folder: Path) -> dict[str, Tensor]:
+    """A block's norms by name (without `.weight`) where tuning moved them; empty elsewhere."""
+    path = folder / _NORMS
+    return load_file(path) if path.is_file() else {}
+
+
 def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str, Tensor]:
-    """Every linear of a block as the checkpoint will store it, quantized or kept."""
+    """Every linear of a block as the checkpoint will store it, quantized or kept, and its norms where they moved."""
     quantized = load_block(folder)
-    return {
+    linears = {
         spec.name: quantized[spec.name].dequantize().to(checkpoint.weight(spec.name).dtype)
         if spec.name in quantized
         else kept(checkpoint.weight(spec.name))
         for spec in checkpoint.block_specs(index)
     }
+    return linears | load_norms(folder)
 
 
 def kept(weight: Tensor) -> Tensor:

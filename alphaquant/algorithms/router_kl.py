@@ -73,6 +73,18 @@ def kl_divergence(head: nn.Module, original: Tensor, ours: Tensor) -> Tensor:
     return torch.stack(kept)
 
 
+def full_kl(head: nn.Module, original: Tensor, ours: Tensor) -> Tensor:
+    """Mean of `kl_divergence`; gradients reach `ours`."""
+
+    def of(window: Tensor, number: int) -> Tensor:
+        with torch.no_grad():
+            log_p = torch.log_softmax(head(original[number].to(window.device)).float(), -1)
+        log_q = torch.log_softmax(head(window).float(), -1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+    return _mean_over_windows(of, ours)
+
+
 def _grouped(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities `[..., top]` of some tokens, and `[...]` of all others together.
 

@@ -8,7 +8,7 @@ routers that did not improve there are not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from torch import Tensor
 from alphaquant.algorithms.quantized_block import kept
 from alphaquant.algorithms.router_models import Student, Teacher
 from alphaquant.algorithms.router_windows import Windows
+from alphaquant.algorithms.schedule import warm_cosine
 from alphaquant.config import RouterConfig
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.progress import reporter
 
 _CHECKS_PER_EPOCH = 2
-_WARMUP = 0.1  # share of the steps
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train_routers(
     steps = config.epochs * batches
     every = max(1, batches // _CHECKS_PER_EPOCH)
     optimizer = torch.optim.AdamW(student.parameters, lr=config.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _cosine(steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     history = [{"step": 0.0, "train_loss": math.nan, "heldout_kl": kl_before}]
     losses: list[float] = []
     stale = 0
@@ -104,14 +104,3 @@ def _order(batches: int, config: RouterConfig) -> Iterator[int]:
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(config.epochs):
         yield from torch.randperm(batches, generator=generator).tolist()
-
-
-def _cosine(steps: int) -> Callable[[int], float]:
-    warmup = max(1, round(_WARMUP * steps))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return factor

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from alphaquant.algorithms.correct_block import ObservePairs, solve_in_order
+from alphaquant.algorithms.correct_block import solve_in_order
+from alphaquant.algorithms.lesson import Lesson, held_out
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
 from alphaquant.algorithms.stacks import stacks
-from alphaquant.algorithms.tune_block import RunBlock, Start, Tuning, tune_block
+from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
 from alphaquant.linalg.hessian import HessianAccumulator, output_error
@@ -23,25 +23,9 @@ from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What tuning and correction learn from: the block, what reaches it, and what it should answer."""
-
-    run: RunBlock
-    inputs: Tensor  # [windows, length, hidden]
-    targets: Tensor  # [windows, length, hidden]
-    observe: ObservePairs
-    """Looks at all windows but those of `held_out`."""
-
-
 def corrects(config: QuantizationConfig) -> bool:
     """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
     return config.method == "gptq" and config.correction == "inputs"
-
-
-def held_out(windows: int) -> range:
-    """The last eighth of the windows; of one window, that one."""
-    return range(windows - max(1, windows // 8), windows)
 
 
 @dataclass(frozen=True)
@@ -71,17 +55,15 @@ def solve_block(
         for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes)
         if (scheme := plan.schemes[stack.specs[0].name]).format != "bf16"
     ]
-    if lesson is not None and solved and corrects(config):
+    if lesson is not None and lesson.observe is not None and solved and corrects(config):
         other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
         solved = _better(solved, other, lesson, config.tune_batch_size)
     weights, tuning = [one.quantized for one in solved], None
-    if lesson is not None and solved and config.tune == "block":
+    if lesson is not None and solved and config.tune != "none":
         starts = [
             Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated) for s in solved
         ]
-        weights, tuning = tune_block(
-            lesson.run, starts, lesson.inputs, lesson.targets, config, device
-        )
+        weights, tuning = tune_block(lesson, starts, config)
     pairs = list(zip(solved, weights, strict=True))
     done = {
         spec.name: weight[position]

@@ -9,23 +9,21 @@ windows that were held out say that tuning helped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.lesson import Lesson, held_out
 from alphaquant.algorithms.tuned_rounding import TunedRounding
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.progress import reporter
 
-_HELD_OUT = 8  # one window in so many is held out
 _CHECKS = 4  # times that the held-out windows are looked at
 _BETAS = (0.9, 0.95)  # short runs: gradients of the first steps are soon forgotten
-
-RunBlock = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-"""Weights by linear and inputs `[windows, length, hidden]` to the block's outputs."""
 
 
 @dataclass(frozen=True)
@@ -50,61 +48,63 @@ class Start:
 
 
 def tune_block(
-    run: RunBlock,
-    starts: Sequence[Start],
-    inputs: Tensor,  # [windows, length, hidden]
-    targets: Tensor,  # [windows, length, hidden]
-    config: QuantizationConfig,
-    device: torch.device,
+    lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
 ) -> tuple[list[QuantizedWeight], Tuning]:
-    """Tune every stack of a block together; returns their codes and scales, and what it brought.
-
-    Windows come in the same order every time; inputs and targets may lie on another device.
-    """
+    """Tune every stack of a block together; returns their codes and scales, and what it brought."""
     roundings = [TunedRounding(start.quantized, start.compensated) for start in starts]
-    windows = inputs.shape[0]
-    held = range(windows - max(1, windows // _HELD_OUT), windows) if windows > 1 else range(1)
+    windows = lesson.inputs.shape[0]
+    held = held_out(windows)
     train = held.start or windows
     size = min(config.tune_batch_size, train)
 
-    def loss(weights: Mapping[str, Tensor], chosen: Tensor | Sequence[int]) -> Tensor:
-        out = run(weights, inputs[chosen].to(device))
-        return (out.float() - targets[chosen].to(device).float()).square().mean()
-
-    def error(kept: Sequence[QuantizedWeight]) -> float:
+    def mean_held_out(measure: Callable[..., Tensor], kept: Sequence[QuantizedWeight]) -> float:
         weights = dict(_named(starts, [weight.dequantize() for weight in kept]))
         with torch.no_grad():
-            parts = [held[at : at + size] for at in range(0, len(held), size)]
-            return sum(float(loss(weights, list(p))) * len(p) for p in parts) / len(held)
+            return sum(
+                float(measure(weights, part)) * len(part) / len(held)
+                for part in _parts(held, lesson.batch_size)
+            )
 
     optimizer = torch.optim.Adam(_groups(roundings, config), betas=_BETAS)
     rates = [group["lr"] for group in optimizer.param_groups]
     order = torch.Generator().manual_seed(0)
-    best = [start.quantized for start in starts]
-    before = least = error(best)
+    first = best = [start.quantized for start in starts]
+    least = mean_held_out(lesson.loss, best)
     kept_at = 0
+    reporter().update("tuning step", 0, config.tune_steps)
     for step in range(config.tune_steps):
-        chosen = torch.randperm(train, generator=order)[:size]
-        weights = dict(_named(starts, [rounding.weight() for rounding in roundings]))
+        chosen = torch.randperm(train, generator=order)[:size].tolist()
         optimizer.zero_grad()
-        loss(weights, chosen).backward()
+        for part in _parts(chosen, lesson.batch_size):
+            # made anew for each part: a backward pass frees what the values were made of
+            weights = dict(_named(starts, [rounding.weight() for rounding in roundings]))
+            (lesson.loss(weights, part) * (len(part) / size)).backward()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 - step / config.tune_steps)
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / config.tune_steps))
         optimizer.step()
         for rounding in roundings:
             rounding.confine()
+        reporter().update("tuning step", step + 1, config.tune_steps)
         if (step + 1) * _CHECKS % config.tune_steps < _CHECKS:
             found = [rounding.quantized() for rounding in roundings]
-            now = error(found)
+            now = mean_held_out(lesson.loss, found)
             if now < least:
                 best, least, kept_at = found, now, step + 1
-    change = float((targets[held.start :].float() - inputs[held.start :].float()).square().mean())
-    tuning = Tuning(before / max(change, 1e-30), least / max(change, 1e-30), kept_at)
-    reporter().note(
-        f"tuned {sum(r.size for r in roundings):,} weights: held-out block error "
-        f"{tuning.before:.3g} to {tuning.after:.3g}"
+    added = float(
+        (lesson.targets[held.start :].float() - lesson.inputs[held.start :].float()).square().mean()
     )
-    return best, tuning
+    before, after = (
+        mean_held_out(lesson.error, kept) / max(added, 1e-30) for kept in (first, best)
+    )
+    reporter().note(
+        f"tuned {sum(r.size for r in roundings):,} weights: held-out block error {before:.3g} to {after:.3g}"
+    )
+    return best, Tuning(before, after, kept_at)
+
+
+def _parts(chosen: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(chosen), size):
+        yield list(chosen[start : start + size])
 
 
 def _named(starts: Sequence[Start], weights: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

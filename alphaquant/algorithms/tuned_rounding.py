@@ -95,12 +95,12 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, scale: Tensor, rounding: TunedRounding) -> Tensor:
         elements = rounding._round(latent)
-        ctx.save_for_backward(elements, scale)
+        # only the gradient of a scale needs them
+        ctx.save_for_backward(elements if ctx.needs_input_grad[1] else None, scale)
         return elements * scale
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         elements, scale = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1]
-        for_scale = (gradient * elements).sum(-1, keepdim=True) if wanted else None
+        for_scale = None if elements is None else (gradient * elements).sum(-1, keepdim=True)
         return gradient * scale, for_scale, None

@@ -66,8 +66,10 @@ class Ruler:
             self._live.replace(name, weight)
 
     def put_blocks(self, folders: Sequence[Path]) -> None:
-        """Overwrite every linear of every block with what quantized blocks hold, or with the original."""
+        """Overwrite every linear and norm with what quantized blocks hold, or with the original."""
         for index, folder in enumerate(folders):
+            norms = self._checkpoint.block_norms(index)
+            self.put({name: self._checkpoint.weight(name) for name in norms})
             self.put(block_weights(self._checkpoint, index, folder))
 
     @torch.inference_mode()

@@ -48,6 +48,8 @@ class _BlockReader:
     def __init__(self, checkpoint: Checkpoint, blocks: Sequence[Path]) -> None:
         self._checkpoint, self._blocks = checkpoint, blocks
         self._block_of = {s.name: s.block for s in checkpoint.specs if s.block is not None}
+        norms = ((name, at) for at in range(len(blocks)) for name in checkpoint.block_norms(at))
+        self._block_of |= dict(norms)
         self._held: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def get(self, linear: str) -> Tensor | None:
@@ -56,7 +58,7 @@ class _BlockReader:
             return None
         if self._held[0] != index:
             self._held = (index, block_weights(self._checkpoint, index, self._blocks[index]))
-        return self._held[1][linear]
+        return self._held[1].get(linear)  # a norm is there if it was moved
 
 
 def copy_small_files(source: Path, out: Path) -> None:

@@ -75,8 +75,9 @@ def _per_column(values: Tensor, group_size: int | None, cols: int) -> Tensor:
 
 def split_groups(values: Tensor, width: int) -> Tensor:
     """`[..., in]` -> `[..., groups, width]`; a shorter last group is filled with zeros, which cost nothing."""
-    short = -values.shape[-1] % width
-    return functional.pad(values, (0, short)).reshape(*values.shape[:-1], -1, width)
+    if short := -values.shape[-1] % width:  # padding by nothing would copy
+        values = functional.pad(values, (0, short))
+    return values.reshape(*values.shape[:-1], -1, width)
 
 
 def rule_scales(

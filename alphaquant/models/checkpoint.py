@@ -149,6 +149,15 @@ class Checkpoint:
         """The linears of one decoder block."""
         return [spec for spec in self.specs if spec.block == block]
 
+    def block_norms(self, block: int) -> list[str]:
+        """Names (without `.weight`) of a decoder block's norms: its vectors that are no biases."""
+        prefix = f"{self.architecture.blocks}.{block}."
+        return [
+            name.removesuffix(".weight")
+            for name, entry in sorted(self.entries.items())
+            if name.startswith(prefix) and name.endswith(".weight") and len(entry.shape) == 1
+        ]
+
     def _handle(self, file: Path) -> Any:
         with self._opening:
             if file not in self._handles:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,9 +29,12 @@ def tuning_section(inputs: ReportInputs) -> Section | None:
         "tuning",
         "Held-out error of every block before and after tuning",
         "Squared error of a block's output on windows that tuning did not see, relative to what the original block adds "
-        "to its input. It holds the errors of the blocks before as well, so it grows with depth.",
+        "to its input. It holds the errors of the blocks before as well, so it grows with depth. With "
+        "tune_ahead the last block is tuned on the model's predictions, and its own error need not fall.",
         tuning_figure(blocks),
     )
+    if inputs.model_tuning is not None:
+        items.append(_whole_model(inputs.model_tuning))
     return Section("tuning", "Tuning", items)
 
 
@@ -47,6 +53,15 @@ def tuning_figure(blocks: pd.DataFrame) -> Figure:
     axis.set_ylabel("held-out block error (%)")
     axis.legend(loc="upper left")
     return figure
+
+
+def _whole_model(facts: Mapping[str, Any]) -> str:
+    before, after = float(facts["kl_before"]), float(facts["kl_after"])
+    return (
+        f"Then scales and norms of all blocks moved together for {count(int(facts['steps']), 'step')}: on held-out "
+        f"calibration windows the divergence from the original fell by {percent(1 - after / before, 0)}, from "
+        f"{number(before)} to {number(after)} nats per token."
+    )
 
 
 def _words(blocks: pd.DataFrame) -> str:

@@ -37,6 +37,7 @@ FILES = {
     "router": "router.json",
     "allocation": "allocation.json",
     "rotation": "rotation.json",
+    "model_tuning": "model_tuning.json",
 }
 """Where `read_inputs` looks for each table in a folder."""
 
@@ -75,6 +76,8 @@ class ReportInputs:
     """{granularities: what each would cost, alpha_prior: what alpha adds to the measured losses, or None}."""
     rotation: Mapping[str, Any] | None = None
     """{peak_before, peak_after, ...}: the largest weight of a group against the root mean square weight."""
+    model_tuning: Mapping[str, Any] | None = None
+    """{kl_before, kl_after, steps}: what moving scales and norms of the whole model brought on held-out windows."""
     stages: Sequence[Mapping[str, Any]] = ()
     """{name, state, seconds} of each stage, in order."""
 

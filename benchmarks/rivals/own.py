@@ -21,7 +21,7 @@ from benchmarks.rivals.inputs import SEED, Model, files_digest, load_tokens
 ROOT = Path(__file__).parents[2]
 _DRIVER = Path(__file__).parent / "drivers" / "with_alphaquant.py"
 LOG, _REPORT = "log.txt", "report.json"
-_WORK = ("calibration", "alpha", "rotate", "sensitivity", "allocate", "quantize", "router")
+_WORK = ("calibration", "alpha", "rotate", "sensitivity", "allocate", "quantize", "tune", "router")
 """Stages that make the quantized weights; loading, exporting and scoring are left out, as for rivals."""
 CHOOSING = ("budget", "alpha")
 """Policies that choose formats themselves, and are given the bits of the uniform plan."""

@@ -106,7 +106,7 @@ class _Accepting:
                 waits_for |= self.unknown[stage][0]
         return [stage for stage in self.unknown if stage in waits_for - {name}]
 
-    def skip(self, stage: Stage, reason: str) -> None:
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> None:
         if stage.name in self._chosen:
             self.found.append(Acceptance(stage.name, "nothing", f"skipped: {reason}"))
 

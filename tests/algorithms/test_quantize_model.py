@@ -183,11 +183,15 @@ def test_routing_weights_lower_the_weighted_error_of_an_experts_output(tmp_path:
     assert error(weighted) < error(plain)
 
 
-@pytest.mark.parametrize("tune", ["none", "block"])
-def test_finished_blocks_are_reused_and_give_the_same_bits(tmp_path: Path, tune: str) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"tune": "none"}, {"tune": "block"}, {"tune": "block", "tune_ahead": True}]
+)
+def test_finished_blocks_are_reused_and_give_the_same_bits(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m", "qwen3", num_hidden_layers=3))
     plan = uniform(checkpoint, "int4-g16")
-    changes = {"tune": tune, "tune_steps": 4}
+    changes = changes | {"tune_steps": 4}
     whole = quantize(checkpoint, plan, tmp_path / "whole", **changes)
     cache = FolderCache(tmp_path / "whole")
     (tmp_path / "whole" / "2").rename(tmp_path / "undisturbed")

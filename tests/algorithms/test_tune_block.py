@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import gptq
+from alphaquant.algorithms.lesson import Lesson, next_block, predictions
 from alphaquant.algorithms.tune_block import Start, tune_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.linalg.hessian import inverse_factor
 
 WIDTH, HIDDEN = 24, 32
-CPU = torch.device("cpu")
 
 
 def weights() -> dict[str, Tensor]:
@@ -47,6 +48,10 @@ def starts(x: Tensor, text: str = "int3-g8") -> list[Start]:
     return found
 
 
+def lesson(x: Tensor, **more: Any) -> Lesson:
+    return Lesson(run, x, run(weights(), x), **more)
+
+
 def error(quantized: Mapping[str, Tensor], x: Tensor) -> float:
     return float((run(quantized, x) - run(weights(), x)).square().mean())
 
@@ -60,7 +65,7 @@ def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
     x = windows()
     begin = starts(x, text)
     config = QuantizationConfig(tune_rate=1e-3)
-    tuned, tuning = tune_block(run, begin, x, run(weights(), x), config, CPU)
+    tuned, tuning = tune_block(lesson(x), begin, config)
     after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
     unseen = windows(seed=5)
     assert error(after, unseen) < 0.97 * error(values(begin), unseen)
@@ -72,7 +77,7 @@ def test_gptq_stays_where_tuning_only_does_harm() -> None:
     x = windows()
     begin = starts(x)
     harmful = QuantizationConfig(tune_rate=50.0, tune_scale_rate=5.0, tune_steps=8)
-    kept, tuning = tune_block(run, begin, x, run(weights(), x), harmful, CPU)
+    kept, tuning = tune_block(lesson(x), begin, harmful)
     assert tuning.steps == 0
     assert tuning.after == tuning.before
     for start, weight in zip(begin, kept, strict=True):
@@ -84,7 +89,7 @@ def test_tuning_makes_up_for_what_blocks_before_broke() -> None:
     broken = x + 0.1 * windows(seed=7)
     begin = starts(broken)
     target = run(weights(), x)
-    tuned, _ = tune_block(run, begin, broken, target, QuantizationConfig(), CPU)
+    tuned, _ = tune_block(Lesson(run, broken, target), begin, QuantizationConfig())
     after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
     assert (run(after, broken) - target).square().mean() < (
         run(values(begin), broken) - target
@@ -94,7 +99,7 @@ def test_tuning_makes_up_for_what_blocks_before_broke() -> None:
 def test_the_same_inputs_give_the_same_codes() -> None:
     x = windows()
     config = QuantizationConfig(tune_steps=12)
-    one, two = (tune_block(run, starts(x), x, run(weights(), x), config, CPU)[0] for _ in range(2))
+    one, two = (tune_block(lesson(x), starts(x), config)[0] for _ in range(2))
     for first, second in zip(one, two, strict=True):
         assert torch.equal(first.codes, second.codes)
         assert torch.equal(first.scales.scale, second.scales.scale)
@@ -104,6 +109,48 @@ def test_the_same_inputs_give_the_same_codes() -> None:
 def test_few_windows_and_few_steps_work(count: int, steps: int) -> None:
     x = windows(count)
     config = QuantizationConfig(tune_steps=steps, tune_batch_size=64)
-    _, tuning = tune_block(run, starts(x), x, run(weights(), x), config, CPU)
+    _, tuning = tune_block(lesson(x), starts(x), config)
     assert 0 <= tuning.steps <= steps
     assert tuning.after <= tuning.before
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_windows_that_do_not_fit_at_once_are_summed_up(size: int) -> None:
+    x = windows()
+    config = QuantizationConfig(tune_steps=8)
+    whole = tune_block(lesson(x), starts(x), config)[1]
+    parts = tune_block(lesson(x, batch_size=size), starts(x), config)[1]
+    assert parts.steps == whole.steps
+    assert parts.after == pytest.approx(whole.after, rel=1e-4)
+
+
+def test_what_the_next_block_makes_of_the_output_counts() -> None:
+    """A block that reads few directions asks for these to be right."""
+    x, following = windows(), torch.zeros(WIDTH, WIDTH)
+    following[:3] = 10 * torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(3))
+    targets = run(weights(), x) @ following.T
+    sequel = next_block(lambda hidden: hidden @ following.T, targets)
+    config = QuantizationConfig(tune_rate=1e-3)
+    errors = []
+    for taught in (lesson(x), lesson(x, sequel=sequel)):
+        tuned, _ = tune_block(taught, starts(x, "int2-g8"), config)
+        after = {name: w.dequantize()[0] for name, w in zip(("up", "down"), tuned, strict=True)}
+        unseen = windows(seed=5)
+        difference = run(after, unseen) - run(weights(), unseen)
+        errors.append(float((difference @ following.T).square().mean()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_the_last_block_learns_the_predictions_alone() -> None:
+    generator = torch.Generator().manual_seed(4)
+    norm, head = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, 11, bias=False)
+    x, target = windows(4), windows(4, seed=2)
+    taught = Lesson(run, x, target, sequel=predictions(norm, head, target), last=True)
+    with torch.no_grad():
+        a = torch.log_softmax(head(norm(target[:2])), -1)
+        b = torch.log_softmax(head(norm(run(weights(), x[:2]))), -1)
+        assert float(taught.loss(weights(), [0, 1])) == pytest.approx(
+            float((a.exp() * (a - b)).sum(-1).mean()), rel=1e-5
+        )
+        exact = torch.randn(4, 24, WIDTH, generator=generator)
+        assert float(predictions(norm, head, exact)(exact, [0, 1, 2, 3])) < 1e-9

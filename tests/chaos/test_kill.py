@@ -38,6 +38,7 @@ CONFIG = """
 model: {path: null}
 calibration: {dataset: builtin, samples: 8, sequence_length: 128}
 rotation: {kind: hadamard}
+quantization: {tune: model, tune_steps: 4, tune_model_steps: 8}
 router: {method: kl, epochs: 1, batch_size: 4}
 evaluation: {sequence_length: 128, tasks: [builtin_rolling, builtin_cloze], limit: 10}
 comparison: {uniform: [int4], methods: [rtn]}

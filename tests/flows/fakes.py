@@ -87,6 +87,16 @@ def _quantize(out: Path, store: Workbench, *, plan: Any, tokens: Any, **inputs: 
     (out / "refs.json").write_text(json.dumps(cache.as_refs()))
 
 
+def _tune(out: Path, store: Workbench, *, blocks: Any, **inputs: Any) -> None:
+    refs = {}
+    for index, before in enumerate(store.block_paths(blocks)):
+        with store.artifacts.draft("tune-block") as draft:
+            (draft.path / "block").write_text((before / "block").read_text() + " tuned")
+        assert draft.ref is not None
+        refs[f"block-{index:04d}"] = draft.ref.model_dump()
+    (out / "refs.json").write_text(json.dumps(refs))
+
+
 def _router(out: Path, store: Workbench, **inputs: Any) -> Skipped:
     return Skipped("the model is dense: it has no routers")
 
@@ -124,7 +134,7 @@ def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
     (out / "report.html").write_text(f"<h1>{name}</h1>")
 
 
-GPU_STAGES = ("sensitivity", "quantize", "router", "evaluate", "compare")
+GPU_STAGES = ("sensitivity", "quantize", "tune", "router", "evaluate", "compare")
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
     "alpha": _alpha,
@@ -132,6 +142,7 @@ BODIES: dict[str, Callable[..., Any]] = {
     "sensitivity": _sensitivity,
     "allocate": _allocate,
     "quantize": _quantize,
+    "tune": _tune,
     "router": _router,
     "export": _export,
     "evaluate": _evaluate,

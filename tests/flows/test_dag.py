@@ -15,7 +15,12 @@ from flows.dag import STAGE_NAMES, pipeline, quantize_only
 MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" * 64)
 
 WHOLE = parse_config(
-    {"router": {"method": "kl"}, "comparison": {"random": 1}, "rotation": {"kind": "hadamard"}}
+    {
+        "router": {"method": "kl"},
+        "comparison": {"random": 1},
+        "rotation": {"kind": "hadamard"},
+        "quantization": {"tune": "model"},
+    }
 )
 
 
@@ -30,7 +35,7 @@ class Recorder:
         self.given[stage.name] = set(_artifacts(inputs))
         return f"<{stage.name}>"
 
-    def skip(self, stage: Stage, reason: str) -> None:
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> None:
         """Note it."""
         self.skipped[stage.name] = reason
 
@@ -57,8 +62,9 @@ def test_the_whole_pipeline() -> None:
         "sensitivity": {"calibration", "rotate"},
         "allocate": {"alpha", "sensitivity"},
         "quantize": {"calibration", "rotate", "allocate"},
-        "router": {"calibration", "rotate", "allocate", "quantize"},
-        "export": {"rotate", "quantize", "router"},
+        "tune": {"calibration", "rotate", "quantize"},
+        "router": {"calibration", "rotate", "allocate", "tune"},
+        "export": {"rotate", "tune", "router"},
         "evaluate": {"allocate", "export"},
         "compare": {"calibration", "rotate", "allocate", "quantize"},
         "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
@@ -69,6 +75,7 @@ def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     recorder = _drawn(RunConfig())
     assert recorder.skipped == {
         "rotate": "rotation.kind is none",
+        "tune": "quantization.tune is not model",
         "router": "router.method is none",
         "compare": "comparison names no rival plans",
     }
@@ -80,7 +87,9 @@ def test_the_short_way_scores_nothing() -> None:
     recorder = _drawn(RunConfig(), quantize_only)
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
     recorder = _drawn(WHOLE, quantize_only)
-    assert list(recorder.given) == ["calibration", "allocate", "rotate", "quantize", "export"]
+    assert list(recorder.given) == [
+        "calibration", "allocate", "rotate", "quantize", "tune", "export"
+    ]  # fmt: skip
 
 
 def test_without_a_rotation_no_stage_is_told_of_one() -> None:
@@ -102,11 +111,30 @@ def test_without_a_rotation_no_stage_is_told_of_one() -> None:
 
 def test_rounding_to_nearest_needs_no_calibration() -> None:
     recorder = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_only)
-    assert recorder.skipped == {"calibration": "method rtn looks at no inputs"}
+    assert recorder.skipped["calibration"] == "method rtn looks at no inputs"
     assert recorder.given["quantize"] == {"allocate"}
     tuned = {"method": "rtn", "tune": "block"}
     recorder = _drawn(parse_config({"quantization": tuned}), quantize_only)
     assert recorder.given["quantize"] == {"allocate", "calibration"}
+
+
+def test_blocks_are_the_same_whether_the_whole_model_is_tuned_behind_them() -> None:
+    def rounding(**changes: Any) -> Any:
+        given: dict[str, Any] = {}
+
+        class Keeper(Recorder):
+            def __call__(self, stage: Stage, **inputs: Any) -> str:
+                given[stage.name] = inputs.get("quantization")
+                return super().__call__(stage, **inputs)
+
+        pipeline(parse_config({"quantization": changes}), MODEL, Keeper())
+        return given
+
+    by_block = rounding(tune="block", tune_rate=1e-3)
+    whole = rounding(tune="model", tune_rate=1e-3, tune_model_steps=7, tune_model_rate=0.1)
+    assert whole["quantize"] == by_block["quantize"]
+    assert whole["tune"].tune_model_steps == 7
+    assert "tune" not in by_block
 
 
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:

@@ -152,3 +152,21 @@ def test_a_summary_without_scores_has_no_empty_lines() -> None:
     Console(file=screen, width=100).print(summary_table(summary))
     assert "perplexity" not in screen.getvalue()
     assert "report" not in screen.getvalue()
+
+
+def test_work_that_begins_anew_is_timed_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("flows.display.time.monotonic", lambda: now[0])
+    display = PlainDisplay()
+    display.begin("quantize")
+    with caplog.at_level(logging.INFO, "alphaquant.run"):
+        for _block in range(2):
+            for step in range(11):
+                display.update("tuning step", step, 100)
+                now[0] += 2
+    assert caplog.messages == [
+        f"  tuning step {step}/100, about 3 min {seconds} s left"
+        for step, seconds in ((5, 10), (10, 0), (4, 12), (9, 2))
+    ]

@@ -21,7 +21,13 @@ from flows.runner import Request, run
 from flows.spared import Spared
 from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
 
-WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
+WHOLE = parse_config(
+    {
+        "router": {"method": "kl"},
+        "comparison": {"random": 1},
+        "quantization": {"tune": "model"},
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,7 @@ WHOLE = parse_config({"router": {"method": "kl"}, "comparison": {"random": 1}})
         (["export"], ["export", "evaluate", "analyze"]),
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
+        (["tune"], ["tune", "router", "export", "evaluate", "analyze"]),
         (["alpha"], ["alpha", *STAGE_NAMES[STAGE_NAMES.index("allocate") :]]),
         (["rotate"], ["rotate", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
         (["compare", "export"], ["export", "evaluate", "compare", "analyze"]),
@@ -45,6 +52,7 @@ def test_from_here_on_means_every_stage_that_is_given_the_result(
 
 def test_a_skipped_stage_stands_in_line_too() -> None:
     assert "export" in from_here_on(RunConfig(), ["router"])
+    assert {"tune", "export"} <= {*from_here_on(RunConfig(), ["quantize"])}
 
 
 @pytest.fixture
@@ -53,7 +61,11 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactSto
     monkeypatch.chdir(tmp_path)
     use_fake_stages(monkeypatch)
     model = make_model_folder(tmp_path / "model")
-    settings = {"model": {"path": str(model)}, "rotation": {"kind": "hadamard"}}
+    settings = {
+        "model": {"path": str(model)},
+        "rotation": {"kind": "hadamard"},
+        "quantization": {"tune": "model"},
+    }
     request = prepare(parse_config(settings), store)
     run(request)
     return request
@@ -77,8 +89,12 @@ def test_removed_blocks_are_not_needed_to_show_what_is_cached(request_: Request)
 def test_removed_blocks_are_needed_by_an_export_that_runs(request_: Request) -> None:
     _remove(request_.store, "quantize-block")
     _remove(request_.store, "export")
+    stages = ("quantize", "tune", "export", "evaluate")
     states = _states(request_)
-    assert (states["quantize"], states["export"], states["evaluate"]) == ("run", "run", "cached")
+    assert [states[name] for name in stages] == ["cached", "cached", "run", "cached"]
+    _remove(request_.store, "tune-block")
+    states = _states(request_)
+    assert [states[name] for name in stages] == ["run", "run", "run", "cached"]
 
 
 def test_damaged_blocks_are_made_again(request_: Request) -> None:
@@ -138,7 +154,7 @@ class Calls:
             self.order.append(stage.name)
         return self.results[stage.name]
 
-    def skip(self, stage: Stage, reason: str) -> None:
+    def skip(self, stage: Stage, reason: str, **inputs: Any) -> None:
         """Nothing to note."""
 
 

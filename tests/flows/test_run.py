@@ -26,12 +26,13 @@ ALL = [
     "sensitivity",
     "allocate",
     "quantize",
+    "tune",
     "router",
     "export",
     "evaluate",
 ]
 ALL += ["compare", "analyze"]
-SKIPPED = dict.fromkeys(("rotate", "router", "compare"), "skipped")
+SKIPPED = dict.fromkeys(("rotate", "tune", "router", "compare"), "skipped")
 
 
 def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:

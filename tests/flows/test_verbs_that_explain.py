@@ -72,7 +72,7 @@ def test_accept_all_takes_every_stage_of_which_only_code_changed(cli: Cli, edit:
     states = dict.fromkeys(("calibration", "quantize", "analyze"), "accepted")
     cached = dict.fromkeys(("alpha", "sensitivity", "allocate", "export", "evaluate"), "cached")
     assert ending.states == states | cached | dict.fromkeys(
-        ("rotate", "router", "compare"), "nothing"
+        ("rotate", "tune", "router", "compare"), "nothing"
     )
     assert _ran(cli(*RUN, "--json")) == []
     again = cli("accept", "--all", *MODEL, "--json")

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
-from alphaquant.algorithms.quantized_block import load_tuning
+from alphaquant.algorithms.quantized_block import load_tuning, save_retuned_block
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
+from alphaquant.algorithms.tune_model import tune_model
 from alphaquant.config import ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.evaluate import load_model
@@ -130,6 +131,24 @@ def test_a_gpu_quantizes_as_well_as_a_cpu_and_tunes(
     assert abs(found["gpu"] / found["cpu"] - 1) < 0.1
     assert found["tuned"] < 0.95 * found["gpu"]
     assert all((load_tuning(f) or {})["after"] < 1 for f in (tmp_path / "tuned").iterdir())
+
+
+def test_a_gpu_tunes_the_whole_model(
+    tmp_path: Path, checkpoint: Checkpoint, tokens: torch.Tensor
+) -> None:
+    folders = _quantize(checkpoint, tokens, tmp_path / "blocks", GPU)
+    config = QuantizationConfig(tune="model", tune_model_steps=20)
+    model, tuning = tune_model(checkpoint, folders, tokens, config, device=GPU, batch_size=8)
+    assert tuning.kl_after < 0.97 * tuning.kl_before
+    after = [tmp_path / f"tuned-{index}" for index in range(len(folders))]
+    for index, folder in enumerate(after):
+        folder.mkdir()
+        save_retuned_block(folder, *model.stored(index))
+    before, now = (
+        _divergence(checkpoint, found, tmp_path / f"out-{found[0].name}")
+        for found in (folders, after)
+    )
+    assert now < before
 
 
 def test_a_run_on_a_gpu_repeats_itself(

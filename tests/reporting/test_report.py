@@ -346,6 +346,10 @@ def test_a_tuned_run_shows_what_tuning_brought_to_each_block(moe_run: ReportInpu
     said = words(document)
     assert "held-out error of 2 blocks, in the median by 45 %" in said
     assert "In 1 block it found nothing better, and GPTQ's codes stay." in said
+    whole = {"kl_before": 0.05, "kl_after": 0.04, "steps": 80}
+    assert "fell by 20 %, from 0.0500 to 0.0400 nats" in words(
+        build_report(replace(moe_run, tuning=table, model_tuning=whole))
+    )
     kept = build_report(replace(moe_run, tuning=table.assign(steps=0)))
     assert "nothing better than GPTQ's codes in 3 blocks" in words(kept)
     assert "tuning" not in [section.key for section in build_report(moe_run).sections]

@@ -87,7 +87,8 @@ def test_a_second_run_computes_nothing_and_other_settings_start_at_the_rotation(
 ) -> None:
     store = ArtifactStore(folder / "store")
     again = run(prepare(parse_config(SETTINGS), store, folder / "out"))
-    assert {stage["state"] for stage in again["stages"]} == {"cached"}
+    ran = {stage["name"] for stage in again["stages"] if stage["state"] == "ran"}
+    assert not ran
     other = SETTINGS | {"rotation": {"kind": "hadamard", "seed": 1}}
     planned = planned_stages(prepare(parse_config(other), store, folder / "other"))
     cached = [stage.name for stage in planned if stage.state == "cached"]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import alphaquant.algorithms.tuning_memory
+from alphaquant.algorithms.quantized_block import load_block, load_norms, save_retuned_block
+from alphaquant.algorithms.tune_model import ModelTuning, tune_model
+from alphaquant.algorithms.tuning_memory import bytes_needed
+from alphaquant.config import QuantizationConfig
+from alphaquant.errors import ConfigError, DataError
+from alphaquant.evaluation.ruler import Ruler
+from alphaquant.export.dense import export_dense
+from alphaquant.models.checkpoint import Checkpoint
+from tests.algorithms.test_quantize_model import CPU, quantize, uniform, windows
+from tests.tiny import TYPES, make_model
+
+CONFIG = QuantizationConfig(tune="model", tune_model_steps=12, tune_model_rate=5e-3)
+
+
+def crude(
+    root: Path, model_type: str = "llama", text: str = "int3-g16"
+) -> tuple[Checkpoint, list[Path]]:
+    checkpoint = Checkpoint(make_model(root / "m", model_type, uneven_norms=True))
+    return checkpoint, quantize(checkpoint, uniform(checkpoint, text), root / "b")
+
+
+def tuned(
+    checkpoint: Checkpoint, folders: list[Path], root: Path, config: QuantizationConfig = CONFIG
+) -> tuple[list[Path], ModelTuning]:
+    model, tuning = tune_model(checkpoint, folders, windows(48), config, device=CPU, batch_size=4)
+    after = [root / str(index) for index in range(len(folders))]
+    for index, folder in enumerate(after):
+        folder.mkdir(parents=True)
+        save_retuned_block(folder, *model.stored(index))
+    return after, tuning
+
+
+def held_out() -> torch.Tensor:
+    return windows(48)[-6:]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_is_exported_is_as_close_to_the_original_as_was_said(
+    tmp_path: Path, model_type: str
+) -> None:
+    checkpoint, folders = crude(tmp_path, model_type)
+    after, tuning = tuned(checkpoint, folders, tmp_path / "t")
+    assert tuning.kl_after < tuning.kl_before
+    assert tuning.steps > 0
+    (tmp_path / "out").mkdir()
+    export_dense(checkpoint, after, {}, tmp_path / "out")
+    models = [
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (checkpoint.path, tmp_path / "out")
+    ]
+    with torch.no_grad():
+        a, b = (torch.log_softmax(model(held_out()).logits, -1) for model in models)
+    kl = float((a.exp() * (a - b)).sum(-1).mean())
+    assert kl == pytest.approx(tuning.kl_after, rel=1e-3)
+
+
+def test_codes_stay_and_scales_and_norms_move(tmp_path: Path) -> None:
+    checkpoint, folders = crude(tmp_path)
+    after, _ = tuned(checkpoint, folders, tmp_path / "t")
+    for old, new in zip(folders, after, strict=True):
+        before, now = load_block(old), load_block(new)
+        assert now.keys() == before.keys()
+        for name, weight in now.items():
+            assert torch.equal(weight.codes, before[name].codes)
+            assert weight.scheme == before[name].scheme
+            assert not torch.equal(weight.scales.scale, before[name].scales.scale)
+    norms = load_norms(after[0]) | load_norms(after[1])
+    assert norms.keys() == {*checkpoint.block_norms(0), *checkpoint.block_norms(1)}
+    for name, norm in norms.items():
+        assert norm.dtype == checkpoint.weight(name).dtype
+        assert not torch.equal(norm, checkpoint.weight(name))
+    assert not load_norms(folders[0])
+
+
+def test_a_ruler_takes_norms_in_and_gives_them_back(tmp_path: Path) -> None:
+    checkpoint, folders = crude(tmp_path)
+    after, _ = tuned(checkpoint, folders, tmp_path / "t")
+    ruler = Ruler(checkpoint, held_out(), CPU, 4)
+    ruler.put_blocks(folders)
+    first = ruler.measure().kl
+    ruler.put_blocks(after)
+    second = ruler.measure().kl
+    assert float(second.mean()) < float(first.mean())
+    ruler.put_blocks(folders)
+    assert torch.equal(ruler.measure().kl, first)
+
+
+def test_the_batch_that_memory_allows_changes_nothing(tmp_path: Path) -> None:
+    checkpoint, folders = crude(tmp_path)
+    results = [
+        tune_model(checkpoint, folders, windows(48), CONFIG, device=CPU, batch_size=size)[1]
+        for size in (1, 3, 8)
+    ]
+    for other in results[1:]:
+        assert other.kl_after == pytest.approx(results[0].kl_after, rel=1e-4)
+        assert other.steps == results[0].steps
+
+
+def test_nothing_is_kept_where_tuning_only_does_harm(tmp_path: Path) -> None:
+    checkpoint, folders = crude(tmp_path)
+    harmful = CONFIG.model_copy(update={"tune_model_rate": 5.0})
+    after, tuning = tuned(checkpoint, folders, tmp_path / "t", harmful)
+    assert (tuning.steps, tuning.kl_after) == (0, tuning.kl_before)
+    for old, new in zip(folders, after, strict=True):
+        for name, weight in load_block(old).items():
+            assert torch.equal(weight.dequantize(), load_block(new)[name].dequantize())
+
+
+def test_one_window_is_too_few(tmp_path: Path) -> None:
+    checkpoint, folders = crude(tmp_path)
+    with pytest.raises(DataError, match="at least 2"):
+        tune_model(checkpoint, folders, windows(1), CONFIG, device=CPU, batch_size=4)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, folders = crude(tmp_path)
+    needed = bytes_needed(checkpoint, folders, CPU)
+    weights = sum(weight.codes.numel() for f in folders for weight in load_block(f).values())
+    groups = sum(w.scales.scale.numel() for f in folders for w in load_block(f).values())
+    assert needed > weights + 24 * groups
+    monkeypatch.setattr(alphaquant.algorithms.tuning_memory, "free_memory", lambda _: needed - 1)
+    with pytest.raises(ConfigError, match=r"tune=model needs .* GiB .*tune=block"):
+        tune_model(checkpoint, folders, windows(8), CONFIG, device=CPU, batch_size=4)
