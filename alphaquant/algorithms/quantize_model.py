@@ -179,8 +179,9 @@ class _Walker:
             return model.run(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
+            hidden, original = streams
             return collect_pairs(
-                model, block, index, specs, routers, weights, *streams, self._routing_weight
+                model, block, index, specs, routers, weights, hidden, original, self._routing_weight
             )
 
         last = index + 1 == self._checkpoint.blocks
