@@ -70,12 +70,14 @@ _ALGORITHMS = "alphaquant.algorithms."
 STEPS = (
     ("load weights", "alphaquant.models.block", "BlockModel.block"),
     ("forward and Hessians", _ALGORITHMS + "quantize_model", "run_and_collect"),
-    ("factor", _ALGORITHMS + "solve_block", "inverse_factor"),
-    ("GPTQ", _ALGORITHMS + "solve_block", "gptq"),
+    ("factor", _ALGORITHMS + "solve_stack", "inverse_factor"),
+    ("GPTQ", _ALGORITHMS + "solve_stack", "gptq"),
     ("  scale search", _ALGORITHMS + "gptq", "find_scales"),
     ("  columns", _ALGORITHMS + "gptq", "_round_columns"),
+    ("refinement", _ALGORITHMS + "solve_stack", "refine"),
+    ("correction", _ALGORITHMS + "solve_block", "solve_in_order"),
     ("tuning", _ALGORITHMS + "solve_block", "tune_block"),
-    ("  original's block", _ALGORITHMS + "quantize_model", "_Walker.lesson"),
+    ("original's blocks", _ALGORITHMS + "quantize_model", "_Walker.lesson"),
     ("errors", _ALGORITHMS + "solve_block", "_errors"),
     ("keep", _ALGORITHMS + "quantize_model", "save_block"),
 )
@@ -109,6 +111,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int4 absmax": {"format": "int4-g128", "scale_search": "none"},
     "int3": {"format": "int3-g128"},
     "mxfp4": {"format": "mxfp4"},
+    "int4 corrected": {"format": "int4-g128", "correction": "inputs"},
     "int4 tuned": {"format": "int4-g128", "tune": "block"},
 }
 """A format and keys of the config section `quantization`."""

@@ -189,6 +189,7 @@ def train_model(
 
     `make` is given the id of the token that ends a document, and returns the model to train. With
     `minutes` there are at most as many steps as the pace of the first ones lets expect in that time.
+    Raises FloatingPointError when the held-out perplexity is not finite.
     """
     torch.manual_seed(seed)
     on_cpu = recipe.device == "cpu"
@@ -247,6 +248,10 @@ def train_model(
         if step % (steps // 10 or 1) == 0 or step == steps:
             with mixed:
                 found = perplexity(model, windows, batch_size=16, device=recipe.device)
+            if not math.isfinite(found):
+                raise FloatingPointError(
+                    f"training diverged before step {step}: held-out perplexity {found}. Lower Recipe.peak_rate"
+                )
             took = (time.monotonic() - began) / 60
             print(
                 f"step {step} of {steps}, loss {output.loss.item():.3f}{said}, held-out perplexity "

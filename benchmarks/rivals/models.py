@@ -94,7 +94,7 @@ def _ends(end: int) -> dict[str, Any]:
 
 
 _RECIPE = Recipe(vocabulary=VOCABULARY, length=512, batch=4, dropout=0.0)
-_LARGE = replace(_RECIPE, vocabulary=8192, peak_rate=1e-3)
+_LARGE = replace(_RECIPE, vocabulary=8192, peak_rate=5e-4)
 DESIGNS = {
     "llama": Design(llama, _RECIPE, steps=1500),
     "moe": Design(moe, _RECIPE, steps=1500),
