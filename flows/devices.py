@@ -33,7 +33,8 @@ def claim_device(
     if device == "cpu":
         yield Place(job=job)
         return
-    with locked(lock_folder(), device.replace("/", "-"), f"{stage.name} on {device}"):
+    what, doing = f"{stage.name} on {device}", "using it"
+    with locked(lock_folder(), device.replace("/", "-"), what, doing):
         yield Place(device=device, job=job)
 
 
