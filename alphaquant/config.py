@@ -180,7 +180,7 @@ class QuantizationConfig(Section):
     static_groups: bool = True
     """Fix every group's scale before the first column is rounded."""
     scale_search: Literal["none", "mse", "hessian"] = "hessian"
-    """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by input energy."""
+    """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by the square root of input energy."""
     refit: bool = True
     """After GPTQ, move every scale to where its codes fit best."""
     sweeps: int = Field(2, ge=0)

@@ -51,9 +51,30 @@ def prepare(
     model = find_model(config, store)
     check_plan(config, model)
     check_rotation(config, model)
+    check_windows(config, stages)
     if not dry and config.execution.where == "here":
         check_device(config.execution.device)
     return Request(config, model, store, out, force, stages)
+
+
+def check_windows(config: RunConfig, stages: Stages) -> None:
+    """Raise ConfigError where one calibration window is to teach and to judge."""
+    rounding = config.quantization
+    learns = {
+        "quantization.tune": rounding.tune if rounding.tune != "none" else None,
+        "quantization.correction": rounding.correction
+        if rounding.method == "gptq" and rounding.correction != "none"
+        else None,
+        "router.method": config.router.method
+        if stages is not quantize_only and config.router.method != "none"
+        else None,
+    }
+    for key, value in learns.items():
+        if value and config.calibration.samples < 2:
+            raise ConfigError(
+                f"{key}={value} holds out calibration windows to judge by, and calibration.samples is "
+                f"{config.calibration.samples}. Use at least 2, better 64."
+            )
 
 
 def find_model(config: RunConfig, store: ArtifactStore) -> ModelRef:

@@ -70,7 +70,9 @@ def _balanced(
             "calibration.balance: the model is dense, its windows are those drawn first"
         )
         return pool[:samples].contiguous()
-    loads = expert_loads(checkpoint, pool, compute_device(execution.device), execution.batch_size)
+    # with a pool, this runs in the run's own process, which may lack the pool's device
+    device = compute_device("auto" if execution.where == "pool" else execution.device)
+    loads = expert_loads(checkpoint, pool, device, execution.batch_size)
     chosen = balanced_choice(loads, min(samples, pool.shape[0]))
     reporter().note(
         f"calibration.balance: with {len(chosen)} of {pool.shape[0]} windows the idlest expert sees "

@@ -98,7 +98,8 @@ def quantize_blocks(
                 solved = specs
             observed = walker.observe(index, solved, folders)
             taught = specs and (config.tune != "none" or corrects(config))
-            lesson = walker.lesson(index, every, ahead=config.tune_ahead) if taught else None
+            ahead = config.tune_ahead and config.tune != "none"
+            lesson = walker.lesson(index, every, ahead=ahead) if taught else None
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
             folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)

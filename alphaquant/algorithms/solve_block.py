@@ -57,7 +57,7 @@ def solve_block(
     ]
     if lesson is not None and lesson.observe is not None and solved and corrects(config):
         other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
-        solved = _better(solved, other, lesson, config.tune_batch_size)
+        solved = _better(solved, other, lesson)
     weights, tuning = [one.quantized for one in solved], None
     if lesson is not None and solved and config.tune != "none":
         starts = [
@@ -75,19 +75,17 @@ def solve_block(
     return SolvedBlock(ordered, error_table(rows), tuning)
 
 
-def _better(
-    plain: list[Solved], corrected: list[Solved], lesson: Lesson, batch_size: int
-) -> list[Solved]:
+def _better(plain: list[Solved], corrected: list[Solved], lesson: Lesson) -> list[Solved]:
     """The solution whose block comes closer to the original's on windows that no correction has seen."""
     held = held_out(lesson.inputs.shape[0])
-    before, after = (_block_error(s, lesson, held, batch_size) for s in (plain, corrected))
+    before, after = (_block_error(s, lesson, held) for s in (plain, corrected))
     verdict = "kept" if after < before else "left"
     reporter().note(f"correction {verdict}: held-out block error {before:.3g} to {after:.3g}")
     return corrected if after < before else plain
 
 
 @torch.no_grad()
-def _block_error(solved: list[Solved], lesson: Lesson, held: range, batch_size: int) -> float:
+def _block_error(solved: list[Solved], lesson: Lesson, held: range) -> float:
     """Squared error of the block's outputs on the windows `held`, relative to what the block adds."""
     values = [one.quantized.dequantize() for one in solved]
     weights = {
@@ -96,8 +94,8 @@ def _block_error(solved: list[Solved], lesson: Lesson, held: range, batch_size: 
         for position, spec in enumerate(one.stack.specs)
     }
     error = change = 0.0
-    for start in range(held.start, held.stop, batch_size):
-        part = slice(start, min(start + batch_size, held.stop))
+    for start in range(held.start, held.stop, lesson.batch_size):
+        part = slice(start, min(start + lesson.batch_size, held.stop))
         inputs, targets = lesson.inputs[part].float(), lesson.targets[part].float()
         out = lesson.run(weights, lesson.inputs[part]).float().to(targets.device)
         error += float((out - targets).square().sum())
@@ -132,7 +130,7 @@ def _errors(solved: Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
             "error_rtn": float(before[position]),
             "error": float(after[position]),
             "weight_error": float(plain[position]),
-            "damping": float(solved.factor.damping[position]),
+            "damping": float(solved.damping[position]),
         }
         for position, spec in enumerate(stack.specs)
     ]

@@ -15,7 +15,7 @@ from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.linalg.drift import corrected, trusted_share
-from alphaquant.linalg.hessian import InverseFactor, inverse_factor
+from alphaquant.linalg.hessian import inverse_factor
 from alphaquant.models.checkpoint import Checkpoint, finite
 
 
@@ -27,7 +27,8 @@ class Solved:
     scheme: Scheme
     weight: Tensor
     """As the checkpoint has it # [n, out, in]"""
-    factor: InverseFactor
+    damping: Tensor
+    """Share of the Hessian's mean diagonal that was added # [n]"""
     quantized: QuantizedWeight
     compensated: Tensor
     """What each element would be without rounding, given all others # [n, out, in]"""
@@ -48,7 +49,7 @@ def solve_stack(
     factor = inverse_factor(stack.hessian, config.damping)
     if config.method == "rtn":
         quantized = rtn(weight, scheme, config.scale_search, stack.specs[0].name)
-        return Solved(stack, scheme, weight, factor, quantized, weight)
+        return Solved(stack, scheme, weight, factor.damping, quantized, weight)
     target = weight
     if drift is not None:
         tokens = torch.tensor(stack.tokens, device=device)
@@ -63,4 +64,4 @@ def solve_stack(
         quantized, compensated = refine(
             target, factor.damped, quantized, sweeps=config.sweeps, refit=config.refit
         )
-    return Solved(stack, scheme, weight, factor, quantized, compensated)
+    return Solved(stack, scheme, weight, factor.damping, quantized, compensated)

@@ -23,6 +23,8 @@ def bytes_needed(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.
     sizes = [stored_sizes(folder) for folder in folders]
     codes, groups = sum(weights for weights, _ in sizes), sum(groups for _, groups in sizes)
     kept = (checkpoint.parameters - codes) * compute_dtype(device).itemsize
+    if checkpoint.config.tie_word_embeddings:  # embedding and head are two tensors here
+        kept += checkpoint.head_weight().numel() * compute_dtype(device).itemsize
     largest = max((weights for weights, _ in sizes), default=0)
     return codes + _PER_GROUP * groups + kept + _PER_RUNNING_WEIGHT * largest
 

@@ -30,8 +30,10 @@ class DriftAccumulator(HessianAccumulator):
 
 def corrected(weight: Tensor, drift: Tensor, factor: InverseFactor, share: Tensor) -> Tensor:
     """`[..., out, in]` moved by `share` `[...]` of what makes up for `drift` `[..., in, in]`."""
-    upper = factor.upper
-    return weight + share[..., None, None] * (weight @ drift @ upper.mT @ upper)
+    # two triangular solves: the inverse itself would be one more matrix to hold
+    half = torch.linalg.solve_triangular(factor.root.mT, weight @ drift, upper=False, left=False)
+    move: Tensor = torch.linalg.solve_triangular(factor.root, half, upper=True, left=False)
+    return weight + share[..., None, None] * move
 
 
 def trusted_share(tokens: Tensor, cols: int, prior: float) -> Tensor:

@@ -150,7 +150,8 @@ def _rivals(scores: Scores) -> Items:
         items,
         "rivals",
         "KL of this plan and of other plans",
-        "Each row is a plan that was quantized and measured in the same way; further left is closer to the original. "
+        "Each row is a plan that was quantized and measured in the same way, before routers are "
+        "repaired and scales of the whole model tuned; further left is closer to the original. "
         "The dashed line marks this plan; several dots in a row are several plans of one kind.",
         rival_figure(scores),
     )

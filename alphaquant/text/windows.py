@@ -31,7 +31,8 @@ def calibration_tokens(
 
     Non-overlapping windows in seeded order when the text has enough of them, up to `pool` times as many
     where more can be used, the first of them the same; otherwise windows at random offsets, which
-    overlap, and a warning. Raises DataError below one window of text.
+    overlap, and a warning. The last eighth, which tuning and repairs hold out, then comes from a part of
+    the text of its own, if there are two windows of text. Raises DataError below one.
     """
     tokens = tokenize(tokenizer, documents)
     _require_window(tokens, length, "calibration")
@@ -46,7 +47,15 @@ def calibration_tokens(
         length,
         samples,
     )
-    starts = torch.randint(len(tokens) - length + 1, (samples,), generator=generator)
+    held = max(1, samples // 8) if distinct > 1 and samples > 1 else 0
+    cut = len(tokens) - max(length, len(tokens) // 8) if held else len(tokens)
+    parts = [(tokens[:cut], samples - held), (tokens[cut:], held)]
+    return torch.cat([_anywhere(part, count, length, generator) for part, count in parts if count])
+
+
+def _anywhere(tokens: Tensor, count: int, length: int, generator: torch.Generator) -> Tensor:
+    """`count` windows at random offsets, `[count, length]`."""
+    starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator)
     return torch.stack([tokens[start : start + length] for start in starts.tolist()])
 
 

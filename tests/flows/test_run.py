@@ -234,6 +234,10 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
         (["--set", "calibration.dataset=missing.txt"], ["missing.txt does not exist"]),
         (["--set", "evaluation.tasks=[missing.yaml]"], ["missing.yaml does not exist"]),
         (["--set", "nonsense"], ["section.key=value"]),
+        (
+            ["--set", "calibration.samples=1", "--set", "quantization.tune=block"],
+            ["quantization.tune=block holds out", "calibration.samples is 1", "at least 2"],
+        ),
         (["--set", "execution.device=cuda:99"], ["cuda:99", "auto"]),
         (["--model", "nowhere"], ["'nowhere' does not exist"]),
         (["missing.yaml"], ["missing.yaml"]),

@@ -70,6 +70,16 @@ def test_too_few_windows_overlap_and_a_warning_says_so(caplog: pytest.LogCapture
     assert "has 2 windows of 10 tokens, 8 were asked for" in caplog.text
 
 
+@given(count=st.integers(20, 79), samples=st.integers(2, 40), seed=st.integers(0, 3))
+def test_windows_that_are_held_out_share_no_text_with_others(
+    count: int, samples: int, seed: int
+) -> None:
+    windows = calibration_tokens(Letters(), text_of(count), samples, 10, seed)
+    assert windows.shape == (samples, 10)
+    last = max(1, samples // 8)
+    assert not set(windows[-last:].flatten().tolist()) & set(windows[:-last].flatten().tolist())
+
+
 def test_a_pool_starts_with_the_windows_drawn_without_one_and_repeats_none() -> None:
     plain = calibration_tokens(Letters(), text_of(200), 4, 10, seed=0)
     pool = calibration_tokens(Letters(), text_of(200), 4, 10, seed=0, pool=3)
