@@ -25,6 +25,8 @@ _STYLE = {
 _LINES = dict(zip(RECIPES, ("-", "--"), strict=True))
 _ROW = 3.1
 """Inches."""
+_MARGIN = 0.15
+"""Bits on either side, so that plans of one budget lie together."""
 
 
 def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
@@ -42,6 +44,8 @@ def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
                 own = [one for one in trials if one.result.model == model]
                 _panel(axis, panel, own, text)
                 axis.set_title(f"{model}, {text}: {panel['standing'].iloc[0]}")
+        bits = table["bits_per_weight"]
+        axes[0, 0].set_xlim(bits.min() - _MARGIN, bits.max() + _MARGIN)
         figure.supxlabel("stored bits per weight", fontsize=9.5)
         figure.supylabel("KL to the original, nats per token", fontsize=9.5)
         figure.legend(handles=_handles(table), loc="outside upper center", ncols=5)
