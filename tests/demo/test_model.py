@@ -118,4 +118,4 @@ def test_the_demo_run_is_offline_and_fits_the_model() -> None:
     assert config.calibration.sequence_length == config.evaluation.sequence_length == 256
     assert config.allocation.policy == "budget"
     assert config.allocation.target_bits == 4.25
-    assert config.router.method == "kl"
+    assert config.router.method == "align+block"
