@@ -80,9 +80,9 @@ class Undisturbed:
 
 
 def kills(count: int, seed: int) -> list[Kill]:
-    """Random moments in the order of stages, all of them hit when there are twice as many, and the end."""
+    """Random moments in the order of stages, all of them hit when there are enough, and the end."""
     chance = random.Random(seed)
-    if count < 2 * len(STAGE_NAMES):
+    if count < len(STAGE_NAMES) + 2:
         stages = ["quantize", "quantize", *chance.sample(STAGE_NAMES, count - 2)]
     else:
         more = chance.choices(STAGE_NAMES, k=count - len(STAGE_NAMES) - 2)
