@@ -25,11 +25,6 @@ Sequel: TypeAlias = Callable[[Tensor, Chosen], Tensor]
 """The block's outputs for chosen windows to a loss of what the original makes of them, a mean over tokens."""
 
 
-def held_out(windows: int) -> range:
-    """The last eighth of the windows; of one window, that one."""
-    return range(windows - max(1, windows // 8), windows)
-
-
 @dataclass(frozen=True)
 class Lesson:
     """A block's inputs and targets `[windows, length, hidden]`; windows come in the same order every time."""

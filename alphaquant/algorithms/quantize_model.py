@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.lesson import Lesson, Sequel, held_out, next_block, predictions
+from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.solve_block import corrects, solve_block
 from alphaquant.config import QuantizationConfig
@@ -24,6 +24,7 @@ from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, collect_pairs, run_and_collect
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
+from alphaquant.text.windows import held_out
 
 
 class BlockCache(Protocol):

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from alphaquant.config import RouterConfig
 from alphaquant.errors import DataError
-
-_HELD_OUT = 8  # one window in so many is held out
+from alphaquant.text.windows import held_out
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def split_windows(tokens: Tensor, config: RouterConfig) -> Windows:
         raise DataError(
             "router repair needs at least 2 calibration windows; raise calibration.samples"
         )
-    train = tokens.shape[0] - max(1, tokens.shape[0] // _HELD_OUT)
+    train = held_out(tokens.shape[0]).start
     return Windows(
         list(tokens[:train].split(config.batch_size)),
         list(tokens[train:].split(config.batch_size)),

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from alphaquant.algorithms.correct_block import solve_in_order
-from alphaquant.algorithms.lesson import Lesson, held_out
+from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
 from alphaquant.algorithms.stacks import stacks
 from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
@@ -21,6 +21,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
+from alphaquant.text.windows import held_out
 
 
 def corrects(config: QuantizationConfig) -> bool:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.lesson import Lesson, held_out
+from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.tuned_rounding import TunedRounding
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.progress import reporter
+from alphaquant.text.windows import held_out
 
 _CHECKS = 4  # times that the held-out windows are looked at
 _BETAS = (0.9, 0.95)  # short runs: gradients of the first steps are soon forgotten

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.lesson import held_out
 from alphaquant.algorithms.schedule import warm_cosine
 from alphaquant.algorithms.tunable_model import TunableModel, last_hidden
 from alphaquant.algorithms.tuning_memory import require_memory
@@ -25,6 +24,7 @@ from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.progress import reporter
+from alphaquant.text.windows import held_out
 
 _CHECKS = 5  # times that the held-out windows are looked at
 _PATIENCE = 2  # checks in a row, each worse than the one before, that end it

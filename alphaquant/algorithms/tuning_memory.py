@@ -24,7 +24,8 @@ def bytes_needed(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.
     codes, groups = sum(weights for weights, _ in sizes), sum(groups for _, groups in sizes)
     kept = (checkpoint.parameters - codes) * compute_dtype(device).itemsize
     if checkpoint.config.tie_word_embeddings:  # embedding and head are two tensors here
-        kept += checkpoint.head_weight().numel() * compute_dtype(device).itemsize
+        head = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"]
+        kept += math.prod(head.shape) * compute_dtype(device).itemsize
     largest = max((weights for weights, _ in sizes), default=0)
     return codes + _PER_GROUP * groups + kept + _PER_RUNNING_WEIGHT * largest
 

@@ -20,8 +20,9 @@ class HessianAccumulator:
     def __init__(self, cols: int, device: torch.device) -> None:
         self.total = torch.zeros(cols, cols, dtype=torch.float32, device=device)  # [in, in]
         self.tokens = 0
-        # sums of weights and of their squares; fp64, so that a count stays exact
-        self._mass, self._squares = torch.zeros(2, dtype=torch.float64, device=device)
+        # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
+        self._mass: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
 
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""

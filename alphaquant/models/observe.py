@@ -74,6 +74,7 @@ def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor:
     return args[1].float() ** (2 if routing_weight == "p2" else 1)
 
 
+@torch.no_grad()
 def collect_pairs(
     model: BlockModel,
     block: nn.Module,
@@ -103,12 +104,15 @@ def collect_pairs(
     for now, before in zip(hidden, original, strict=True):
         choices: dict[nn.Module, Any] = {}
         with (
-            _inputs(modules) as seen,
-            _routings(experts, routing_weight) as routing,
+            _given(modules, lambda args: args[0]) as seen,
+            _given(experts, lambda args: _counted(args, routing_weight)) as routing,
             _hooked(gates, _remember(choices)),
         ):
             model.run(block, index, now, weights)
-        with _inputs(modules) as wanted, _hooked(gates, _repeat(choices)):
+        with (
+            _given(modules, lambda args: args[0]) as wanted,
+            _hooked(gates, _repeat(choices)),
+        ):
             model.run(block, index, before)
         for key, x in seen.items():
             hessians[key].update(x, routing.get(key))
@@ -128,28 +132,15 @@ def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """While open, the last input of each module by its key."""
-    seen: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as hooks, torch.no_grad():
-        for key, module in modules.items():
-            handle = module.register_forward_pre_hook(
-                lambda _module, args, key=key: seen.update({key: args[0]})
-            )
-            hooks.callback(handle.remove)
-        yield seen
-
-
-@contextlib.contextmanager
-def _routings(
-    experts: Mapping[str, nn.Module], routing_weight: RoutingWeight
+def _given(
+    modules: Mapping[str, nn.Module], read: Callable[[tuple[Tensor, ...]], Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    """While open, how often each token counts that reached an expert last, by the expert's key."""
+    """While open, what `read` finds in the last arguments of each module, by its key."""
     seen: dict[str, Tensor] = {}
     with contextlib.ExitStack() as hooks:
-        for key, expert in experts.items():
-            handle = expert.register_forward_pre_hook(
-                lambda _module, args, key=key: seen.update({key: _counted(args, routing_weight)})
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(
+                lambda _module, args, key=key: seen.update({key: read(args)})
             )
             hooks.callback(handle.remove)
         yield seen

@@ -24,6 +24,11 @@ def tokenize(tokenizer: Any, documents: list[str]) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def held_out(windows: int) -> range:
+    """Calibration windows that judge what was learnt from the others: the last eighth; of one, that one."""
+    return range(windows - max(1, windows // 8), windows)
+
+
 def calibration_tokens(
     tokenizer: Any, documents: list[str], samples: int, length: int, seed: int, pool: int = 1
 ) -> Tensor:
@@ -47,7 +52,7 @@ def calibration_tokens(
         length,
         samples,
     )
-    held = max(1, samples // 8) if distinct > 1 and samples > 1 else 0
+    held = len(held_out(samples)) if distinct > 1 and samples > 1 else 0
     cut = len(tokens) - max(length, len(tokens) // 8) if held else len(tokens)
     parts = [(tokens[:cut], samples - held), (tokens[cut:], held)]
     return torch.cat([_anywhere(part, count, length, generator) for part, count in parts if count])

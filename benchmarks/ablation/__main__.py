@@ -41,7 +41,7 @@ def ablate(options: argparse.Namespace) -> None:
     table = rows()
     wanted = chosen(table, options.only)
     studies = [Study(model, options) for model in models_of(options)]
-    words = {study.model.name: _words(study) for study in studies}
+    words = {study.model.name: study.described() for study in studies}
     cells: dict[tuple[str, str, str], Result] = {}
     for compute in (False, True):  # what is kept already is on the first page that is written
         for changed in (False, True):
@@ -76,11 +76,6 @@ def chosen(table: Sequence[Row], names: list[str] | None) -> list[Row]:
 def applies(row: Row, study: Study) -> bool:
     """Whether the row can say something about the model."""
     return not row.experts or any(spec.role == "router" for spec in study.model.checkpoint.specs)
-
-
-def _words(study: Study) -> str:
-    told = ", ".join(f"{value:.2f} on {text}" for text, value in study.originals().items())
-    return f"{study.words()} Perplexity of the original: {told}."
 
 
 def _write(

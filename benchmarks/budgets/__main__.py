@@ -48,7 +48,7 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Compute what is missing, then write the page, the table and the figure; also after every budget."""
     studies = [Study(model, options) for model in models_of(options)]
-    words = {study.model.name: _words(study) for study in studies}
+    words = {study.model.name: study.described() for study in studies}
     trials: list[Trial] = []
     failures: list[str] = []
     missing: list[str] = []
@@ -89,11 +89,6 @@ def _trials(
         else:
             stored = made_.plan.bits_per_weight
             yield Trial(policy.name, recipe, bits, draw_, stored, made_.variant, result)
-
-
-def _words(study: Study) -> str:
-    told = ", ".join(f"{value:.2f} on {text}" for text, value in study.originals().items())
-    return f"{study.words()} Perplexity of the original: {told}."
 
 
 def _write(

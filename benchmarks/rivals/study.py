@@ -61,6 +61,11 @@ class Study:
             f"not). Calibrated on {text_name(self.model.calibration)}, in windows of {self.model.length} tokens."
         )
 
+    def described(self) -> str:
+        """What the model is, and the original's perplexity on every text."""
+        told = ", ".join(f"{value:.2f} on {text}" for text, value in self.originals().items())
+        return f"{self.words()} Perplexity of the original: {told}."
+
     def fitting(self, name: str) -> Format:
         """The format of that name with the largest group that the model can have."""
         return FORMATS[name].fitting(quantized_linears(self.model.checkpoint.specs))
