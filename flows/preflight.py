@@ -8,8 +8,9 @@ from typing import Any
 
 from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError, DataError, nearest
-from alphaquant.models.architecture import Architecture, architecture_of
+from alphaquant.models.architecture import Architecture
 from alphaquant.models.resolve import ModelRef, read_config, resolve_model
+from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.store.artifacts import ArtifactStore
 from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only

@@ -1,7 +1,7 @@
-"""Architectures as rows: where a model type keeps its attention, experts, routers and norms.
+"""Architecture: where a model type keeps its attention, experts, routers and norms.
 
-Names are those of the checkpoint on disk; shapes come from the safetensors headers, so a row needs
-no formulas. Imports no torch: `alphaquant plan` reads it. Adding a model is adding a row.
+Names are those of the checkpoint on disk; shapes come from the safetensors headers, so a row of
+`alphaquant/models/rows.py` needs no formulas. Imports no torch: `alphaquant plan` reads it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ _ATTENTION: dict[str, Role] = {
     "self_attn.o_proj": "o",
 }
 _GATED: dict[str, Role] = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
-_MIXTRAL: dict[str, Role] = {"w1": "gate", "w3": "up", "w2": "down"}
 
 
 @dataclass(frozen=True)
@@ -216,56 +215,3 @@ def _spec(
     if len(shape) != 2:
         raise ModelError(f"tensor {name}.weight has shape {list(shape)}; a linear needs [out, in]")
     return LinearSpec(name, role, block, expert, shape[0], shape[1], reads, fused)
-
-
-_ROWS = (
-    Architecture("llama"),
-    Architecture("qwen2"),
-    Architecture("qwen3"),
-    Architecture("olmoe", experts_key="num_experts", router="mlp.gate", value_clamp="clip_qkv"),
-    Architecture(
-        "mixtral",
-        experts_key="num_local_experts",
-        experts="block_sparse_moe.experts",
-        expert_projections=_MIXTRAL,
-        router="block_sparse_moe.gate",
-        module_names=(
-            (r"\bblock_sparse_moe\b", "mlp"),
-            (r"\bw1\b", "gate_proj"),
-            (r"\bw3\b", "up_proj"),
-            (r"\bw2\b", "down_proj"),
-        ),
-        disk_names=(
-            (r"\bmlp\b", "block_sparse_moe"),
-            (r"\bgate_proj\b", "w1"),
-            (r"\bup_proj\b", "w3"),
-            (r"\bdown_proj\b", "w2"),
-        ),
-    ),
-    Architecture(
-        "qwen2_moe",
-        experts_key="num_experts",
-        router="mlp.gate",
-        shared_expert="mlp.shared_expert",
-        shared_gate="mlp.shared_expert_gate",
-    ),
-)
-ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
-
-
-def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) -> Architecture:
-    """The row of a model's config.json. Raises ModelError that lists the rows."""
-    model_type = str(config.get("model_type", ""))
-    row = ARCHITECTURES.get(model_type)
-    if row is not None:
-        return row
-    if config.get("auto_map") and not trust_remote_code:
-        raise ModelError(
-            f"model_type {model_type!r} needs Python code that comes with the model, and "
-            "model.trust_remote_code is false. Set it to true only if you trust the model's author. "
-            f"Types that need no remote code: {', '.join(ARCHITECTURES)}."
-        )
-    raise ModelError(
-        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. "
-        "A new one is a row in alphaquant/models/architecture.py."
-    )

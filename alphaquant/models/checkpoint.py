@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alphaquant.errors import ModelError, first_line
-from alphaquant.models.architecture import Architecture, architecture_of, required_int
+from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.resolve import read_config
+from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 LOADING_ERRORS = (

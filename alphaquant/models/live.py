@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from alphaquant.errors import ModelError
-from alphaquant.models.architecture import architecture_of
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.experts import UnfusedExperts, is_fused_experts
+from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry
 
 _MEMORY = Path("<memory>")

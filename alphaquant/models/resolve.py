@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from alphaquant.config import ModelConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.errors import ModelError
-from alphaquant.models.architecture import architecture_of
+from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.store.files import sha256_of, write_json
 
