@@ -364,19 +364,12 @@ class ExperimentConfig(Section):
 class ExportConfig(Section):
     """The checkpoint's form."""
 
-    format: Literal["dense"] = "dense"
-    """dense: bf16 values that any consumer loads."""
-    consumers: tuple[str, ...] = ()
-    """Serving stacks the checkpoint must load in: transformers."""
-
-    @field_validator("consumers")
-    @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name != "transformers"]:
-            raise ValueError(
-                f"{unknown[0]!r} is not a consumer of dense checkpoints; allowed: transformers"
-            )
-        return value
+    format: Literal["dense", "compressed-tensors", "gptq", "quark"] = "dense"
+    """dense: bf16 values that any consumer loads. compressed-tensors: packed, for vLLM, SGLang and transformers. gptq: packed, for GPTQModel, vLLM and SGLang; symmetric int2, 3, 4 and 8. quark: packed mx formats, which carries mxfp6 to vLLM."""
+    consumers: tuple[Literal["transformers", "vllm", "sglang", "gptqmodel"], ...] = ()
+    """Serving stacks that the checkpoint must load in; checked before anything is quantized."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs that a consumer spreads each linear over."""
 
 
 class ExecutionConfig(Section):

@@ -109,7 +109,12 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             execution=here,
         )
     checkpoint = call(
-        export, model=weights, blocks=tuned or blocks, routers=routers, export=config.export
+        export,
+        model=weights,
+        plan=plan,
+        blocks=tuned or blocks,
+        routers=routers,
+        export=config.export,
     )
     scores = call(
         evaluate,
@@ -171,7 +176,9 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     blocks = _quantized(config, weights, plan, tokens, call)
     if config.quantization.tune == "model":
         blocks = _tuned(config, weights, blocks, tokens, call) or blocks
-    checkpoint = call(export, model=weights, blocks=blocks, routers=None, export=config.export)
+    checkpoint = call(
+        export, model=weights, plan=plan, blocks=blocks, routers=None, export=config.export
+    )
     return Products(plan, checkpoint)
 
 

@@ -21,16 +21,27 @@ def export(
     store: Workbench,
     *,
     model: ModelRef | ArtifactRef,
+    plan: ArtifactRef,
     blocks: ArtifactRef,
     routers: ArtifactRef | None,
     export: ExportConfig,
 ) -> None:
     """Write the checkpoint: weights, config and tokenizer."""
     from alphaquant.export.dense import export_dense
+    from alphaquant.export.packed import export_packed
+    from alphaquant.plan import QuantPlan
 
-    export_dense(
-        open_weights(store, model),
-        store.block_paths(blocks),
-        load_routers(store, routers),
+    weights, folders = open_weights(store, model), store.block_paths(blocks)
+    repaired = load_routers(store, routers)
+    if export.format == "dense":
+        export_dense(weights, folders, repaired, out)
+        return
+    export_packed(
+        weights,
+        folders,
+        repaired,
         out,
+        export.format,
+        activations=QuantPlan.load(store.path(plan), weights.specs).activations,
+        module_names="gptqmodel" in export.consumers,
     )

@@ -52,7 +52,7 @@ def test_unknown_key_of_an_override_names_the_nearest() -> None:
         ("calibration.samples=0", "greater than or equal to 1"),
         ("rotation.kind=spin", "'none' or 'hadamard'"),
         ("rotation.block=1", "greater than or equal to 2"),
-        ("export.consumers=[vllm]", "transformers"),
+        ("export.consumers=[llama.cpp]", "gptqmodel"),
         ("novalue", "section.key=value"),
         ("model.path.deep=1", "Input should be a valid string"),
     ],

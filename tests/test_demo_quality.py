@@ -19,10 +19,10 @@ from alphaquant.algorithms.router import RouterResult, repair_routers, trainable
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import AllocationConfig, AlphaConfig, QuantizationConfig, RouterConfig
 from alphaquant.demo import demo_model_path
-from alphaquant.evaluation.evaluate import load_model
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.live import LiveCheckpoint
+from alphaquant.models.loading import load_model
 from alphaquant.plan import QuantPlan
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import calibration_tokens, evaluation_windows

@@ -53,12 +53,23 @@ def _save_weights(folder: Path, weights: Mapping[str, QuantizedWeight]) -> None:
 def load_block(folder: Path) -> dict[str, QuantizedWeight]:
     """The quantized linears of a block, by name."""
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
-        schemes: dict[str, str] = json.loads(file.metadata()["schemes"])
+        schemes = _schemes(file)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return {
-        name: QuantizedWeight.from_tensors(name, tensors, Scheme.parse(text, group_size=None))
-        for name, text in schemes.items()
+        name: QuantizedWeight.from_tensors(name, tensors, scheme)
+        for name, scheme in schemes.items()
     }
+
+
+def load_schemes(folder: Path) -> dict[str, Scheme]:
+    """The schemes of a block's quantized linears, by name, from its header."""
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        return _schemes(file)
+
+
+def _schemes(file: Any) -> dict[str, Scheme]:
+    schemes: dict[str, str] = json.loads(file.metadata()["schemes"])
+    return {name: Scheme.parse(text, group_size=None) for name, text in schemes.items()}
 
 
 def load_errors(folder: Path) -> pd.DataFrame:

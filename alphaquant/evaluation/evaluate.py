@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from alphaquant.config import EvaluationConfig
-from alphaquant.errors import ModelError, first_line
 from alphaquant.evaluation.activations import simulated_activations
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import answer_tasks, paired_changes
 from alphaquant.evaluation.scores import ORIGINAL, QUANTIZED, Score, scores_table
-from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, check_vocabulary
-from alphaquant.models.device import compute_dtype
+from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
+from alphaquant.models.loading import load_model
 from alphaquant.progress import reporter
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import evaluation_windows
@@ -68,17 +66,3 @@ def evaluate_checkpoint(
             ]
             scores += [score for run in runs for score in run.scores] + paired_changes(*runs)
     return scores_table(scores)
-
-
-def load_model(folder: Path, device: torch.device, trust_remote_code: bool = False) -> nn.Module:
-    """A causal language model as its users load it. Raises ModelError when transformers cannot."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=compute_dtype(device), trust_remote_code=trust_remote_code
-        )
-    except LOADING_ERRORS as error:
-        raise ModelError(f"transformers cannot load {folder}: {first_line(error)}") from error
-    loaded: nn.Module = model.to(device).eval()
-    return loaded

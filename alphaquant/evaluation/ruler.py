@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights
-from alphaquant.evaluation.evaluate import load_model
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.live import LiveCheckpoint
+from alphaquant.models.loading import load_model
 
 
 @dataclass(frozen=True, slots=True)

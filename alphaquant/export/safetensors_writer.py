@@ -40,10 +40,10 @@ def write_safetensors(
 ) -> None:
     """Write `entries` in their order, each as `tensor(name)` cast to the entry's dtype.
 
-    One tensor is in memory at a time. Wide dtypes go first, as the safetensors library has it, so
+    One tensor is in memory at a time. Those that fill no whole words go last, wide dtypes first, so
     that each tensor is aligned. Raises ModelError for an unknown dtype or another shape.
     """
-    order = sorted(entries, key=lambda name: -_dtype(name, entries[name]).itemsize)
+    order = sorted(entries, key=lambda name: _rank(name, entries[name]))
     with path.open("wb") as file:
         file.write(_header(entries, order))
         for name in order:
@@ -65,7 +65,7 @@ def _header(entries: Mapping[str, TensorEntry], order: list[str]) -> bytes:
     start = 0
     for name in order:
         entry = entries[name]
-        end = start + math.prod(entry.shape) * _dtype(name, entry).itemsize
+        end = start + _bytes(name, entry)
         header[name] = {
             "dtype": entry.dtype,
             "shape": list(entry.shape),
@@ -75,6 +75,16 @@ def _header(entries: Mapping[str, TensorEntry], order: list[str]) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _rank(name: str, entry: TensorEntry) -> int:
+    if _bytes(name, entry) % _ALIGNMENT == 0:
+        return -_ALIGNMENT - 1
+    return -_dtype(name, entry).itemsize
+
+
+def _bytes(name: str, entry: TensorEntry) -> int:
+    return math.prod(entry.shape) * _dtype(name, entry).itemsize
 
 
 def _dtype(name: str, entry: TensorEntry) -> torch.dtype:

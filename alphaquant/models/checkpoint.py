@@ -51,12 +51,16 @@ class Checkpoint:
         self.trust_remote_code = trust_remote_code
         self.raw_config: dict[str, Any] = read_config(self.path)
         self.architecture: Architecture = architecture_of(self.raw_config, trust_remote_code)
-        self.entries: dict[str, TensorEntry] = tensor_index(self.path)
+        self._handles: dict[Path, Any] = {}
+        self._opening = threading.Lock()
+        self.entries: dict[str, TensorEntry] = self._index()
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.specs: list[LinearSpec] = self.architecture.linears(self.raw_config, shapes)
         self.blocks = required_int(self.raw_config, "num_hidden_layers")
-        self._handles: dict[Path, Any] = {}
-        self._opening = threading.Lock()
+
+    def _index(self) -> dict[str, TensorEntry]:
+        """Every tensor that can be asked for."""
+        return tensor_index(self.path)
 
     @functools.cached_property
     def config(self) -> Any:
@@ -119,10 +123,13 @@ class Checkpoint:
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(f"tensor {name} is missing from {self.path}")
+        return self._read(name, entry.file)
+
+    def _read(self, name: str, file: Path) -> Tensor:
         try:
-            return self._handle(entry.file).get_tensor(name)  # type: ignore[no-any-return]
+            return self._handle(file).get_tensor(name)  # type: ignore[no-any-return]
         except SafetensorError as error:
-            raise ModelError(f"{entry.file} is damaged at tensor {name}: {error}") from error
+            raise ModelError(f"{file} is damaged at tensor {name}: {error}") from error
 
     def weight(self, linear: str) -> Tensor:
         """A linear's weight `[out, in]` in its stored dtype, by the linear's name."""

@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from alphaquant.evaluation.evaluate import load_model
 from alphaquant.evaluation.fidelity import TokenComparison, compare_tokens, fidelity_scores
 from alphaquant.evaluation.scores import QUANTIZED
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import suit_threads
 from alphaquant.models.live import LiveCheckpoint
+from alphaquant.models.loading import load_model
 from benchmarks.rivals.formats import Format, quantized_linears
 from benchmarks.rivals.inputs import digest_of
 

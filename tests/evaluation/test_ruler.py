@@ -12,7 +12,6 @@ from alphaquant.algorithms.allocation_groups import group_linears
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import QuantizationConfig, RotationConfig
-from alphaquant.evaluation.evaluate import load_model
 from alphaquant.evaluation.fidelity import compare_tokens
 from alphaquant.evaluation.one_at_a_time import MOST_GROUPS, one_at_a_time, too_large
 from alphaquant.evaluation.ruler import Ruler
@@ -20,6 +19,7 @@ from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.live import LiveCheckpoint
+from alphaquant.models.loading import load_model
 from alphaquant.plan import QuantPlan
 from tests.tiny import make_model
 

@@ -64,7 +64,7 @@ def test_the_whole_pipeline() -> None:
         "quantize": {"calibration", "rotate", "allocate"},
         "tune": {"calibration", "rotate", "quantize"},
         "router": {"calibration", "rotate", "allocate", "tune"},
-        "export": {"rotate", "tune", "router"},
+        "export": {"allocate", "rotate", "tune", "router"},
         "evaluate": {"allocate", "export"},
         "compare": {"calibration", "rotate", "allocate", "quantize"},
         "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
@@ -79,7 +79,7 @@ def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
         "router": "router.method is none",
         "compare": "comparison names no rival plans",
     }
-    assert recorder.given["export"] == {"quantize"}
+    assert recorder.given["export"] == {"allocate", "quantize"}
     assert recorder.given["quantize"] == {"calibration", "allocate"}
 
 

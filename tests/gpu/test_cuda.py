@@ -17,7 +17,6 @@ from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.algorithms.tune_model import tune_model
 from alphaquant.config import ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
-from alphaquant.evaluation.evaluate import load_model
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.export.dense import export_dense
 from alphaquant.export.rotated import export_rotated
@@ -27,6 +26,7 @@ from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import device_name
+from alphaquant.models.loading import load_model
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
 from alphaquant.store.artifacts import ArtifactStore

@@ -1,0 +1,126 @@
+"""A quantized linear as the tensors of its carrier, and back: no number changes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from alphaquant.errors import FormatError
+from alphaquant.formats.carriers import Carrier
+from alphaquant.formats.grid import from_codes, to_codes
+from alphaquant.formats.packing import pack_bytes, pack_words, unpack_bytes, unpack_words
+from alphaquant.formats.scales import Scales, power_of_two
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.weight import QuantizedWeight
+
+_SIGN = 0x80
+
+
+def pack(weight: QuantizedWeight, carrier: Carrier, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The stored tensors of a weight `[out, in]` by leaf name, as `carriers.stored_tensors` describes them.
+
+    `dtype` is that of scales where the format leaves it free: the model's own. Raises FormatError for a scale that
+    the stored type cannot hold exactly.
+    """
+    scheme, bits = weight.scheme, weight.scheme.number_format.bits
+    if carrier.layout == "columns":
+        return _pack_columns(weight, bits)
+    stored = {"weight_scale": _pack_scale(weight, dtype)}
+    if carrier.layout == "words":
+        stored["weight_packed"] = pack_words(weight.codes, bits)
+        stored["weight_shape"] = torch.tensor(weight.shape)
+        if weight.scales.zero is not None:
+            zeros = to_codes(weight.scales.zero, scheme.number_format)
+            stored["weight_zero_point"] = pack_words(zeros.T.contiguous(), bits).T.contiguous()
+        return stored
+    if carrier.layout == "elements":
+        integers = scheme.number_format.is_integer
+        codes = weight.codes ^ _SIGN if integers else weight.codes  # two's complement from q - qmin
+        stored["weight"] = codes.view(torch.int8 if integers else torch.float8_e4m3fn)
+        return stored
+    stored["weight" if carrier.layout == "quark" else "weight_packed"] = pack_bytes(
+        weight.codes, bits
+    )
+    if weight.scales.global_scale is not None:
+        # consumers divide by it; it is a power of two, so both ways are exact
+        stored["weight_global_scale"] = 1 / weight.scales.global_scale.reshape(1)
+    return stored
+
+
+def unpack(
+    stored: Mapping[str, Tensor], carrier: Carrier, scheme: Scheme, shape: tuple[int, int]
+) -> QuantizedWeight:
+    """The inverse of `pack` for a weight of `shape` [out, in]. Raises FormatError naming a missing tensor."""
+    fmt, (rows, cols) = scheme.number_format, shape
+    if carrier.layout == "columns":
+        words = _leaf(stored, "qweight").T.contiguous()
+        scale = _leaf(stored, "scales").T.float().contiguous()
+        return QuantizedWeight(
+            unpack_words(words, fmt.bits, cols), _scales(scale, None, None, scheme, cols), scheme
+        )
+    if carrier.layout == "words":
+        codes = unpack_words(_leaf(stored, "weight_packed"), fmt.bits, cols)
+    elif carrier.layout == "elements":
+        codes = _leaf(stored, "weight").contiguous().view(torch.uint8)
+        codes = codes ^ _SIGN if fmt.is_integer else codes
+    else:
+        packed = _leaf(stored, "weight" if carrier.layout == "quark" else "weight_packed")
+        codes = unpack_bytes(packed, fmt.bits, cols)
+    zero = None
+    if not scheme.symmetric:
+        words = _leaf(stored, "weight_zero_point").T.contiguous()
+        zero = from_codes(unpack_words(words, fmt.bits, rows).T.contiguous(), fmt)
+    scale = _leaf(stored, "weight_scale")
+    scale = power_of_two(scale.int() - 127) if fmt.scale_type == "e8m0" else scale.float()
+    shared = 1 / _leaf(stored, "weight_global_scale").reshape(()) if fmt.kind == "nv" else None
+    return QuantizedWeight(codes, _scales(scale, zero, shared, scheme, cols), scheme)
+
+
+def _pack_columns(weight: QuantizedWeight, bits: int) -> dict[str, Tensor]:
+    """GPTQ v1: the stream runs along the input channels, and the zero point is stored one too small."""
+    rows, cols = weight.shape
+    groups = weight.scales.scale.shape[-1]
+    zeros = torch.full((groups, rows), 2 ** (bits - 1) - 1, dtype=torch.uint8)
+    group = torch.arange(cols, dtype=torch.int32) // weight.scheme.group_width(cols)
+    return {
+        "qweight": pack_words(weight.codes, bits).T.contiguous(),
+        "qzeros": pack_words(zeros, bits),
+        "scales": _exact(weight.scales.scale, torch.float16).T.contiguous(),
+        "g_idx": group,
+    }
+
+
+def _pack_scale(weight: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    scale, fmt = weight.scales.scale, weight.scheme.number_format
+    if fmt.scale_type == "e8m0":
+        return (scale.view(torch.int32) >> 23).to(torch.uint8)
+    return _exact(scale, torch.float8_e4m3fn if fmt.scale_type == "e4m3" else dtype)
+
+
+def _exact(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales in their stored type. Raises FormatError where that changes one."""
+    stored = scale.to(dtype)
+    wrong = stored.float() != scale
+    if bool(wrong.any()):
+        example = float(scale[wrong][0])
+        raise FormatError(
+            f"{int(wrong.sum())} of {scale.numel()} scales, such as {example:g}, cannot be stored as "
+            f"{str(dtype).removeprefix('torch.')} exactly. Export as compressed-tensors, whose scales have the "
+            "model's own type, and keep the model in bfloat16"
+        )
+    return stored
+
+
+def _scales(
+    scale: Tensor, zero: Tensor | None, shared: Tensor | None, scheme: Scheme, cols: int
+) -> Scales:
+    return Scales(scale, zero, shared, scheme.group_width(cols))
+
+
+def _leaf(stored: Mapping[str, Tensor], name: str) -> Tensor:
+    found = stored.get(name)
+    if found is None:
+        raise FormatError(f"tensor {name} is missing; found {', '.join(sorted(stored)) or 'none'}")
+    return found

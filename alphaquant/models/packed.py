@@ -1,0 +1,98 @@
+"""PackedCheckpoint: a quantized model folder, seen as the dense model that it stands for."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alphaquant.errors import FormatError, ModelError
+from alphaquant.formats.stored import unpack
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.packed_config import StoredAs, storage_rule
+from alphaquant.models.tensors import TensorEntry, tensor_index
+
+_DTYPES = {
+    "float32": ("F32", torch.float32),
+    "float16": ("F16", torch.float16),
+    "bfloat16": ("BF16", torch.bfloat16),
+}
+_SCALES = ("weight_scale", "scales")
+
+
+class PackedCheckpoint(Checkpoint):
+    """Its tensors are decoded when they are asked for, one at a time, into the dtype that config.json names."""
+
+    def _index(self) -> dict[str, TensorEntry]:
+        """The dense tensors; what they are decoded from is kept aside, by the linear's name on disk."""
+        rule = storage_rule(self.raw_config["quantization_config"])
+        dtype = str(self.raw_config.get("dtype") or self.raw_config.get("torch_dtype"))
+        name_of_dtype, self._dtype = _DTYPES.get(dtype, _DTYPES["bfloat16"])
+        self._written: dict[str, str] = {}
+        self._leaves: dict[str, dict[str, tuple[str, TensorEntry]]] = {}
+        self._stored_as: dict[str, StoredAs] = {}
+        stored = tensor_index(self.path)
+        packed = {n.rpartition(".")[0] for n in stored if n.rpartition(".")[2] in _SCALES}
+        entries: dict[str, TensorEntry] = {}
+        for written, entry in stored.items():
+            linear, _, leaf = written.rpartition(".")
+            if linear not in packed or leaf == "bias":
+                name = self.architecture.disk_name(written)
+                entries[name], self._written[name] = entry, written
+                continue
+            name = self.architecture.disk_name(linear)
+            if name not in self._leaves:
+                self._leaves[name], self._stored_as[name] = {}, rule(linear)
+            self._leaves[name][leaf] = (written, entry)
+        for name in self._leaves:
+            file = next(iter(self._leaves[name].values()))[1].file
+            entries[f"{name}.weight"] = TensorEntry(file, name_of_dtype, self._shape(name))
+        return entries
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The transformers config of the dense model."""
+        config = super().config
+        del config.quantization_config
+        return config
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the dense model, by its full name on disk. Raises ModelError when it cannot be decoded."""
+        linear = name.removesuffix(".weight")
+        if linear not in self._leaves:
+            if name not in self._written:
+                raise ModelError(f"tensor {name} is missing from {self.path}")
+            return self._read(self._written[name], self.entries[name].file)
+        scheme, carrier = self._stored_as[linear]
+        leaves = {leaf: self._read(n, e.file) for leaf, (n, e) in self._leaves[linear].items()}
+        rows, cols = self.entries[name].shape
+        try:
+            weight = unpack(leaves, carrier, scheme, (rows, cols))
+        except FormatError as error:
+            raise ModelError(f"{linear} of {self.path} cannot be decoded: {error}") from error
+        return weight.dequantize().to(self._dtype)
+
+    def _shape(self, linear: str) -> tuple[int, int]:
+        """The dense shape [out, in], from those of the stored tensors."""
+        scheme, carrier = self._stored_as[linear]
+        leaves, bits = self._leaves[linear], scheme.number_format.bits
+        codes = next(
+            (leaves[n] for n in ("weight_packed", "qweight", "weight") if n in leaves), None
+        )
+        if codes is None:
+            raise ModelError(
+                f"{linear} of {self.path} has {', '.join(sorted(leaves))} but no codes; "
+                "the checkpoint is incomplete, download it again"
+            )
+        first, second = codes[1].shape
+        if carrier.layout == "columns":
+            return second, first * 32 // bits
+        if carrier.layout == "elements":
+            return first, second
+        if carrier.layout == "words":
+            name, entry = leaves["weight_shape"]
+            rows, cols = self._read(name, entry.file).tolist()
+            return int(rows), int(cols)
+        return first, second * 8 // bits
