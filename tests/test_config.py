@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alphaquant.config import RunConfig
+from alphaquant.config import DEFAULT_MENU, RunConfig
 from alphaquant.config_file import load_config, parse_config
 from alphaquant.errors import ConfigError, UserError
 
@@ -110,3 +110,13 @@ def test_defaults_of_the_readme_sections_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in RunConfig.model_fields:
         assert f"| `{name}`" in text, f"README.md does not mention config section {name}"
+
+
+def test_the_menu_nobody_chose_is_what_the_export_can_store() -> None:
+    gptq = parse_config({"export": {"format": "gptq"}})
+    assert gptq.allocation.formats == ("int2", "int3", "int4", "int8", "bf16")
+    assert parse_config({}).allocation.formats == DEFAULT_MENU
+    chosen = {"export": {"format": "gptq"}, "allocation": {"formats": ["int4", "mxfp4"]}}
+    assert parse_config(chosen).allocation.formats == ("int4", "mxfp4")
+    again = RunConfig.model_validate(gptq.model_dump(mode="json"))
+    assert again == gptq

@@ -94,6 +94,13 @@ def carrier_of(
     )
 
 
+def can_store(export: PackedFormat, number_format: str) -> bool:
+    """Whether a checkpoint in format `export` can hold linears of a number format, symmetric at least."""
+    return number_format == "bf16" or any(
+        row.export == export and number_format in row.formats for row in CARRIERS
+    )
+
+
 def misfit(carrier: Carrier, scheme: Scheme, rows: int, cols: int) -> str | None:
     """Why a `[rows, cols]` matrix of `scheme` does not fit its carrier; None: it does."""
     group = scheme.group_width(cols)
