@@ -5,7 +5,7 @@ Imports no torch. Sections are values: a stage receives only the sections it dep
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,10 @@ from alphaquant.formats.carriers import can_store
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
 
+Method: TypeAlias = Literal["gptq", "awq", "adaround", "nf4", "rtn"]
+"""How a weight becomes codes; each is a file in `alphaquant/algorithms/`."""
+UNCALIBRATED: frozenset[Method] = frozenset({"nf4", "rtn"})
+"""Methods that look at nothing but the weight."""
 DEFAULT_MENU = ("int2", "int3", "int4", "int6", "int8", "mxfp4", "mxfp6", "mxfp8", "bf16")
 _NAMES = tuple(FORMATS)
 
@@ -166,8 +170,8 @@ class AllocationConfig(Section):
 class QuantizationConfig(Section):
     """How weights are rounded."""
 
-    method: Literal["gptq", "rtn"] = "gptq"
-    """gptq: error-compensating rounding on calibration inputs. rtn: round to nearest."""
+    method: Method = "gptq"
+    """gptq: error-compensating rounding on calibration inputs. awq: channels with large inputs scaled up, then to nearest. adaround: learns of every weight whether it is rounded up or down. nf4: to nearest in QLoRA's codebook; the format is nf4. rtn: round to nearest."""
     group_size: int = Field(128, ge=-1)
     """Weights that share one scale (int and fp formats); -1 for one scale per output channel."""
     symmetric: bool = True
@@ -190,6 +194,8 @@ class QuantizationConfig(Section):
     """inputs: GPTQ also makes up for what inputs have lost before; kept where a block comes closer to the original's on held-out windows."""
     correction_prior: float = Field(0.5, ge=0)
     """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
+    learned_rounding_steps: int = Field(500, ge=1)
+    """Steps in which adaround learns."""
     expert_shrinkage: float = Field(1.0, ge=0)
     """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
     routing_weight: Literal["none", "p", "p2"] = "p"
@@ -286,8 +292,8 @@ class ComparisonConfig(Section):
 
     uniform: Annotated[tuple[str, ...], offer_list(_NAMES)] = ()
     """Formats that every linear gets in turn."""
-    methods: tuple[Literal["gptq", "rtn"], ...] = ("gptq",)
-    """Rounding methods of the uniform plans."""
+    methods: tuple[Method, ...] = ("gptq",)
+    """Rounding methods of the uniform plans; nf4 stands beside formats of 4 bits."""
     random: int = Field(0, ge=0)
     """Plans drawn at random that store as many bits as the run's own."""
     seed: int = Field(0, ge=0)
@@ -417,4 +423,24 @@ class RunConfig(Section):
             menu = tuple(name for name in DEFAULT_MENU if can_store(self.export.format, name))
             narrowed = self.allocation.model_copy(update={"formats": menu})
             object.__setattr__(self, "allocation", narrowed)
+        return self
+
+    @model_validator(mode="after")
+    def _nf4_rounds_to_nf4(self) -> RunConfig:
+        if self.quantization.method != "nf4":
+            return self
+        plan = self.allocation
+        menus = {"budget": plan.formats, "alpha": plan.formats, "ratio": ("mxfp4",)}
+        named = menus.get(plan.policy, (plan.default.wq,))
+        if self.export.format != "dense":
+            raise ValueError(
+                f"quantization.method nf4 is exported as values alone, and export.format is {self.export.format}. "
+                "Set export.format=dense."
+            )
+        for text in (*named, *(rule.wq for rule in plan.overrides if rule.wq)):
+            if Scheme.parse(text).format not in ("nf4", "bf16"):
+                raise ValueError(
+                    f"quantization.method nf4 rounds to nf4 (4 bits) alone, and policy {plan.policy} may give "
+                    f"{text}. Set allocation.policy=uniform and allocation.default.wq=nf4, or take another method."
+                )
         return self

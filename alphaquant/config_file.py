@@ -65,6 +65,8 @@ def _explain(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     where = [str(part) for part in first["loc"]]
     name = ".".join(where)
+    if not where:  # sections that do not go together
+        return str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         allowed = _fields_at(where[:-1])
         return (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from alphaquant.config import RunConfig
+from alphaquant.config import UNCALIBRATED, RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
@@ -163,7 +163,7 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     if needs_calibration(config):
         tokens = _tokens(config, model, call)
     else:
-        tokens = call.skip(calibration, "method rtn looks at no inputs")
+        tokens = call.skip(calibration, f"method {config.quantization.method} looks at no inputs")
     plan = call(
         allocate,
         model=model,
@@ -184,7 +184,7 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
 
 def needs_calibration(config: RunConfig) -> bool:
     """Whether the short way looks at calibration text; rounding to nearest does not, unless it is tuned."""
-    return config.quantization.method != "rtn" or config.quantization.tune != "none"
+    return config.quantization.method not in UNCALIBRATED or config.quantization.tune != "none"
 
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:

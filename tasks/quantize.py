@@ -32,8 +32,8 @@ def quantize(
 
     With tuning also `tuning.parquet`, one row per tuned block.
 
-    Each finished block is kept at once, so an interrupted stage goes on behind the last one. Method rtn
-    works without `tokens`.
+    Each finished block is kept at once, so an interrupted stage goes on behind the last one. Methods rtn
+    and nf4 work without `tokens`.
     """
     import pandas as pd
 

@@ -74,11 +74,13 @@ def gptq(
 def _static(scheme: Scheme, options: GptqOptions) -> bool:
     """Whether scales are fixed before the walk.
 
-    act_order scatters a group's columns over the walk, and one scale over the whole matrix (nvfp4) ties
+    act_order scatters a group's columns over the walk, and one scale over the whole matrix (nvfp4, nf4) ties
     the groups together: both need them beforehand.
     """
     whole_row = scheme.group_size is None
-    return options.static_groups or options.act_order or whole_row or scheme.format == "nvfp4"
+    return (
+        options.static_groups or options.act_order or whole_row or scheme.number_format.kind == "nv"
+    )
 
 
 @dataclass(frozen=True)

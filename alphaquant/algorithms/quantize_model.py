@@ -15,7 +15,7 @@ from torch import Tensor
 from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.solve_block import corrects, solve_block
-from alphaquant.config import QuantizationConfig
+from alphaquant.config import UNCALIBRATED, QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
@@ -69,10 +69,10 @@ def quantize_blocks(
     """Quantize every block by the plan; returns one folder per block, in order.
 
     Hidden states are handed on in memory. Where finished blocks are found, they are recomputed from
-    those, only when a later block needs them. Method rtn works without `tokens`; its output errors are
-    then those on white inputs.
+    those, only when a later block needs them. Methods rtn and nf4 work without `tokens`; their output
+    errors are then those on white inputs.
     """
-    if tokens is None and config.method != "rtn":
+    if tokens is None and config.method not in UNCALIBRATED:
         raise ValueError(f"method {config.method} needs calibration tokens")
     if tokens is None and config.tune != "none":
         raise ValueError("tuning needs calibration tokens")

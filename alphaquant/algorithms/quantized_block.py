@@ -23,23 +23,29 @@ from alphaquant.models.checkpoint import Checkpoint
 _WEIGHTS = "block.safetensors"
 _ERRORS = "errors.parquet"
 _TUNING = "tuning.json"
-_NORMS = "norms.safetensors"
+_MOVED = "moved.safetensors"
 
 
 def save_block(folder: Path, block: SolvedBlock) -> None:
-    """Write codes, scales and zeros by linear name, the per-linear errors, and what tuning brought."""
+    """Write codes, scales and zeros by linear name, what else moved, the per-linear errors, and what tuning brought."""
     _save_weights(folder, block.weights)
+    if block.moved:
+        _save_moved(folder, block.moved)
     block.errors.to_parquet(folder / _ERRORS, index=False)
     if block.tuning is not None:
         (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")
 
 
 def save_retuned_block(
-    folder: Path, weights: Mapping[str, QuantizedWeight], norms: Mapping[str, Tensor]
+    folder: Path, weights: Mapping[str, QuantizedWeight], moved: Mapping[str, Tensor]
 ) -> None:
     """Write a block whose norms, by name, differ from the checkpoint's; errors of its linears are not known."""
     _save_weights(folder, weights)
-    save_file({name: norm.contiguous() for name, norm in norms.items()}, folder / _NORMS)
+    _save_moved(folder, moved)
+
+
+def _save_moved(folder: Path, moved: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in moved.items()}, folder / _MOVED)
 
 
 def _save_weights(folder: Path, weights: Mapping[str, QuantizedWeight]) -> None:
@@ -96,10 +102,16 @@ def stored_sizes(folder: Path) -> tuple[int, int]:
     return counts["codes"], counts["scale"]
 
 
-def load_norms(folder: Path) -> dict[str, Tensor]:
-    """A block's norms by name (without `.weight`) where tuning moved them; empty elsewhere."""
-    path = folder / _NORMS
+def load_moved(folder: Path) -> dict[str, Tensor]:
+    """A block's norms and kept linears by name (without `.weight`) where they are not the checkpoint's."""
+    path = folder / _MOVED
     return load_file(path) if path.is_file() else {}
+
+
+def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
+    """A linear that the plan keeps as the block in `folder` has it."""
+    moved = load_moved(folder).get(linear)
+    return kept(checkpoint.weight(linear)) if moved is None else moved
 
 
 def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str, Tensor]:
@@ -111,7 +123,7 @@ def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str,
         else kept(checkpoint.weight(spec.name))
         for spec in checkpoint.block_specs(index)
     }
-    return linears | load_norms(folder)
+    return linears | load_moved(folder)
 
 
 def kept(weight: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import kept
-from alphaquant.algorithms.router_blocks import repair_by_block
+from alphaquant.algorithms.router_blocks import repair_by_block, untrained
 from alphaquant.algorithms.router_training import train_routers
 from alphaquant.algorithms.router_windows import split_windows
 from alphaquant.config import RouterConfig
@@ -65,7 +64,7 @@ def repair_routers(
     windows = split_windows(tokens, config)
     steps = config.method.split("+")
     one_by_one = [step for step in steps if step in ("align", "block")]
-    start = {spec.name: kept(checkpoint.weight(spec.name)) for spec in routers}
+    start = untrained(checkpoint, blocks, routers)
     local = trained = None
     if one_by_one:
         local = repair_by_block(

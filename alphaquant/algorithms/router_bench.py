@@ -70,7 +70,8 @@ class RouterBench:
         alignment = RouterAlignment(self._spec.cols, device)
         for theirs, mine in zip(original.inputs[held:], ours.inputs[held:], strict=True):
             alignment.update(theirs.to(device), mine.to(device))
-        return alignment.aligned(router.to(device))
+        stored = self._model.checkpoint.weight(self._spec.name)
+        return alignment.aligned(router.to(device), stored.to(device))
 
     def tuned(
         self, router: Tensor, original: Sight, energy: float, held: int, config: RouterConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import block_weights, kept
+from alphaquant.algorithms.quantized_block import block_weights, kept, kept_weight
 from alphaquant.algorithms.router_bench import RouterBench
 from alphaquant.algorithms.router_kl import kl_divergence
 from alphaquant.algorithms.router_windows import Windows
@@ -98,10 +98,21 @@ def repair_by_block(
     found.kl_after = _divergence(model, original, ours[:held])
     if found.kl_after >= found.kl_before:
         reporter().note("router: the repaired routers do not bring held-out predictions closer")
-        found.tensors = {spec.name: kept(checkpoint.weight(spec.name)) for spec in routers}
+        found.tensors = untrained(checkpoint, blocks, routers)
         found.kl_after = found.kl_before
         found.changed_after, found.error_after = found.changed_before, found.error_before
     return found
+
+
+def untrained(
+    checkpoint: Checkpoint, blocks: Sequence[Path], routers: Sequence[LinearSpec]
+) -> dict[str, Tensor]:
+    """Routers `[experts, hidden]` by linear name as the blocks hold them."""
+    return {
+        spec.name: kept_weight(checkpoint, spec.name, blocks[spec.block])
+        for spec in routers
+        if spec.block is not None
+    }
 
 
 def _mean_square(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
+from alphaquant.algorithms.awq import scale_block
 from alphaquant.algorithms.correct_block import solve_in_order
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
@@ -39,6 +41,8 @@ class SolvedBlock:
     """One row per quantized linear."""
     tuning: Tuning | None
     """What tuning brought; None when the block was not tuned."""
+    moved: dict[str, Tensor] = field(default_factory=dict)
+    """Norms and kept linears that are not as the checkpoint has them, by name in its dtype."""
 
 
 def solve_block(
@@ -51,8 +55,14 @@ def solve_block(
     lesson: Lesson | None = None,
 ) -> SolvedBlock:
     """Quantize a block's linears by the plan, and tune them when there is a `lesson`."""
+    scaled = None
+    if config.method == "awq" and specs and specs[0].block is not None:
+        scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device)
+    moved = scaled.moved(plan) if scaled else {}
     solved = [
-        solve_stack(checkpoint, stack, scheme, device, config)
+        solve_stack(
+            scaled or checkpoint, scaled.stack(stack) if scaled else stack, scheme, device, config
+        )
         for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes)
         if (scheme := plan.schemes[stack.specs[0].name]).format != "bf16"
     ]
@@ -64,7 +74,7 @@ def solve_block(
         starts = [
             Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated) for s in solved
         ]
-        weights, tuning = tune_block(lesson, starts, config)
+        weights, tuning = tune_block(_within(moved, lesson), starts, config)
     pairs = list(zip(solved, weights, strict=True))
     done = {
         spec.name: weight[position]
@@ -73,7 +83,16 @@ def solve_block(
     }
     ordered = {spec.name: done[spec.name] for spec in specs if spec.name in done}
     rows = [row for one, weight in pairs for row in _errors(one, weight)]
-    return SolvedBlock(ordered, error_table(rows), tuning)
+    return SolvedBlock(ordered, error_table(rows), tuning, moved)
+
+
+def _within(moved: Mapping[str, Tensor], lesson: Lesson) -> Lesson:
+    """The lesson of a block with `moved` norms and linears."""
+    if not moved:
+        return lesson
+    device = lesson.inputs.device
+    there = {name: value.to(device) for name, value in moved.items()}
+    return replace(lesson, run=lambda weights, hidden: lesson.run(there | dict(weights), hidden))
 
 
 def _better(plain: list[Solved], corrected: list[Solved], lesson: Lesson) -> list[Solved]:

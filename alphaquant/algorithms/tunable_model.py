@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from alphaquant.algorithms.quantized_block import block_weights, load_block
+from alphaquant.algorithms.quantized_block import block_weights, load_block, load_moved
 from alphaquant.algorithms.router_kl import full_kl
 from alphaquant.algorithms.scaled_stack import ScaledStack
 from alphaquant.formats.weight import QuantizedWeight
@@ -54,10 +54,13 @@ class TunableBlock:
         for name in quantized:  # its values come from the stack; the module need not hold them too
             module = model.linear(self._block, index, name)
             module.weight = nn.Parameter(torch.empty(0, device=model.device), requires_grad=False)
+        norms, moved = checkpoint.block_norms(index), load_moved(folder)
         self.norms = {
-            name: Norm(checkpoint.weight(name), model.device)
-            for name in checkpoint.block_norms(index)
+            name: Norm(moved[name] if name in moved else checkpoint.weight(name), model.device)
+            for name in norms
         }
+        self.moved = {name: value for name, value in moved.items() if name not in norms}
+        """Kept linears that are not the checkpoint's."""
 
     def run(self, hidden: Tensor) -> Tensor:
         """One batch `[windows, length, hidden]` through the block.
@@ -106,10 +109,11 @@ class TunableModel:
                 parameter.copy_(value)
 
     def stored(self, index: int) -> tuple[dict[str, QuantizedWeight], dict[str, Tensor]]:
-        """Block `index` as it would be stored now: linears and norms by name."""
+        """Block `index` as it would be stored now: quantized linears, and norms with what else moved, by name."""
         block = self.blocks[index]
         norms = {name: norm.stored() for name, norm in block.norms.items()}
-        return {name: w for stack in block.stacks for name, w in stack.quantized()}, norms
+        weights = {name: w for stack in block.stacks for name, w in stack.quantized()}
+        return weights, norms | block.moved
 
     def loss(self, tokens: Tensor, original: Tensor) -> Tensor:
         """Mean KL in nats per token from the original's normed last hidden states, of `tokens [windows, length]`."""

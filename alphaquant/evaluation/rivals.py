@@ -20,12 +20,14 @@ from alphaquant.config import (
     AllocationConfig,
     ComparisonConfig,
     DefaultScheme,
+    Method,
     QuantizationConfig,
 )
 from alphaquant.errors import PlanError
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_mean
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.evaluation.scores import HELDOUT, Score
+from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track
@@ -71,7 +73,7 @@ def _rivals(
     quantization: QuantizationConfig,
     comparison: ComparisonConfig,
 ) -> Iterator[tuple[str, QuantPlan, QuantizationConfig]]:
-    for text in comparison.uniform:
+    for text, method in _uniform(comparison):
         # every value from the given section or spelled out: defaults of the config are in no key
         uniform = allocation.model_copy(
             update={
@@ -82,11 +84,10 @@ def _rivals(
             }
         )
         plan = allocate(checkpoint.specs, uniform, quantization)
-        for method in comparison.methods:
-            update: dict[str, Any] = {"method": method}
-            if method == "rtn":  # the baseline of the comparison, whatever the run does on top
-                update["tune"] = "none"
-            yield f"uniform {text}, {method}", plan, quantization.model_copy(update=update)
+        update: dict[str, Any] = {"method": method}
+        if method != "gptq":  # the others as they were published, whatever the run does on top
+            update["tune"] = "none"
+        yield f"uniform {text}, {method}", plan, quantization.model_copy(update=update)
     equal_bits = allocation.model_copy(update={"target_bits": own.bits_per_weight})
     for number in range(1, comparison.random + 1):
         seed = comparison.seed + number
@@ -96,6 +97,17 @@ def _rivals(
             reporter().note(f"comparison: no random plans ({error})")
             return
         yield f"random plan {number}", plan, quantization
+
+
+def _uniform(comparison: ComparisonConfig) -> Iterator[tuple[str, Method]]:
+    """Formats and methods; nf4 brings its own format, once, where one of its bits is asked for."""
+    for text in comparison.uniform:
+        for method in comparison.methods:
+            if method != "nf4":
+                yield text, method
+    four_bits = any(Scheme.parse(text).number_format.bits == 4 for text in comparison.uniform)
+    if "nf4" in comparison.methods and four_bits:
+        yield "nf4", "nf4"
 
 
 def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:

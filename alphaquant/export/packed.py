@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import kept, load_block, load_norms, load_schemes
+from alphaquant.algorithms.quantized_block import kept, load_block, load_moved, load_schemes
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.export import compressed_tensors, gptq, quark
 from alphaquant.export.block_reader import BlockReader
@@ -93,7 +93,7 @@ class _Writer:
     ) -> None:
         self._checkpoint, self._routers = checkpoint, routers
         self._weights = BlockReader(checkpoint, lambda at: load_block(blocks[at]))
-        self._norms = {name: n for folder in blocks for name, n in load_norms(folder).items()}
+        self._moved = BlockReader(checkpoint, lambda at: load_moved(blocks[at]))
         self._in_blocks = {spec.name for spec in checkpoint.specs if spec.block is not None}
         self._carriers: dict[str, Carrier] = {}
         self._leaf: dict[str, tuple[str, str]] = {}  # written name -> linear, leaf
@@ -157,7 +157,7 @@ class _Writer:
         linear = name.removesuffix(".weight")
         if linear in self._routers:
             return self._routers[linear]
-        if linear in self._norms:
-            return self._norms[linear]
+        if (moved := self._moved.get(linear)) is not None:
+            return moved
         value = self._checkpoint.tensor(name)
         return kept(value) if linear in self._in_blocks else value

@@ -61,6 +61,7 @@ _SIMULATED: Mapping[str, str] = {
     "fp6": "no checkpoint format stores fp6 with float scales; use mxfp6",
     "fp6_e3m2": "no checkpoint format stores fp6_e3m2 with float scales; use mxfp6_e3m2 (quark)",
     "fp8_e5m2": "no checkpoint format stores fp8_e5m2 weights; use fp8",
+    "nf4": "only bitsandbytes stores nf4, and with scales of another kind; use mxfp4 or int4",
     "mxfp8_e5m2": "no checkpoint format stores mxfp8_e5m2 weights; use mxfp8",
 }
 

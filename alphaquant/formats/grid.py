@@ -1,5 +1,7 @@
 """One rounding rule for every format: to the nearest element, ties to the even code, saturating.
 
+In a codebook ties go down, as in bitsandbytes.
+
 Rounding is exact in fp32. Where `ml_dtypes` turns an input past the largest element into NaN or infinity, this
 saturates, as OCP MX v1.0 asks of conversions of weights.
 """
@@ -23,6 +25,8 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
     x = x.detach().float()
     if fmt.is_integer:
         return x.round().clamp_(fmt.min_value, fmt.max_value)
+    if fmt.codebook is not None:
+        return torch.where(x.isnan(), x, from_codes(_nearest_code(x, fmt), fmt))
     x = x.clamp(-fmt.max_value, fmt.max_value)
     if fmt.kind == "none":
         return x.to(torch.bfloat16).float()
@@ -31,6 +35,13 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
     exponent = x.view(torch.int32).bitwise_and(_EXPONENT_MASK).clamp_(min=lowest)
     step = exponent.sub_(fmt.mantissa_bits << _FRACTION_BITS).view(torch.float32)
     return x.div_(step).round_().mul_(step)
+
+
+def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
+    """The largest element not above each value and the smallest above it, in fp32; both are one where the grid ends."""
+    grid = _sorted_elements(fmt, x.device)
+    above = torch.bucketize(x.detach().float(), grid, right=True)
+    return grid[(above - 1).clamp_(min=0)], grid[above.clamp(max=len(grid) - 1)]
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: NumberFormat) -> Tensor:
@@ -46,7 +57,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: NumberForm
 
 
 def to_codes(x: Tensor, fmt: NumberFormat) -> Tensor:
-    """The uint8 code of the element nearest to each value: q - qmin for ints, the OCP bit pattern for floats."""
+    """The uint8 code of the element nearest to each value: q - qmin for ints, the OCP bit pattern for floats, a place in a codebook."""
+    if fmt.codebook is not None:
+        return _nearest_code(x.detach().float(), fmt)
     values = round_to_grid(x, fmt)
     if fmt.is_integer:
         return values.sub_(fmt.min_value).to(torch.uint8)
@@ -69,5 +82,22 @@ def from_codes(codes: Tensor, fmt: NumberFormat) -> Tensor:
 
 @cache
 def code_table(fmt: NumberFormat, device: torch.device) -> Tensor:
-    """The fp32 value of every code of a float format."""
+    """The fp32 value of every code of a float format or codebook."""
     return torch.tensor(code_values(fmt), dtype=torch.float32, device=device)
+
+
+@cache
+def _sorted_elements(fmt: NumberFormat, device: torch.device) -> Tensor:
+    finite = {value for value in code_values(fmt) if abs(value) <= -fmt.min_value}
+    return torch.tensor(sorted(finite), dtype=torch.float32, device=device)
+
+
+def _nearest_code(x: Tensor, fmt: NumberFormat) -> Tensor:
+    return torch.bucketize(x, _borders(fmt, x.device)).to(torch.uint8)
+
+
+@cache
+def _borders(fmt: NumberFormat, device: torch.device) -> Tensor:
+    """Between the elements of a codebook: what lies above belongs to the next one."""
+    table = code_table(fmt, device).double()
+    return ((table[1:] + table[:-1]) / 2).float()

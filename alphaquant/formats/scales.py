@@ -20,15 +20,13 @@ from torch.nn import functional
 
 from alphaquant.formats.grid import code_table, to_codes
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.table import FORMATS, E8M0Rule, NumberFormat, ScaleRule
+from alphaquant.formats.table import FORMATS, E8M0Rule, NumberFormat, ScaleRule, code_values
 
 E4M3 = FORMATS["fp8"]
 TOP_E4M3_CODE = 0x7E
 _FRACTION_BITS = 23
 _FRACTION_MASK = (1 << _FRACTION_BITS) - 1
 _FP32_BIAS = 127
-# With amax / 4 inside E4M3's range a search may map the top of any group onto the element 4 as well as onto 6.
-_NV_TOP = 4 * E4M3.max_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Scales:
     zero: Tensor | None = None
     """Zero points: integers of the element's grid # [..., out, groups]"""
     global_scale: Tensor | None = None
-    """nvfp4's power of two per matrix # [...]"""
+    """The power of two per matrix of nvfp4 and nf4 # [...]"""
     group_size: int | None = None
     """Columns per scale; None means that one scale serves the row."""
 
@@ -88,7 +86,7 @@ def rule_scales(
 ) -> Scales:
     """Scales of grouped weights `[..., out, groups, width]` by the format's rule.
 
-    `rule` replaces an mx format's own, `global_scale` `[...]` nvfp4's scale of the matrix.
+    `rule` replaces an mx format's own, `global_scale` `[...]` an nv format's scale of the matrix.
     """
     fmt, width = scheme.number_format, groups.shape[-1]
     if not scheme.symmetric:
@@ -98,7 +96,7 @@ def rule_scales(
     if fmt.kind == "mx":
         return Scales(e8m0_scale(top, fmt, rule or fmt.scale_rule), group_size=width)
     if fmt.kind == "nv":
-        shared = _nv_global(top.amax((-2, -1))) if global_scale is None else global_scale
+        shared = _nv_global(top.amax((-2, -1)), fmt) if global_scale is None else global_scale
         scale = e4m3_scale(top / (fmt.max_value * shared[..., None, None]))
         return Scales(torch.where(top > 0, scale, 1.0), None, shared, width)
     span = fmt.max_value + (0.5 if fmt.is_integer else 0.0)
@@ -166,9 +164,12 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + _FP32_BIAS) << _FRACTION_BITS).clamp_(min=1 << 22).view(torch.float32)
 
 
-def _nv_global(top: Tensor) -> Tensor:
+def _nv_global(top: Tensor, fmt: NumberFormat) -> Tensor:
+    # A search may map the top of any group onto the second largest element (4 of nvfp4) as well as the largest.
+    second = sorted(code_values(fmt))[-2]
+    limit = second * E4M3.max_value
     exponent = (top.view(torch.int32) >> _FRACTION_BITS) - _FP32_BIAS
-    exponent = exponent - 10 + _fraction_above(top, _NV_TOP)
+    exponent = exponent - (math.frexp(limit)[1] - 1) + _fraction_above(top, limit)
     # Above 2^116 the largest element under the largest scale, 6 * 448, would overflow fp32.
     return torch.where(top > 0, power_of_two(exponent.clamp_(-126, 116)), 1.0)
 

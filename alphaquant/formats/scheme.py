@@ -106,7 +106,7 @@ class Scheme:
     def bits_per_weight(self, cols: int, rows: int | None = None) -> float:
         """Stored bits per weight of a `[rows, cols]` matrix: elements, scales and zero points.
 
-        `rows` spreads nvfp4's one fp32 scale per matrix; without it that scale is not counted.
+        `rows` spreads the one fp32 scale per matrix of nvfp4 and nf4; without it that scale is not counted.
         """
         fmt = self.number_format
         per_group = fmt.scale_bits + (0 if self.symmetric else fmt.bits)

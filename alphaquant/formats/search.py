@@ -7,11 +7,12 @@ own scale is where the search starts, hence the result is never worse.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from alphaquant.errors import ModelError
 from alphaquant.formats.grid import fake_quantize, to_codes
@@ -36,7 +37,7 @@ _REFITS = 2
 # itself with every octave.
 _INT_RANGE = {2: (0.2, 1.2), 3: (0.2, 1.2), 4: (0.2, 1.2), 6: (0.6, 1.2), 8: (0.8, 1.2)}
 _FLOAT_RANGE = (0.75, 1.6)
-# Every E4M3 scale from 0.6 to 1.6 times the rule's, which puts a group's top on the element 4 as well as on 6.
+# Every E4M3 scale from 0.6 to 1.6 times the rule's, which puts a group's top on nvfp4's element 4 as well as on 6.
 _NV_OFFSETS = range(-6, 7)
 
 
@@ -46,6 +47,7 @@ def find_scales(
     *,
     search: Search = "none",
     importance: Tensor | None = None,
+    hessian: Tensor | None = None,
     rule: E8M0Rule | None = None,
     global_scale: Tensor | None = None,
     name: str = "",
@@ -53,7 +55,7 @@ def find_scales(
     """Scales of a weight `[..., out, in]`; leading dimensions are separate matrices.
 
     `search="mse"` minimizes the squared error of each group, weighted by `importance` `[..., in]` (the diagonal of a
-    Hessian) when given. `rule` replaces an mx format's own E8M0 rule; `global_scale` `[...]` fixes nvfp4's scale of the
+    Hessian) when given; with `hessian` `[..., in, in]` the error that each group alone makes in the output. `rule` replaces an mx format's own E8M0 rule; `global_scale` `[...]` fixes an nv format's scale of the
     matrix, for callers that see only some of its columns. A NaN or infinite weight raises ModelError.
     """
     weight = weight.detach().float()
@@ -68,7 +70,8 @@ def find_scales(
     weights = None
     if importance is not None:
         weights = split_groups(importance.detach().float().unsqueeze(-2), width)
-    return _best_scales(groups, weights, scales, scheme)
+    blocks = None if hessian is None else _diagonal_blocks(hessian.detach().float(), width)
+    return _best_scales(groups, _Cost(weights, blocks), scales, scheme)
 
 
 def require_finite(weight: Tensor, name: str = "") -> None:
@@ -82,23 +85,52 @@ def require_finite(weight: Tensor, name: str = "") -> None:
         )
 
 
-def _best_scales(groups: Tensor, weights: Tensor | None, start: Scales, scheme: Scheme) -> Scales:
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What errors of a group count."""
+
+    weights: Tensor | None
+    """By element # [..., 1, groups, width]"""
+    blocks: Tensor | None
+    """By pair of elements # [..., groups, width, width]"""
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """The values `[..., out, groups, width]`, or what their products with others are summed of."""
+        if self.blocks is not None:
+            return (values.transpose(-3, -2) @ self.blocks).transpose(-3, -2)
+        return values if self.weights is None else values * self.weights
+
+    def of(self, difference: Tensor) -> Tensor:
+        """Cost of an error, which is overwritten, by group `[..., out, groups]`."""
+        if self.blocks is not None:
+            return self.weighted(difference).mul_(difference).sum(-1)
+        squares = difference.square_()
+        return (squares if self.weights is None else squares.mul_(self.weights)).sum(-1)
+
+
+def _diagonal_blocks(hessian: Tensor, width: int) -> Tensor:
+    """`[..., in, in]` -> `[..., groups, width, width]`, filled with zeros as `split_groups` does."""
+    short = -hessian.shape[-1] % width
+    whole = functional.pad(hessian, (0, short, 0, short))
+    groups = whole.shape[-1] // width
+    square = whole.reshape(*whole.shape[:-2], groups, width, groups, width)
+    return square.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def _best_scales(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> Scales:
     fmt = scheme.number_format
-    best, least = start, _error(groups, weights, start, fmt)
+
+    def error(scales: Scales) -> Tensor:
+        return cost.of(_values(groups, scales, fmt).sub_(groups))
+
+    best, least = start, error(start)
     for candidate in _candidates(groups, start, scheme):
-        best, least = _better(best, least, candidate, _error(groups, weights, candidate, fmt))
+        best, least = _better(best, least, candidate, error(candidate))
     if fmt.scale_type == "bfloat16":
         for _ in range(_REFITS):
-            candidate = _refit(groups, weights, best, fmt)
-            best, least = _better(best, least, candidate, _error(groups, weights, candidate, fmt))
+            candidate = _refit(groups, cost, best, fmt)
+            best, least = _better(best, least, candidate, error(candidate))
     return best
-
-
-def _error(groups: Tensor, weights: Tensor | None, scales: Scales, fmt: NumberFormat) -> Tensor:
-    squares = _values(groups, scales, fmt).sub_(groups).square_()
-    if weights is not None:
-        squares.mul_(weights)
-    return squares.sum(-1)
 
 
 def _values(groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:
@@ -143,10 +175,10 @@ def _factors(fmt: NumberFormat) -> list[float]:
     return [low * (high / low) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
 
 
-def _refit(groups: Tensor, weights: Tensor | None, best: Scales, fmt: NumberFormat) -> Scales:
+def _refit(groups: Tensor, cost: _Cost, best: Scales, fmt: NumberFormat) -> Scales:
     """The scale of least squared error for the codes that `best` gives."""
     elements = _values(groups, best, fmt).div_(best.scale.unsqueeze(-1))
-    weighted = elements if weights is None else elements * weights
+    weighted = cost.weighted(elements)
     ratio = (groups * weighted).sum(-1) / (elements * weighted).sum(-1)
     scale = torch.copysign(bf16_scale(ratio.abs(), fmt), ratio)
     return replace(best, scale=torch.where(ratio.isfinite(), scale, best.scale))

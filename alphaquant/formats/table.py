@@ -1,13 +1,14 @@
 """Every number format is a row: the grid of its elements and the scale that groups of them share.
 
 Element grids follow the OCP Microscaling specification v1.0 (E2M1, E2M3, E3M2, E4M3, E5M2); E4M3 is the finite
-variant (`fn`). Imports no torch, so that configs and plans can be checked without it.
+variant (`fn`). A row may also list its elements: nf4. Imports no torch, so that configs and plans can be checked without it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from alphaquant.errors import FormatError, nearest
@@ -33,12 +34,14 @@ class NumberFormat:
     max_value: float
     """Largest finite element; larger inputs saturate."""
     kind: Kind
-    """int and float: any group size. mx, nv: the format fixes the group. none: kept, no scale."""
+    """int and float: any group size. mx, nv: the format fixes the group, nv has a scale of the matrix on top. none: kept, no scale."""
     scale_type: ScaleType | None
     group_size: int | None
     """Elements per scale where the format fixes it."""
     scale_rule: ScaleRule
     """How a group's scale follows from its largest magnitude; see `alphaquant.formats.scales`."""
+    codebook: tuple[float, ...] | None = None
+    """The elements by code, rising, where they follow no rule of exponents."""
 
     @property
     def is_integer(self) -> bool:
@@ -93,6 +96,18 @@ def _mx(name: str, element: NumberFormat, rule: ScaleRule) -> NumberFormat:
     )
 
 
+def _normal_float() -> tuple[float, ...]:
+    """NormalFloat4 (Dettmers et al., "QLoRA", arXiv 2305.14314): evenly spaced quantiles of a normal distribution.
+
+    Eight above zero and seven below, so that zero is an element, as a share of the largest.
+    """
+    quantile = NormalDist().inv_cdf
+    outermost = 1 - (1 / 32 + 1 / 30) / 2
+    above = [quantile(outermost + (0.5 - outermost) * i / 8) for i in range(8)]
+    below = [-quantile(outermost + (0.5 - outermost) * i / 7) for i in range(7)]
+    return tuple(value / above[0] for value in (*below, 0.0, *reversed(above)))
+
+
 _E2M1 = _float("fp4", 2, 1, 1, 6.0)
 _E2M3 = _float("fp6", 2, 3, 1, 7.5)
 _E3M2 = _float("fp6_e3m2", 3, 2, 3, 28.0)
@@ -116,6 +131,7 @@ _ROWS = (
     _mx("mxfp8", _E4M3, "rceil"),
     _mx("mxfp8_e5m2", _E5M2, "even"),
     NumberFormat("nvfp4", 4, 2, 1, 1, 6.0, "nv", "e4m3", 16, "absmax"),
+    NumberFormat("nf4", 4, 0, 3, 0, 1.0, "nv", "e4m3", 64, "absmax", _normal_float()),
     NumberFormat("bf16", 16, 8, 7, 127, (2 - 2**-7) * 2.0**127, "none", None, None, "absmax"),
 )
 FORMATS: dict[str, NumberFormat] = {row.name: row for row in _ROWS}
@@ -133,13 +149,15 @@ def format_named(name: str) -> NumberFormat:
 
 
 def code_values(fmt: NumberFormat) -> tuple[float, ...]:
-    """The value of every code of an int or float element, indexed by code.
+    """The value of every code of an element, indexed by code.
 
     Integer codes count up from the smallest element. Float codes are the OCP bit patterns (sign, exponent, mantissa);
     patterns past the largest element are infinite or NaN as in E5M2 and E4M3, and are never produced here.
     """
     if fmt.is_integer:
         return tuple(fmt.min_value + code for code in range(2**fmt.bits))
+    if fmt.codebook is not None:
+        return fmt.codebook
     half = [_magnitude(code, fmt) for code in range(2 ** (fmt.bits - 1))]
     return (*half, *(-value for value in half))
 

@@ -36,7 +36,7 @@ class QuantizedWeight:
     """A weight `[..., out, in]` as it is stored; leading dimensions are separate matrices, such as experts."""
 
     codes: Tensor
-    """uint8, one element each: q - qmin for ints, the OCP bit pattern for floats; bf16 keeps bf16 # [..., out, in]"""
+    """uint8, one element each: q - qmin for ints, the OCP bit pattern for floats, the place in a codebook; bf16 keeps bf16 # [..., out, in]"""
     scales: Scales
     scheme: Scheme
 
@@ -56,7 +56,7 @@ class QuantizedWeight:
         return self.scheme.bits_per_weight(cols, rows)
 
     def dequantize(self) -> Tensor:
-        """The values that the codes stand for, exact in fp32 # [..., out, in]"""
+        """The values that the codes stand for, exact in fp32; a codebook's are rounded to it # [..., out, in]"""
         fmt = self.scheme.number_format
         if fmt.kind == "none":
             return self.codes.float()
@@ -112,6 +112,7 @@ def quantize_weight(
     *,
     search: Search = "none",
     importance: Tensor | None = None,
+    hessian: Tensor | None = None,
     name: str = "",
 ) -> QuantizedWeight:
     """Round a weight `[..., out, in]` to nearest under `scales`, or under those that `find_scales` gives.
@@ -119,7 +120,9 @@ def quantize_weight(
     A NaN or infinite weight raises ModelError that names it.
     """
     if scales is None:
-        scales = find_scales(weight, scheme, search=search, importance=importance, name=name)
+        scales = find_scales(
+            weight, scheme, search=search, importance=importance, hessian=hessian, name=name
+        )
     else:
         require_finite(weight, name)
     return encode(weight, scales, scheme)

@@ -19,6 +19,7 @@ class HessianAccumulator:
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.total = torch.zeros(cols, cols, dtype=torch.float32, device=device)  # [in, in]
+        self.magnitude_total = torch.zeros(cols, dtype=torch.float32, device=device)  # [in]
         self.tokens = 0
         # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
         self._mass: Tensor | float = 0.0
@@ -28,7 +29,11 @@ class HessianAccumulator:
         """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""
         flat = x.reshape(-1, x.shape[-1])
         weights = self._count(flat.shape[0], weight)
-        if weights is not None:
+        if weights is None:
+            wide = torch.promote_types(flat.dtype, torch.float32)
+            self.magnitude_total += torch.linalg.vector_norm(flat, 1, 0, dtype=wide)
+        else:
+            self.magnitude_total += weights.float() @ flat.abs().float()
             flat = flat * weights.sqrt().to(flat.dtype)[:, None]
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
@@ -53,6 +58,11 @@ class HessianAccumulator:
     def hessian(self) -> Tensor:
         """2/n XᵀX `[in, in]`, with n the sum of the weights; zero when no token arrived."""
         return self.total * (2.0 / self.mass if self.mass > 0 else 2.0)
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Mean absolute value of each input `[in]`; zero when no token arrived."""
+        return self.magnitude_total / (self.mass if self.mass > 0 else 1.0)
 
     @property
     def mass(self) -> float:

@@ -15,6 +15,7 @@ from alphaquant.algorithms.quantized_block import (
     block_weights,
     load_block,
     load_errors,
+    load_moved,
     load_tuning,
 )
 from alphaquant.algorithms.sensitivity import sensitivity_table
@@ -71,7 +72,7 @@ def quantize(checkpoint: Checkpoint, plan: QuantPlan, root: Path, **changes: Any
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "adaround"])
 def test_every_architecture_quantizes_exports_and_loads(
     tmp_path: Path, model_type: str, method: str
 ) -> None:
@@ -400,3 +401,20 @@ def test_an_unreached_expert_leans_on_kept_experts_too(tmp_path: Path) -> None:
     assert alone["error"].iloc[0] == pytest.approx(
         float(probe.set_index("linear")["error"][starved]), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("method", ["awq", "adaround", "nf4", "rtn"])
+def test_tuning_goes_on_where_any_method_ends(tmp_path: Path, method: str) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe", uneven_norms=True))
+    plan = uniform(checkpoint, "nf4" if method == "nf4" else "int3-g16")
+    changes = {"method": method, "tune": "block", "tune_steps": 16}
+    folders = quantize(checkpoint, plan, tmp_path / "b", **changes)
+    plain = quantize(checkpoint, plan, tmp_path / "p", method=method)
+    found = [load_tuning(folder) or {} for folder in folders]
+    # blocks are tuned in the basis in which the method left them
+    assert all(tuning["before"] < 0.4 for tuning in found)
+    assert all(tuning["after"] <= tuning["before"] for tuning in found)
+    assert sum(tuning["after"] for tuning in found) < sum(tuning["before"] for tuning in found)
+    assert load_moved(folders[0]).keys() == load_moved(plain[0]).keys()
+    for name, tensor in load_moved(plain[0]).items():
+        assert torch.equal(tensor, load_moved(folders[0])[name])

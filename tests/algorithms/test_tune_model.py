@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import alphaquant.algorithms.tuning_memory
-from alphaquant.algorithms.quantized_block import load_block, load_norms, save_retuned_block
+from alphaquant.algorithms.quantized_block import load_block, load_moved, save_retuned_block
 from alphaquant.algorithms.tune_model import ModelTuning, tune_model
 from alphaquant.algorithms.tuning_memory import bytes_needed
 from alphaquant.config import QuantizationConfig
@@ -73,12 +73,12 @@ def test_codes_stay_and_scales_and_norms_move(tmp_path: Path) -> None:
             assert torch.equal(weight.codes, before[name].codes)
             assert weight.scheme == before[name].scheme
             assert not torch.equal(weight.scales.scale, before[name].scales.scale)
-    norms = load_norms(after[0]) | load_norms(after[1])
+    norms = load_moved(after[0]) | load_moved(after[1])
     assert norms.keys() == {*checkpoint.block_norms(0), *checkpoint.block_norms(1)}
     for name, norm in norms.items():
         assert norm.dtype == checkpoint.weight(name).dtype
         assert not torch.equal(norm, checkpoint.weight(name))
-    assert not load_norms(folders[0])
+    assert not load_moved(folders[0])
 
 
 def test_a_ruler_takes_norms_in_and_gives_them_back(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ CASTS = {
     "bf16": ml_dtypes.bfloat16,
 }
 # One row of each element grid.
-GRIDS = ("int2", "int3", "int4", "int6", "int8", *CASTS)
+GRIDS = ("int2", "int3", "int4", "int6", "int8", "nf4", *CASTS)
 ROWS = pytest.mark.parametrize("fmt", [FORMATS[name] for name in GRIDS], ids=GRIDS)
 
 
@@ -120,7 +120,7 @@ def test_rounding_is_idempotent_monotone_and_within_the_grid(
     assert float(rounded.max()) <= fmt.max_value
 
 
-@ROWS
+@pytest.mark.parametrize("fmt", [FORMATS[name] for name in GRIDS if name != "nf4"], ids=str)
 @given(values=st.lists(finite_floats, min_size=1, max_size=40))
 @settings(deadline=None, max_examples=50)
 def test_rounding_is_odd(fmt: NumberFormat, values: list[float]) -> None:
@@ -137,7 +137,11 @@ def test_no_element_is_nearer_than_the_one_chosen(name: str, values: list[float]
     x = torch.tensor(scaled)
     grid = torch.tensor([v for v in code_values(fmt) if abs(v) <= -fmt.min_value]).double()
     best = (x.double()[:, None] - grid).abs().amin(1)
-    assert torch.equal((round_to_grid(x, fmt).double() - x.double()).abs(), best)
+    found = (round_to_grid(x, fmt).double() - x.double()).abs()
+    if fmt.codebook:  # borders between its elements are rounded to fp32, as the elements are
+        torch.testing.assert_close(found, best, rtol=0, atol=1e-7)
+    else:
+        assert torch.equal(found, best)
 
 
 @ROWS

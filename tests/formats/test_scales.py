@@ -128,10 +128,10 @@ def test_each_mx_format_has_the_rule_of_its_row() -> None:
 
 @SCHEMES
 def test_a_zero_group_has_the_scale_one_and_stays_zero(scheme: Scheme) -> None:
-    weight = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(3, 192, generator=torch.Generator().manual_seed(0))
     weight[0] = 0.0
-    weight[1, 32:64] = -0.0
-    for matrix in (weight, torch.zeros(2, 32)):
+    weight[1, 64:128] = -0.0
+    for matrix in (weight, torch.zeros(2, 64)):
         for search in ("none", "mse"):
             scales = find_scales(matrix, scheme, search=search)
             width = scheme.group_width(matrix.shape[-1])

@@ -190,3 +190,40 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(bad: float) -> None:
         ModelError, match=r"model\.layers\.0\.mlp\.gate .* 1 NaN or infinite .* 256"
     ):
         find_scales(weight, Scheme("int4"), name="model.layers.0.mlp.gate")
+
+
+@SCHEMES
+def test_a_diagonal_hessian_weighs_as_its_diagonal_does(scheme: Scheme) -> None:
+    weight = torch.randn(2, 6, 100, generator=torch.Generator().manual_seed(5))
+    importance = torch.rand(2, 100, generator=torch.Generator().manual_seed(6)) + 0.1
+    by_element, by_pair = (
+        group_errors(weight, find_scales(weight, scheme, search="mse", **how), scheme, importance)
+        for how in ({"importance": importance}, {"hessian": torch.diag_embed(importance)})
+    )
+    # fp32 sums in another order may prefer another one of two that are equal
+    torch.testing.assert_close(by_pair, by_element, rtol=1e-4, atol=1e-9)
+
+
+@SCHEMES
+def test_a_hessian_makes_the_search_reduce_what_each_group_does_to_the_output(
+    scheme: Scheme,
+) -> None:
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.randn(6, 128, generator=generator)
+    x = torch.randn(300, 128, generator=generator) @ torch.randn(128, 128, generator=generator)
+    hessian = x.T @ x / 300
+
+    def output_errors(**how: Tensor) -> Tensor:
+        scales = find_scales(weight, scheme, search="mse", **how)
+        difference = weight - encode(weight, scales, scheme).dequantize()
+        width = scheme.group_width(128)
+        parts = [
+            ((d @ hessian[at : at + width, at : at + width]) * d).sum(-1)
+            for at, d in zip(range(0, 128, width), difference.split(width, -1), strict=True)
+        ]
+        return torch.stack(parts, -1)
+
+    pairs, elements = output_errors(hessian=hessian), output_errors(importance=hessian.diagonal())
+    assert float(pairs.sum()) <= float(elements.sum()) * (1 + 1e-6)
+    if scheme.number_format.scale_type == "bfloat16":  # others have few scales to choose from
+        assert float(pairs.sum()) < float(elements.sum())

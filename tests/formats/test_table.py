@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alphaquant.errors import FormatError
+from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, code_values, format_named
 
 ELEMENT_TYPES = {
@@ -69,6 +70,24 @@ def test_integers_use_the_full_range(bits: int) -> None:
 def test_stored_bits_are_sign_exponent_and_mantissa() -> None:
     for fmt in FORMATS.values():
         assert fmt.bits == 1 + fmt.exponent_bits + fmt.mantissa_bits, fmt.name
+
+
+# create_normal_map of bitsandbytes, as its kernels hold it
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def test_nf4_is_the_published_codebook() -> None:
+    # the published one went through fp32 on its way from the quantiles
+    assert code_values(FORMATS["nf4"]) == pytest.approx(NF4, rel=0, abs=2e-7)
+
+
+def test_nf4_stores_eight_bits_of_scale_per_64_weights_and_one_scale_of_the_matrix() -> None:
+    assert Scheme("nf4").bits_per_weight(4096, rows=4096) == 4 + 8 / 64 + 32 / 4096**2
 
 
 def test_bf16_ends_where_ml_dtypes_ends() -> None:

@@ -46,14 +46,31 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
     assert used[0].default.model_fields_set == set(DefaultScheme.model_fields)
 
 
-def test_rounding_to_nearest_stays_the_baseline_of_a_run_that_tunes() -> None:
+def test_nf4_stands_once_beside_formats_of_its_bits() -> None:
     checkpoint: Any = SimpleNamespace(specs=moe_specs())
-    comparison = ComparisonConfig(uniform=("int4",), methods=("gptq", "rtn"))
+    plan: Any = SimpleNamespace(bits_per_weight=4.0)
+
+    def labels(*formats: str) -> list[str]:
+        comparison = ComparisonConfig(uniform=formats, methods=("nf4", "awq"))
+        config = QuantizationConfig()
+        found = rivals._rivals(checkpoint, plan, AllocationConfig(), config, comparison)
+        return [label for label, _, _ in found]
+
+    assert labels("int3") == ["uniform int3, awq"]
+    assert labels("int3", "int4", "mxfp4") == [
+        "uniform int3, awq", "uniform int4, awq", "uniform mxfp4, awq", "uniform nf4, nf4"
+    ]  # fmt: skip
+
+
+def test_other_methods_stay_as_published_in_a_run_that_tunes() -> None:
+    checkpoint: Any = SimpleNamespace(specs=moe_specs())
+    comparison = ComparisonConfig(uniform=("int4",), methods=("gptq", "awq", "rtn"))
     plan: Any = SimpleNamespace(bits_per_weight=4.0)
     found = rivals._rivals(
         checkpoint, plan, AllocationConfig(), QuantizationConfig(tune="block"), comparison
     )
     assert {rounding.method: rounding.tune for _, _, rounding in found} == {
         "gptq": "block",
+        "awq": "none",
         "rtn": "none",
     }
