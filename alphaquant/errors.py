@@ -47,6 +47,11 @@ class StoreError(AlphaQuantError):
     """An artifact is missing or damaged, or the store cannot be written."""
 
 
+def described(error: Exception) -> str:
+    """What went wrong in one line for people; foreign errors with their type."""
+    return str(error) if isinstance(error, AlphaQuantError) else f"{type(error).__name__}: {error}"
+
+
 def first_line(error: BaseException) -> str:
     """What a foreign error says, in one line; its type when it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

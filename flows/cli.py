@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from alphaquant.errors import AlphaQuantError, UserError
+from alphaquant.errors import AlphaQuantError, UserError, described
 from flows.commands import (
     accept,
+    compare,
     diff,
     evaluate,
     fsck,
@@ -32,7 +33,7 @@ from flows.commands import (
 from flows.logs import keep_traceback
 from flows.preflight import open_store
 
-VERBS = (run, sweep, plan, why, accept, diff, evaluate, quantize, fsck, gc, server)
+VERBS = (run, sweep, compare, plan, why, accept, diff, evaluate, quantize, fsck, gc, server)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001
-        print(f"alphaquant: {_short(error)}", file=sys.stderr)
+        print(f"alphaquant: {described(error)}", file=sys.stderr)
         if options.debug or not isinstance(error, AlphaQuantError):
             print(_where_to_look(error, options), file=sys.stderr)
         return 1
@@ -94,10 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in VERBS:
         verb.add_to(verbs)
     return parser
-
-
-def _short(error: Exception) -> str:
-    return str(error) if isinstance(error, AlphaQuantError) else f"{type(error).__name__}: {error}"
 
 
 def _where_to_look(error: Exception, options: argparse.Namespace) -> str:

@@ -164,6 +164,33 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
         tokens = _tokens(config, model, call)
     else:
         tokens = call.skip(calibration, f"method {config.quantization.method} looks at no inputs")
+    plan, weights, blocks = _rounded(config, model, tokens, call)
+    checkpoint = call(
+        export, model=weights, plan=plan, blocks=blocks, routers=None, export=config.export
+    )
+    return Products(plan, checkpoint)
+
+
+def quantize_and_measure(config: RunConfig, model: ModelRef, call: Call) -> Products:
+    """A point of a comparison: one format for all linears, measured beside the original, not exported."""
+    tokens = _tokens(config, model, call)
+    seen = tokens if needs_calibration(config) else None
+    plan, weights, blocks = _rounded(config, model, seen, call)
+    scores = call(
+        compare,
+        model=weights,
+        plan=plan,
+        blocks=blocks,
+        tokens=tokens,
+        **_compare_settings(config),
+        **({"original": model} if config.rotation.kind != "none" else {}),
+        execution=config.execution,
+    )
+    return Products(plan, None, scores)
+
+
+def _rounded(config: RunConfig, model: ModelRef, tokens: Any, call: Call) -> tuple[Any, Any, Any]:
+    """A plan that needs no tables, the weights that it is for, and their quantized blocks."""
     plan = call(
         allocate,
         model=model,
@@ -176,10 +203,7 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     blocks = _quantized(config, weights, plan, tokens, call)
     if config.quantization.tune == "model":
         blocks = _tuned(config, weights, blocks, tokens, call) or blocks
-    checkpoint = call(
-        export, model=weights, plan=plan, blocks=blocks, routers=None, export=config.export
-    )
-    return Products(plan, checkpoint)
+    return plan, weights, blocks
 
 
 def needs_calibration(config: RunConfig) -> bool:

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from alphaquant.config import RunConfig
-from alphaquant.errors import AlphaQuantError
+from alphaquant.errors import AlphaQuantError, described
 from alphaquant.progress import reporter, reporting_to
 from alphaquant.store.runs import new_run_id
 from flows.dag import StageName
@@ -110,11 +110,8 @@ def _ending_of(point: Point) -> dict[str, Any]:
     try:
         return run_prepared(point.request)
     except Exception as error:  # noqa: BLE001
-        text = (
-            str(error) if isinstance(error, AlphaQuantError) else f"{type(error).__name__}: {error}"
-        )
-        reporter().note(f"point {point.name} failed: {text}")
-        return {"status": "failed", "error": text}
+        reporter().note(f"point {point.name} failed: {described(error)}")
+        return {"status": "failed", "error": described(error)}
 
 
 def _all_at_once(points: list[Point]) -> list[dict[str, Any]]:

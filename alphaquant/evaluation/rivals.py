@@ -6,7 +6,7 @@ any router training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,14 @@ def rival_scores(
     batch_size: int,
     original: Checkpoint | None = None,
 ) -> list[Score]:
-    """Mean token KL (`kl_mean`) and `bits_per_weight` of each rival, and of the own plan likewise.
+    """`bits_per_weight` of each rival, and of the own plan likewise, and what separates it from the original:
+
+    `kl_mean`, `perplexity`, `perplexity_ratio`, `top1_agreement`.
 
     `original` is given when `checkpoint` is its rotated form: that one's own KL is measured then too.
     """
     ruler = Ruler(checkpoint, windows, device, batch_size, original=original)
-    scores = [] if original is None else [_divergence(ruler, ROTATED)]
+    scores = [] if original is None else _distances(ruler, ROTATED)
     scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
@@ -114,12 +116,21 @@ def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path])
     """Put quantized blocks into the ruler and compare."""
     ruler.put_blocks(blocks)
     bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
-    return [_divergence(ruler, label), bits]
+    return [*_distances(ruler, label), bits]
 
 
-def _divergence(ruler: Ruler, label: str) -> Score:
-    """Mean token KL of the ruler's model as it is."""
-    kl = ruler.measure().kl
-    return bootstrap_score(
-        weighted_mean(kl), resample_weights(len(kl)), task=HELDOUT, metric="kl_mean", model=label
-    )
+def _distances(ruler: Ruler, label: str) -> list[Score]:
+    """How far the ruler's model as it is lies from the original; intervals resample windows."""
+    found = ruler.measure()
+    loss, change = weighted_mean(found.loss), weighted_mean(found.loss - found.loss_original)
+    statistics: dict[str, Callable[[Tensor], Tensor]] = {
+        "kl_mean": weighted_mean(found.kl),
+        "perplexity": lambda weights: loss(weights).exp(),
+        "perplexity_ratio": lambda weights: change(weights).exp(),
+        "top1_agreement": weighted_mean(found.agrees),
+    }
+    weights = resample_weights(len(found.kl))
+    return [
+        bootstrap_score(statistic, weights, task=HELDOUT, metric=metric, model=label)
+        for metric, statistic in statistics.items()
+    ]

@@ -28,6 +28,10 @@ class WindowScores:
     """KL divergence to the original, nats per token."""
     loss: Tensor
     """Next-token loss, nats per token."""
+    loss_original: Tensor
+    """The same of the original."""
+    agrees: Tensor
+    """Share of tokens for which both rank the same one first."""
 
 
 class Ruler:
@@ -75,8 +79,7 @@ class Ruler:
     @torch.inference_mode()
     def measure(self) -> WindowScores:
         """Compare the model as it is now with the original."""
-        kl: list[Tensor] = []
-        loss: list[Tensor] = []
+        found: list[tuple[Tensor, ...]] = []
         head = self._model.get_output_embeddings()
         for batch, originals in zip(self._batches, self._original, strict=True):
             hidden = self._hidden(batch)
@@ -84,10 +87,16 @@ class Ruler:
                 # one window's logits at a time
                 log_p = torch.log_softmax(self._head(first[:-1].to(self._device)).float(), -1)
                 log_q = torch.log_softmax(head(second[:-1]).float(), -1)
-                kl.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
                 targets = tokens[1:, None].to(self._device)
-                loss.append(-log_q.gather(-1, targets).mean())
-        return WindowScores(torch.stack(kl).double().cpu(), torch.stack(loss).double().cpu())
+                means = (
+                    (log_p.exp() * (log_p - log_q)).sum(-1).mean(),
+                    -log_q.gather(-1, targets).mean(),
+                    -log_p.gather(-1, targets).mean(),
+                    (log_p.argmax(-1) == log_q.argmax(-1)).float().mean(),
+                )
+                found.append(means)
+        parts = (torch.stack(part).double().cpu() for part in zip(*found, strict=True))
+        return WindowScores(*parts)
 
     @torch.no_grad()
     def _hidden(self, batch: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def test_it_measures_what_comparing_two_models_measures(checkpoint: Checkpoint) 
     tokens = compare_tokens(load_model(checkpoint.path, CPU), other, windows(), batch_size=5)
     torch.testing.assert_close(scores.kl, tokens.kl.double().mean(1), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(scores.loss, tokens.loss_quantized.double().mean(1))
+    torch.testing.assert_close(scores.loss_original, tokens.loss_original.double().mean(1))
+    torch.testing.assert_close(scores.agrees, tokens.agrees.double().mean(1))
     ruler.put({NAME: checkpoint.weight(NAME)})
     assert float(ruler.measure().kl.abs().max()) < 1e-6
 

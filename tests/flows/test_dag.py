@@ -10,7 +10,7 @@ from alphaquant.config import RunConfig
 from alphaquant.config_file import parse_config
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
-from flows.dag import STAGE_NAMES, pipeline, quantize_only
+from flows.dag import STAGE_NAMES, pipeline, quantize_and_measure, quantize_only
 
 MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" * 64)
 
@@ -90,6 +90,20 @@ def test_the_short_way_scores_nothing() -> None:
     assert list(recorder.given) == [
         "calibration", "allocate", "rotate", "quantize", "tune", "export"
     ]  # fmt: skip
+
+
+def test_a_point_of_a_comparison_is_quantized_and_measured() -> None:
+    recorder = _drawn(RunConfig(), quantize_and_measure)
+    assert recorder.given == {
+        "calibration": set(),
+        "allocate": set(),
+        "quantize": {"calibration", "allocate"},
+        "compare": {"calibration", "allocate", "quantize"},
+    }
+    blind = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_and_measure)
+    assert blind.given["quantize"] == {"allocate"}
+    whole = _drawn(WHOLE, quantize_and_measure)
+    assert whole.given["compare"] == {"calibration", "rotate", "allocate", "tune"}
 
 
 def test_without_a_rotation_no_stage_is_told_of_one() -> None:
