@@ -1,16 +1,22 @@
-"""`alphaquant quantize`: one integer format for the whole model, as a checkpoint folder; no scores."""
+"""`alphaquant quantize`: one format for whole models, as checkpoint folders; no scores."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from rich.console import Console
 
-from alphaquant.config import RunConfig
+from alphaquant.config import Method, RunConfig
 from alphaquant.config_file import load_config
+from alphaquant.errors import AlphaQuantError, ConfigError, described
+from alphaquant.formats.scheme import Scheme
+from alphaquant.progress import reporter
+from alphaquant.store.artifacts import ArtifactStore
 from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb, quoted
 from flows.dag import quantize_only
 from flows.display import showing_progress, summary_table
@@ -20,21 +26,35 @@ from flows.publish import publish_checkpoint
 from flows.runner import run
 
 _EXAMPLE = """  alphaquant quantize --src llama --dst llama-int4 --method gptq --bits 4 --group-size 128
-  alphaquant quantize --src llama --method rtn --bits 8 --no-symmetric"""
+  alphaquant quantize --src llama --method rtn --bits 8 --no-symmetric
+  alphaquant quantize --model llama --model olmoe --method awq --out quantized"""
+
+
+class BatchIncomplete(AlphaQuantError):
+    """Some models of several could not be quantized; the others are there."""
 
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Quantize every linear to one integer format (lm_head and routers stay bf16)."
+    text = "Quantize every linear of one or several models to one format (lm_head and routers stay bf16)."
     parser = add_verb(verbs, "quantize", text, _EXAMPLE)
-    parser.add_argument("--src", required=True, metavar="DIR", help="model folder or hub id")
+    parser.add_argument(
+        "--src",
+        "--model",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="model folder or hub id; may be repeated",
+    )
     parser.add_argument(
         "--dst",
+        "--out",
         type=Path,
         metavar="DIR",
-        help="checkpoint folder (default: BASE_METHOD_wBITS_gSIZE_headbf16 here)",
+        help="checkpoint folder (default: BASE_METHOD_wBITS_gSIZE_headbf16 here); of several models "
+        "the folder that holds one such folder each",
     )
-    parser.add_argument("--method", choices=("gptq", "rtn"), default="gptq")
+    parser.add_argument("--method", choices=get_args(Method), default="gptq")
     parser.add_argument("--bits", type=int, default=4, metavar="N", help="2, 3, 4, 6 or 8")
     parser.add_argument(
         "--group-size",
@@ -63,27 +83,60 @@ def add_to(verbs: Verbs) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Quantize and hand the folder over."""
+    """Quantize and hand the folders over. Raises BatchIncomplete when one of several models failed."""
     console = Console(stderr=True)
     send_to_stderr(console)
-    out = options.dst or default_folder(options)
+    several = len(options.src) > 1
     with stdout_kept_clean(options.json):
+        configs = [config_of(options, source) for source in options.src]
+        folders = checkpoint_folders(options)
         store = open_store(options.store)
-        request = prepare(config_of(options), store, out, stages=quantize_only)
         with showing_progress(console):
-            summary = run(request, hand_over=publish_checkpoint)
+            if several:
+                endings = [
+                    _ending(source, config, store, folder)
+                    for source, config, folder in zip(options.src, configs, folders, strict=True)
+                ]
+            else:
+                endings = [_quantized(configs[0], store, folders[0])]
+    failed = [ending for ending in endings if ending.get("error")]
     if options.json:
-        sys.stdout.write(json.dumps(summary, indent=1) + "\n")
+        status = "failed" if failed else "completed"
+        answer = {"status": status, "models": endings} if several else endings[0]
+        sys.stdout.write(json.dumps(answer, indent=1) + "\n")
     else:
-        Console().print(summary_table(summary))
+        for ending in endings:
+            if not ending.get("error"):
+                Console().print(summary_table(ending))
+    if failed:
+        reasons = "".join(f"\n  {ending['model']}: {ending['error']}" for ending in failed)
+        raise BatchIncomplete(
+            f"{len(failed)} of {len(endings)} models failed; the others are there, and the same command goes on "
+            f"with the rest.{reasons}"
+        )
 
 
-def config_of(options: argparse.Namespace) -> RunConfig:
-    """The command line as a run config."""
+def _quantized(config: RunConfig, store: ArtifactStore, folder: Path) -> dict[str, Any]:
+    request = prepare(config, store, folder, stages=quantize_only)
+    return run(request, hand_over=publish_checkpoint)
+
+
+def _ending(source: str, config: RunConfig, store: ArtifactStore, folder: Path) -> dict[str, Any]:
+    """The summary of one model of several, or what went wrong."""
+    reporter().note(f"model {source}")
+    try:
+        return _quantized(config, store, folder)
+    except Exception as error:  # noqa: BLE001
+        reporter().note(f"model {source} failed: {described(error)}")
+        return {"model": source, "status": "failed", "error": described(error)}
+
+
+def config_of(options: argparse.Namespace, source: str) -> RunConfig:
+    """The command line as a run config for one model."""
     assignments = [
-        f"model.path={quoted(options.src)}",
+        f"model.path={quoted(source)}",
         "allocation.policy=uniform",
-        f"allocation.default.wq=int{options.bits}",
+        f"allocation.default.wq={_format(options)}",
         f"quantization.method={options.method}",
         f"quantization.group_size={options.group_size}",
         f"quantization.symmetric={str(options.symmetric).lower()}",
@@ -95,9 +148,44 @@ def config_of(options: argparse.Namespace) -> RunConfig:
     return load_config(None, [*assignments, *options.assignments])
 
 
-def default_folder(options: argparse.Namespace) -> Path:
-    """`llama_GPTQ_w4_g128_headbf16`, in the current folder; `.` is called by its real name."""
-    source = Path(options.src).expanduser()
-    base = (source.resolve() if source.is_dir() else source).name
-    size = f"w{options.bits}_g{options.group_size}"
-    return Path(f"{base}_{options.method.upper()}_{size}_headbf16")
+def _format(options: argparse.Namespace) -> str:
+    if options.method != "nf4":
+        return f"int{options.bits}"
+    if options.bits != 4:
+        raise ConfigError(
+            f"--method nf4 rounds to nf4, which has 4 bits; found --bits {options.bits}. Leave --bits out, or "
+            "take another method."
+        )
+    return "nf4"
+
+
+def checkpoint_folders(options: argparse.Namespace) -> list[Path]:
+    """Where each model goes. Raises ConfigError for two models that would share a folder."""
+    if len(options.src) == 1 and options.dst:
+        return [options.dst]
+    scheme = Scheme.parse(_format(options), group_size=options.group_size)
+    size = scheme.group_size or -1
+    names = [
+        checkpoint_name(base_name(source), options.method, options.bits, size)
+        for source in options.src
+    ]
+    if twice := _repeated(names):
+        raise ConfigError(
+            f"two models would both be called {twice}; quantize them one by one, each with its --dst"
+        )
+    return [(options.dst or Path()) / name for name in names]
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for at, name in enumerate(names) if name in names[:at]), None)
+
+
+def base_name(source: str) -> str:
+    """What a model is called: the last part of a hub id or of a folder's real path."""
+    path = Path(source).expanduser()
+    return (path.resolve() if path.is_dir() else path).name
+
+
+def checkpoint_name(base: str, method: str, bits: int, group_size: int, head: str = "bf16") -> str:
+    """`llama_GPTQ_w4_g128_headbf16`; `head` is the format of lm_head."""
+    return f"{base}_{method.upper()}_w{bits}_g{group_size}_head{head}"

@@ -16,7 +16,7 @@ import pytest
 from alphaquant.errors import ModelError
 from flows.cli import VERBS
 from tests.flows.conftest import Cli
-from tests.flows.fakes import BODIES, use_fake_stages
+from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
 
 RUN = ("run", "--model", "model", "--no-prefect")
 ALL = [
@@ -352,6 +352,58 @@ def test_quantize_goes_into_the_named_folder_with_the_named_options(
     chosen = {"method": "gptq", "group_size": 64, "symmetric": False}
     chosen |= {"act_order": True, "static_groups": True}
     assert inputs["quantization"] | chosen == inputs["quantization"]
+
+
+def test_several_models_go_into_one_folder_under_names_that_say_how_they_were_made(
+    cli: Cli, tmp_path: Path
+) -> None:
+    make_model_folder(tmp_path / "other")
+    options = ("--model", "model", "--model", "other", "--method", "awq", "--out", "made")
+    ending = cli("quantize", *options, "--json")
+    assert ending.status == 0
+    names = ["model_AWQ_w4_g128_headbf16", "other_AWQ_w4_g128_headbf16"]
+    assert [found["checkpoint"] for found in ending.json["models"]] == [f"made/{n}" for n in names]
+    assert ending.json["status"] == "completed"
+    assert all((tmp_path / "made" / name / "config.json").is_file() for name in names)
+    again = cli("quantize", *options, "--json").json["models"]
+    assert all(stage["state"] == "cached" for found in again for stage in found["stages"])
+
+
+def test_a_model_that_fails_does_not_keep_the_others_from_being_quantized(
+    cli: Cli, tmp_path: Path
+) -> None:
+    make_model_folder(tmp_path / "last")
+    sources = ("--src", "model", "--src", "missing", "--src", "last")
+    ending = cli("quantize", *sources, "--dst", "made", "--json")
+    assert ending.status == 1
+    assert [found["status"] for found in ending.json["models"]] == [
+        "completed", "failed", "completed"
+    ]  # fmt: skip
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        f"{name}_GPTQ_w4_g128_headbf16" for name in ("model", "last")
+    }
+    assert "1 of 3 models failed" in ending.stderr
+    assert "missing" in ending.stderr
+
+
+def test_models_of_one_name_are_refused_before_anything_is_written(
+    cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    make_model_folder(tmp_path / "elsewhere" / "model")
+    ending = cli("quantize", "--src", "model", "--src", "elsewhere/model")
+    assert ending.status == 2
+    assert "model_GPTQ_w4_g128_headbf16" in ending.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_nf4_has_bits_and_groups_of_its_own(cli: Cli) -> None:
+    ending = cli("quantize", "--src", "model", "--method", "nf4", "--json")
+    assert ending.json["checkpoint"] == "model_NF4_w4_g64_headbf16"
+    assert ending.states["calibration"] == "skipped"
+    refused = cli("quantize", "--src", "model", "--method", "nf4", "--bits", "3")
+    assert refused.status == 2
+    assert "--bits 3" in refused.stderr
 
 
 def test_quantize_refuses_bits_that_no_integer_format_has(cli: Cli) -> None:
