@@ -59,6 +59,17 @@ def test_other_formats_are_refused_with_what_to_do(
     assert "found {" not in message
 
 
+def test_nf4_is_not_packed() -> None:
+    with pytest.raises(ConfigError, match=r"exported as values.*export\.format=dense"):
+        parse_config(
+            {
+                "quantization": {"method": "nf4"},
+                "allocation": {"policy": "uniform", "default": {"wq": "nf4"}},
+                "export": {"format": "compressed-tensors"},
+            }
+        )
+
+
 def test_nf4_and_kept_linears_go_together() -> None:
     config = parse_config(
         {

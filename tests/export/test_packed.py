@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -111,6 +112,23 @@ def test_stock_transformers_cannot_mix_experts(tmp_path: Path) -> None:
     assert not torch.allclose(found, logits(dense), atol=0.01)
 
 
+def test_norms_and_routers_that_awq_scaled_are_packed_as_they_are(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", "olmoe", uneven_norms=True, **SIZES)
+    tokens = torch.randint(0, 256, (4, 24), generator=torch.Generator().manual_seed(1))
+    dense, packed = exported(
+        Checkpoint(folder),
+        lambda spec: "int3-g32",
+        "compressed-tensors",
+        tmp_path,
+        tokens=tokens,
+        method="awq",
+    )
+    assert torch.equal(logits(packed), logits(dense))
+    name = "model.layers.0.post_attention_layernorm.weight"
+    before, after = (load_file(at / "model.safetensors")[name] for at in (folder, packed))
+    assert not torch.equal(before, after)
+
+
 def test_a_float32_model_keeps_its_precision(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", "olmoe", dtype=torch.float32, **SIZES)
     dense, packed = exported(
@@ -190,8 +208,10 @@ def exported(
     *,
     routers: dict[str, Tensor] | None = None,
     module_names: bool = False,
+    tokens: Tensor | None = None,
+    method: Any = "rtn",
 ) -> tuple[Path, Path]:
-    """The dense and the packed folder of a model that was rounded to nearest."""
+    """The dense and the packed folder of a model that was rounded, to nearest unless told otherwise."""
     schemes = {
         spec.name: Scheme.parse("bf16" if spec.role in ("router", "lm_head") else mixture(spec))
         for spec in checkpoint.specs
@@ -202,8 +222,8 @@ def exported(
     blocks = quantize_blocks(
         checkpoint,
         QuantPlan(checkpoint.specs, schemes),
-        None,
-        QuantizationConfig(method="rtn", scale_search="none"),
+        tokens,
+        QuantizationConfig(method=method, scale_search="none"),
         device=CPU,
         batch_size=1,
         blocks=FreshBlocks(folders["blocks"]),

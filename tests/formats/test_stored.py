@@ -108,6 +108,7 @@ def test_every_carrier_is_reached() -> None:
         ("int6", "gptq", "gptq does not store int6, only int2, int3.*goes into compressed-tensors"),
         ("mxfp6_e3m2", "compressed-tensors", "goes into quark"),
         ("int4", "quark", "goes into compressed-tensors or gptq"),
+        ("nf4", "compressed-tensors", "only bitsandbytes.*simulation only"),
     ],
 )
 def test_what_has_no_carrier_says_why(text: str, export: str, reason: str) -> None:
