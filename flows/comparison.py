@@ -102,8 +102,10 @@ def measured(
     """What a finished entry tells; nothing is handed over yet."""
     import pandas as pd
 
+    from alphaquant.reporting.scores import ROTATED
+
     table = pd.read_parquet(request.store.path(products.scores) / "rivals.parquet")
-    rows = table[table["model"] != "rotated, not quantized"].to_dict("records")
+    rows = table[table["model"] != ROTATED].to_dict("records")
     found = {str(row["metric"]): row for row in rows}
     kl, perplexity = found["kl_mean"], float(found["perplexity"]["value"])
     return {

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from alphaquant.errors import ModelError
+from alphaquant.reporting.scores import ROTATED
 from alphaquant.store.stage import Workbench
 from tests.flows.conftest import Cli
 from tests.flows.fakes import BODIES, use_fake_stages
@@ -26,7 +27,8 @@ def rivals(out: Path, store: Workbench, *, quantization: Any, **inputs: Any) -> 
     table = pd.DataFrame({"metric": rows.keys(), "value": rows.values()})
     table["low"], table["high"] = table["value"] * 0.9, table["value"] * 1.1
     table = table.assign(task="heldout", model="own plan, routers untrained")
-    table.to_parquet(out / "rivals.parquet")
+    rotated = table.assign(model=ROTATED, value=0.0)
+    pd.concat([table, rotated]).to_parquet(out / "rivals.parquet")
 
 
 def rounded(out: Path, store: Workbench, **inputs: Any) -> None:
