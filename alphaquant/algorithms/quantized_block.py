@@ -30,7 +30,9 @@ def save_block(folder: Path, block: SolvedBlock) -> None:
     """Write codes, scales and zeros by linear name, what else moved, the per-linear errors, and what tuning brought."""
     _save_weights(folder, block.weights)
     if block.moved:
-        _save_moved(folder, block.moved)
+        # linears that the plan keeps are stored in 16 bits, norms in their own
+        moved = {name: kept(t) if t.dim() > 1 else t for name, t in block.moved.items()}
+        _save_moved(folder, moved)
     block.errors.to_parquet(folder / _ERRORS, index=False)
     if block.tuning is not None:
         (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")

@@ -155,6 +155,19 @@ def test_kept_routers_move_with_the_inputs_that_experts_share(tmp_path: Path) ->
     torch.testing.assert_close(moved[f"{root}.mlp.gate"].float(), router, rtol=2**-8, atol=0)
 
 
+def test_kept_linears_of_a_wide_checkpoint_take_16_bits_and_norms_keep_theirs(
+    tmp_path: Path,
+) -> None:
+    checkpoint = with_outliers(tmp_path / "m", "olmoe", dtype=torch.float32)
+    folders = quantize(checkpoint, uniform(checkpoint, "int3-g16"), tmp_path / "b", method="awq")
+    moved = load_moved(folders[0])
+    router = moved["model.layers.0.mlp.gate"]
+    assert router.dtype == torch.float32
+    assert torch.equal(router.bfloat16().float(), router)
+    norm = moved["model.layers.0.input_layernorm"]
+    assert not torch.equal(norm.bfloat16().float(), norm)
+
+
 def test_a_rotated_model_is_scaled_too(tmp_path: Path) -> None:
     source = with_outliers(tmp_path, "llama")
     config = RotationConfig(kind="hadamard")
