@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from alphaquant.models.native import teach_transformers
+
 VOCABULARY = 260
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -24,6 +26,20 @@ _BASE: dict[str, Any] = {
     "pad_token_id": None,
 }
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+_SHARED: dict[str, Any] = {
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+}
+_LATENT: dict[str, Any] = _SHARED | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+}
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"head_dim": 8},
@@ -37,7 +53,14 @@ TYPES: dict[str, dict[str, Any]] = {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [0],
     },
+    "qwen3_moe": _EXPERTS | {"moe_intermediate_size": 24, "head_dim": 16},
+    "deepseek": _SHARED,
+    "deepseek_v2": _LATENT | {"q_lora_rank": None},
+    "deepseek_v3": _LATENT
+    | {"n_routed_experts": 6, "n_group": 2, "topk_group": 1, "q_lora_rank": 20},
 }
+MIXTURES = [name for name in TYPES if any("experts" in key for key in TYPES[name])]
+"""Types with routed experts."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,6 +87,7 @@ def make_model(
 ) -> Path:
     """Save a random model of `model_type` with its tokenizer; returns the folder."""
     torch.manual_seed(seed)
+    teach_transformers(model_type)
     config = AutoConfig.for_model(model_type, **(_BASE | TYPES[model_type] | changes))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -75,6 +99,11 @@ def make_model(
                 parameter.normal_(std=0.1)
             elif uneven_norms:
                 parameter.uniform_(0.5, 1.5)
-    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    model.to(dtype)
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved:  # published ones are fp32
+            buffer.data = torch.empty(buffer.shape).uniform_(-0.1, 0.1)
+    model.save_pretrained(folder, max_shard_size=shard)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -1,8 +1,8 @@
 """A decoder block solved in the order of its data flow, each linear making up for what its inputs have lost.
 
-Linears that read inputs of the same depth are solved together: q/k/v, then o, then gate/up and routers, then
-down, each from the inputs that the quantized ones before it make. Asking all of them to make up for the same
-loss at once would overshoot.
+Linears that read inputs of the same depth are solved together: q/k/v (in latent attention what makes the
+latents, then what reads them), then o, then gate/up and routers, then down, each from the inputs that the
+quantized ones before it make. Asking all of them to make up for the same loss at once would overshoot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from alphaquant.models.linear import LinearSpec, Role
 from alphaquant.plan import QuantPlan
 
 _DEPTHS: tuple[frozenset[Role], ...] = (
-    frozenset({"q", "k", "v"}),
+    frozenset({"q", "k", "v", "q_a", "kv_a"}),
+    frozenset({"q_b", "kv_b"}),
     frozenset({"o"}),
     frozenset({"router", "gate", "up"}),
     frozenset({"down"}),

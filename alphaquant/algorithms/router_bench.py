@@ -83,7 +83,12 @@ class RouterBench:
             return out, logits
 
         lesson = RouterLesson(
-            run, self._hidden[held:], original.outputs[held:], original.logits[held:], energy
+            run,
+            self._hidden[held:],
+            original.outputs[held:],
+            original.logits[held:],
+            energy,
+            self._model.checkpoint.architecture.scoring,
         )
         return tune_router(
             router.to(self._model.device),

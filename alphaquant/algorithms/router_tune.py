@@ -1,8 +1,8 @@
 """One router trained by itself, until its quantized block answers as the original's block does.
 
 The loss is the squared error of the block's output, relative to what the original's block adds to its
-input, plus a share of the KL divergence between the two models' routing distributions: the error alone
-says nothing about experts that were not chosen.
+input, plus a share of the divergence between the two models' routing: the error alone says nothing about
+experts that were not chosen.
 """
 
 from __future__ import annotations
@@ -11,12 +11,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphaquant.config import RouterConfig
+from alphaquant.models.architecture import Scoring
 
 ROUTING_SHARE = 1.0
 _CHECKS_PER_EPOCH = 2
+
+
+def routing_divergence(theirs: Tensor, ours: Tensor, scoring: Scoring) -> Tensor:
+    """Mean KL divergence in nats of routing, from logits `[tokens, experts]` of the original and of ours.
+
+    softmax makes one distribution over experts; by sigmoid each expert is chosen or not by itself, and the mean
+    over experts counts. Biases of the choice and groups of experts are the same in both models.
+    """
+    if scoring == "softmax":
+        log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    chance, log = torch.sigmoid(theirs), nn.functional.logsigmoid
+    chosen = chance * (log(theirs) - log(ours))
+    left_out = (1 - chance) * (log(-theirs) - log(-ours))
+    return (chosen + left_out).mean()
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class RouterLesson:
     logits: Sequence[Tensor]  # [tokens, experts] of the original
     energy: float
     """Mean square of what the original's block adds to its input."""
+    scoring: Scoring = "softmax"
 
 
 def tune_router(
@@ -54,8 +71,8 @@ def tune_router(
         optimizer.zero_grad()
         out, logits = lesson.run(router, lesson.inputs[batch])
         missed = (out.float() - lesson.targets[batch].to(out.device).float()).square().mean()
-        theirs = torch.log_softmax(lesson.logits[batch].to(out.device), -1)
-        routing = (theirs.exp() * (theirs - torch.log_softmax(logits.float(), -1))).sum(-1).mean()
+        theirs = lesson.logits[batch].to(out.device)
+        routing = routing_divergence(theirs, logits.float(), lesson.scoring)
         (missed / lesson.energy + ROUTING_SHARE * routing).backward()
         optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - (step - 1) / steps)
         optimizer.step()

@@ -9,18 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from alphaquant.errors import ModelError, nearest
 from alphaquant.models.linear import LinearSpec, Role
+from alphaquant.models.projections import ATTENTION, GATED, Projection
 
-_ATTENTION: dict[str, Role] = {
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.o_proj": "o",
-}
-_GATED: dict[str, Role] = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+Scoring: TypeAlias = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +23,18 @@ class Architecture:
     """One row per `model_type`; every path is relative to a decoder block on disk."""
 
     model_type: str
-    experts_key: str | None = None
-    """Config key that counts the routed experts; None for dense models."""
+    attention: tuple[tuple[Projection, ...], ...] = (ATTENTION,)
+    """Layouts of attention; a checkpoint has the one whose first linear it holds."""
+    experts_keys: tuple[str, ...] = ()
+    """Config keys that count the routed experts: the published one, then transformers' own; none for dense models."""
     experts: str = "mlp.experts"
     """Folder of the routed experts."""
-    expert_projections: Mapping[str, Role] = field(default_factory=lambda: _GATED)
+    expert_projections: Mapping[str, Role] = field(default_factory=lambda: GATED)
     router: str | None = None
+    scoring: Scoring = "softmax"
+    """What makes routing weights of the router's logits."""
+    assumes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Config keys that transformers' class does not look at, with the only values it is right for."""
     shared_expert: str | None = None
     shared_gate: str | None = None
     module_names: tuple[tuple[str, str], ...] = ()
@@ -47,6 +48,8 @@ class Architecture:
     """Norm whose output the MLP, experts and routers read."""
     output_norms: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")
     """Norms of projection outputs, which stand beside the residual stream."""
+    constants: tuple[str, ...] = ()
+    """Tensors that no linear and no norm owns and that stand beside the residual stream: they stay as they are."""
     value_clamp: str | None = None
     """Config key of a clamp on the values of attention; where it is set, heads cannot be rotated."""
     unrotatable: str | None = None
@@ -57,10 +60,16 @@ class Architecture:
 
     def is_moe_block(self, config: Mapping[str, Any], block: int) -> bool:
         """Whether decoder block `block` holds routed experts."""
-        if self.experts_key is None:
+        if not self.experts_keys:
             return False
-        step = (
-            required_int(config, "decoder_sparse_step") if config.get("decoder_sparse_step") else 1
+        step, every = (
+            required_int(config, key) if config.get(key) else 1
+            for key in ("decoder_sparse_step", "moe_layer_freq")
+        )
+        first = (
+            required_int(config, "first_k_dense_replace")
+            if config.get("first_k_dense_replace")
+            else 0
         )
         dense = config.get("mlp_only_layers") or []
         if not isinstance(dense, list | tuple):
@@ -68,11 +77,15 @@ class Architecture:
                 f"config.json has mlp_only_layers: {dense!r}; it must be a list of block numbers. "
                 "Mend it, or download the model again."
             )
-        return block not in dense and (block + 1) % step == 0
+        placed = block >= first and block % every == 0
+        return placed and block not in dense and (block + 1) % step == 0
 
     def experts_per_block(self, config: Mapping[str, Any]) -> int:
         """Number of routed experts of one MoE block; 0 for a dense model."""
-        return required_int(config, self.experts_key) if self.experts_key else 0
+        if not self.experts_keys:
+            return 0
+        known = (key for key in self.experts_keys if key in config)
+        return required_int(config, next(known, self.experts_keys[0]))
 
     def linears(
         self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
@@ -80,8 +93,9 @@ class Architecture:
         """Every linear of the model in block order, lm_head last when it is not tied.
 
         `shapes` maps tensor names on disk to their shapes. Raises ModelError for a tensor that the
-        architecture needs and the checkpoint lacks.
+        architecture needs and the checkpoint lacks, and for a config that transformers would misread.
         """
+        self._check_assumptions(config)
         tied = bool(config.get("tie_word_embeddings", False))
         blocks = required_int(config, "num_hidden_layers")
         self._require_ends(shapes, tied)
@@ -91,6 +105,17 @@ class Architecture:
         if not tied:
             specs.append(_spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head"))
         return specs
+
+    def _check_assumptions(self, config: Mapping[str, Any]) -> None:
+        """Raise ModelError for a setting that transformers passes over: its logits would be another model's."""
+        for key, allowed in self.assumes.items():
+            value = config.get(key)
+            if value is not None and value not in allowed:
+                raise ModelError(
+                    f"config.json has {key}: {value!r}; transformers computes a {self.model_type} model as if it "
+                    f"were {' or '.join(map(repr, allowed))}, so its outputs would be wrong. Such a model is not "
+                    "supported."
+                )
 
     def _require_ends(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Raise ModelError for a missing embedding, final norm or untied output projection."""
@@ -128,13 +153,8 @@ class Architecture:
             )
 
         specs = [
-            one(
-                path,
-                role,
-                "attention.out" if role == "o" else "attention.in",
-                "o" if role == "o" else "qkv",
-            )
-            for path, role in _ATTENTION.items()
+            one(linear.path, linear.role, linear.reads, linear.fused)
+            for linear in self._attention(shapes, root)
         ]
         if not self.is_moe_block(config, block):
             return specs + self._gated(one, self.mlp, self.mlp)
@@ -158,6 +178,15 @@ class Architecture:
             specs.append(one(self.shared_gate, "router", "mlp.in", "shared_gate"))
         return specs
 
+    def _attention(
+        self, shapes: Mapping[str, tuple[int, ...]], root: str
+    ) -> tuple[Projection, ...]:
+        """The layout that the block at `root` has; the last one where none fits, whose linears are then missed."""
+        fitting = (
+            layout for layout in self.attention if f"{root}.{layout[0].path}.weight" in shapes
+        )
+        return next(fitting, self.attention[-1])
+
     @staticmethod
     def _gated(one: Any, folder: str, key: str) -> list[LinearSpec]:
         return [
@@ -167,7 +196,7 @@ class Architecture:
                 f"{key}.{'out' if role == 'down' else 'in'}",
                 f"{key}.down" if role == "down" else f"{key}.gate_up",
             )
-            for path, role in _GATED.items()
+            for path, role in GATED.items()
         ]
 
     def module_name(self, name: str) -> str:

@@ -85,10 +85,17 @@ class BlockModel:
         for linear, weight in (weights or {}).items():
             name = architecture.module_name(linear.removeprefix(prefix))
             state[f"{name}.weight"] = self._cast(weight, f"{linear}.weight")
+        buffers = dict(block.named_buffers())
         for stored in (name for name in self.checkpoint.entries if name.startswith(prefix)):
             name = architecture.module_name(stored.removeprefix(prefix))
-            if name not in state:  # what is replaced need not be read
-                state[name] = self._cast(self.checkpoint.tensor(stored), stored)
+            if name in state:  # what is replaced need not be read
+                continue
+            tensor = self.checkpoint.tensor(stored)
+            if name in buffers:  # it is no weight, so it keeps the precision that it is stored in
+                buffers[name].data = buffers[name].data.to(tensor.dtype)
+                state[name] = finite(tensor, stored)
+            else:
+                state[name] = self._cast(tensor, stored)
         try:
             missing, unexpected = block.load_state_dict(state, strict=False)
         except RuntimeError as error:

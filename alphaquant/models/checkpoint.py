@@ -15,6 +15,7 @@ from torch import Tensor
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import read_config
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry, tensor_index
@@ -51,6 +52,7 @@ class Checkpoint:
         self.trust_remote_code = trust_remote_code
         self.raw_config: dict[str, Any] = read_config(self.path)
         self.architecture: Architecture = architecture_of(self.raw_config, trust_remote_code)
+        teach_transformers(self.architecture.model_type)
         self._handles: dict[Path, Any] = {}
         self._opening = threading.Lock()
         self.entries: dict[str, TensorEntry] = self._index()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Role = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "lm_head"]
-ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down", "router", "lm_head")
-ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "o"})
+Role = Literal[
+    "q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o", "gate", "up", "down", "router", "lm_head"
+]
+"""Of latent attention, q_a and kv_a make the latents from the block's input, q_b and kv_b read them."""
+ROLES: tuple[Role, ...] = get_args(Role)
+ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,13 +59,15 @@ class LiveCheckpoint(Checkpoint):
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters by module name, with fused experts as one view per expert."""
+    """Parameters and saved buffers by module name, with fused experts as one view per expert."""
     fused = {name: m for name, m in model.named_modules() if is_fused_experts(m)}
     tensors = [
         (name, parameter.detach())
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[0] not in fused
     ]
+    saved = model.state_dict().keys()
+    tensors += [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
     for prefix, module in fused.items():
         experts = UnfusedExperts.sharing(module)
         tensors += [(f"{prefix}.{name}", p.detach()) for name, p in experts.named_parameters()]

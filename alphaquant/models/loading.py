@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint
 from alphaquant.models.device import compute_dtype
+from alphaquant.models.native import teach_transformers
 from alphaquant.models.packed import PackedCheckpoint
 from alphaquant.models.resolve import read_config
 
@@ -30,7 +31,9 @@ def load_model(
 
     dtype = dtype or compute_dtype(device)
     try:
-        if read_config(Path(folder)).get("quantization_config"):
+        config = read_config(Path(folder))
+        teach_transformers(str(config.get("model_type")))
+        if config.get("quantization_config"):
             model: Any = _from_tensors(PackedCheckpoint(folder, trust_remote_code), dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(

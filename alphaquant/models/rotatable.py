@@ -85,7 +85,7 @@ def turns(
         found[f"{spec.name}.bias"] = Turn(inputs=turn.outputs)  # a bias is a vector of the output
         for norm in (architecture.attention_norm, architecture.mlp_norm):
             found[f"{root}.{norm}.weight"] = Turn(ones=True)
-    _check_known(architecture, shapes, found)
+    _check_known(architecture, config, shapes, found)
     return {
         name: turn
         for name, turn in found.items()
@@ -108,10 +108,15 @@ def heads(
     cols = next(spec.cols for spec in specs if spec.role == "o")
     width = cols // count
     value_rows = {spec.rows for spec in specs if spec.role == "v"}
+    if not value_rows and rotation.heads:
+        raise ModelError(
+            f"the values of {architecture.model_type} attention come from kv_b_proj, head by head behind the keys, "
+            "so heads cannot be rotated alone. Use rotation.heads=false."
+        )
     if cols % count or any(rows % width for rows in value_rows):
         raise ModelError(
             f"config.json says num_attention_heads: {count}, which does not fit o_proj with {cols} inputs and "
-            f"v_proj with {min(value_rows)} outputs. Mend it, or download the model again."
+            f"v_proj with {min(value_rows, default=cols)} outputs. Mend it, or download the model again."
         )
     clamp = architecture.value_clamp and config.get(architecture.value_clamp)
     if clamp is not None and rotation.heads:
@@ -119,7 +124,7 @@ def heads(
             f"config.json has {architecture.value_clamp}: {clamp}, which clamps the values of attention, so heads "
             "cannot be rotated exactly. Use rotation.heads=false."
         )
-    return Heads(width, rotation.heads is not False and clamp is None)
+    return Heads(width, bool(value_rows) and rotation.heads is not False and clamp is None)
 
 
 def head_block(width: int, block: int | None) -> int:
@@ -134,7 +139,9 @@ def _linear(spec: LinearSpec, architecture: Architecture, root: str, *, turned: 
             return Turn(inputs=inside, outputs="residual")
         case "down":
             return Turn(outputs="residual")
-        case "q" | "k" | "v":
+        case "q_b" | "kv_b":
+            return Turn()  # from a normed latent to heads
+        case "q" | "k" | "v" | "q_a" | "kv_a":
             norm = f"{root}.{architecture.attention_norm}.weight"
             return Turn("residual", inside if spec.role == "v" else None, norm)
         case _:
@@ -155,14 +162,27 @@ def _check_block(
 
 def _check_known(
     architecture: Architecture,
+    config: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     found: Mapping[str, Turn],
 ) -> None:
     """Raise ModelError for a tensor that stands where nobody knows what a rotation does to it."""
-    beside = tuple(f".{norm}.weight" for norm in architecture.output_norms)
+    beside = (
+        *(f".{norm}.weight" for norm in architecture.output_norms),
+        *(f".{name}" for name in architecture.constants),
+    )
+    decoder = [
+        f"{architecture.blocks}.{i}." for i in range(required_int(config, "num_hidden_layers"))
+    ]
     for name in shapes:
         if name in found or name.endswith(beside) or "rotary_emb" in name:
             continue
+        if name.startswith(f"{architecture.blocks}.") and not name.startswith(tuple(decoder)):
+            raise ModelError(
+                f"the checkpoint has {name}, which is behind the last decoder block: layers that predict further "
+                "tokens read the residual stream and the embedding, and would read them in the wrong basis. "
+                f"{_NO}"
+            )
         raise ModelError(
             f"the model has {name}, which a plain {architecture.model_type} model has not: whether a rotation "
             f"leaves the model unchanged is not known. {_NO}"

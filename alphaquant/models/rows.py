@@ -8,17 +8,20 @@ from typing import Any
 from alphaquant.errors import ModelError
 from alphaquant.models.architecture import Architecture
 from alphaquant.models.linear import Role
+from alphaquant.models.projections import LATENT_ATTENTION, LOW_RANK_LATENT_ATTENTION
 
+_LATENT = (LATENT_ATTENTION, LOW_RANK_LATENT_ATTENTION)
+_LATENT_NORMS = ("self_attn.q_a_layernorm", "self_attn.kv_a_layernorm")
 _MIXTRAL: dict[str, Role] = {"w1": "gate", "w3": "up", "w2": "down"}
 
 _ROWS = (
     Architecture("llama"),
     Architecture("qwen2"),
     Architecture("qwen3"),
-    Architecture("olmoe", experts_key="num_experts", router="mlp.gate", value_clamp="clip_qkv"),
+    Architecture("olmoe", experts_keys=("num_experts",), router="mlp.gate", value_clamp="clip_qkv"),
     Architecture(
         "mixtral",
-        experts_key="num_local_experts",
+        experts_keys=("num_local_experts",),
         experts="block_sparse_moe.experts",
         expert_projections=_MIXTRAL,
         router="block_sparse_moe.gate",
@@ -37,10 +40,47 @@ _ROWS = (
     ),
     Architecture(
         "qwen2_moe",
-        experts_key="num_experts",
+        experts_keys=("num_experts",),
         router="mlp.gate",
         shared_expert="mlp.shared_expert",
         shared_gate="mlp.shared_expert_gate",
+    ),
+    Architecture("qwen3_moe", experts_keys=("num_experts", "num_local_experts"), router="mlp.gate"),
+    Architecture(
+        "deepseek",
+        experts_keys=("n_routed_experts",),
+        router="mlp.gate",
+        shared_expert="mlp.shared_experts",
+        assumes={"scoring_func": ("softmax",)},
+    ),
+    Architecture(
+        "deepseek_v2",
+        attention=_LATENT,
+        output_norms=_LATENT_NORMS,
+        experts_keys=("n_routed_experts",),
+        router="mlp.gate",
+        shared_expert="mlp.shared_experts",
+        assumes={
+            "scoring_func": ("softmax",),
+            "topk_method": ("greedy", "group_limited_greedy"),
+            "norm_topk_prob": (False,),
+            "moe_layer_freq": (1,),
+        },
+    ),
+    Architecture(
+        "deepseek_v3",
+        attention=_LATENT,
+        output_norms=_LATENT_NORMS,
+        experts_keys=("n_routed_experts",),
+        router="mlp.gate",
+        scoring="sigmoid",
+        constants=("mlp.gate.e_score_correction_bias",),
+        shared_expert="mlp.shared_experts",
+        assumes={
+            "scoring_func": ("sigmoid",),
+            "topk_method": ("noaux_tc",),
+            "moe_layer_freq": (1,),
+        },
     ),
 )
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}

@@ -10,7 +10,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.observe import run_and_collect
 from tests.algorithms.test_quantize_model import CPU, windows
-from tests.tiny import make_model
+from tests.tiny import MIXTURES, make_model
 
 
 def pool(count: int = 60) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_windows_that_make_up_for_each_other_are_found() -> None:
     assert idlest_share(loads[balanced_choice(loads, 3)]) == pytest.approx(5 / 6)
 
 
-@pytest.mark.parametrize("model_type", ["olmoe", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", MIXTURES)
 def test_loads_are_the_tokens_that_reach_each_expert(tmp_path: Path, model_type: str) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
     tokens = windows(5, 12)

@@ -29,7 +29,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.observe import run_and_collect
 from alphaquant.plan import QuantPlan
-from tests.tiny import TYPES, VOCABULARY, make_model
+from tests.tiny import MIXTURES, TYPES, VOCABULARY, make_model
 
 CPU = torch.device("cpu")
 
@@ -133,7 +133,7 @@ def test_an_expert_that_no_token_reaches_is_quantized_from_its_block(
 
 
 @pytest.mark.parametrize("routing_weight", ["none", "p", "p2"])
-@pytest.mark.parametrize("model_type", ["olmoe", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", MIXTURES)
 def test_one_token_is_enough_to_quantize_every_expert(
     tmp_path: Path, model_type: str, routing_weight: str
 ) -> None:
@@ -150,7 +150,8 @@ def test_one_token_is_enough_to_quantize_every_expert(
     )
     errors = load_errors(folders[-1])
     experts = errors[errors["expert"].notna() & (errors["role"] == "up")]
-    assert sorted(experts["tokens"]) == [0, 0, 1, 1]
+    assert sorted(experts["tokens"])[-2:] == [1, 1]
+    assert sum(experts["tokens"]) == 2
     for name in errors["linear"]:
         weight = checkpoint.weight(name).float()
         difference = load_block(folders[-1])[name].dequantize() - weight
@@ -277,7 +278,7 @@ def test_nan_weight_is_named(tmp_path: Path) -> None:
         quantize(checkpoint, uniform(checkpoint, "int4-g16"), tmp_path / "b")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "olmoe", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "olmoe", "qwen2_moe", "deepseek_v3"])
 def test_sensitivity_orders_formats_and_covers_every_linear(
     tmp_path: Path, model_type: str
 ) -> None:

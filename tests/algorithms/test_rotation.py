@@ -24,6 +24,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in TYP
     "olmoe with a clamp": ("olmoe", {"clip_qkv": 0.2}),
     "llama with every bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama of an odd size": ("llama", {"hidden_size": 28, "head_dim": 6}),
+    "latent attention with every bias": ("deepseek_v3", {"attention_bias": True}),
+    "latent queries of full rank": ("deepseek_v3", {"q_lora_rank": None}),
 }
 ROTATIONS = {
     "residual and heads": {},
@@ -184,12 +186,12 @@ def test_a_model_in_memory_is_rotated_in_place(tmp_path: Path, model_type: str, 
         tie_word_embeddings=tied,
     )
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    before = model.model.layers[1].self_attn.q_proj.weight.clone()
+    before = model.model.layers[1].self_attn.o_proj.weight.clone()
     with torch.no_grad():
         expected = model(TOKENS).logits
         rotate_model(model, hadamard())
         torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(model.model.layers[1].self_attn.q_proj.weight, before)
+    assert not torch.allclose(model.model.layers[1].self_attn.o_proj.weight, before)
     model.save_pretrained(tmp_path / "rotated")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "rotated", dtype=torch.float32)
     with torch.no_grad():

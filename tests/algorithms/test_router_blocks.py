@@ -13,7 +13,7 @@ from alphaquant.algorithms.router_windows import split_windows
 from alphaquant.config import QuantizationConfig, RouterConfig
 from alphaquant.models.checkpoint import Checkpoint
 from tests.algorithms.test_quantize_model import CPU, FolderCache, uniform, windows
-from tests.tiny import make_model
+from tests.tiny import MIXTURES, make_model
 
 _CONFIG = RouterConfig(epochs=3, learning_rate=0.01, batch_size=4, patience=50)
 
@@ -44,7 +44,7 @@ def repaired(
 
 
 @pytest.mark.parametrize("method", ["align", "block", "align+block"])
-@pytest.mark.parametrize("model_type", ["olmoe", "mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", MIXTURES)
 def test_every_architecture_comes_closer_block_by_block(
     tmp_path: Path, model_type: str, method: str
 ) -> None:

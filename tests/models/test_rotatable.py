@@ -48,7 +48,14 @@ def test_all_tensors_but_norms_and_biases_of_outputs_turn(tmp_path: Path, model_
         "qwen2": {"self_attn.q_proj.bias", "self_attn.k_proj.bias"},
         "qwen2_moe": {"self_attn.q_proj.bias", "self_attn.k_proj.bias"},
         "qwen3": {"self_attn.q_norm.weight", "self_attn.k_norm.weight"},
+        "qwen3_moe": {"self_attn.q_norm.weight", "self_attn.k_norm.weight"},
         "olmoe": {"self_attn.q_norm.weight", "self_attn.k_norm.weight"},
+        "deepseek_v2": {f"self_attn.{name}.weight" for name in ("kv_a_layernorm", "kv_b_proj")},
+        "deepseek_v3": {
+            *(f"self_attn.{name}_a_layernorm.weight" for name in ("q", "kv")),
+            *(f"self_attn.{name}_b_proj.weight" for name in ("q", "kv")),
+            "mlp.gate.e_score_correction_bias",
+        },
     }
     assert still == expected.get(model_type, set())
 
