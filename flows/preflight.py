@@ -9,6 +9,7 @@ from typing import Any
 from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError, DataError, nearest
 from alphaquant.models.architecture import Architecture
+from alphaquant.models.fused import Layout, check_whole, layout_of
 from alphaquant.models.resolve import ModelRef, read_config, resolve_model
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
@@ -128,17 +129,22 @@ def check_device(name: str) -> None:
 
 
 def check_plan(config: RunConfig, model: ModelRef) -> None:
-    """Raise PlanError or FormatError for rules that cannot hold on this model, or a budget below them."""
+    """Raise PlanError or FormatError for rules or a checkpoint that cannot be on this model, or a budget below them."""
     from alphaquant.algorithms.allocation_budget import check_reachable
-    from alphaquant.algorithms.allocation_groups import group_costs, group_linears, menu
+    from alphaquant.algorithms.allocation_groups import BF16, group_costs, group_linears, menu
     from alphaquant.algorithms.allocation_rules import default_scheme, resolve_rules
 
-    architecture, raw, shapes = _structure(model)
-    specs = architecture.linears(raw, shapes)
+    architecture, raw, layout = _structure(model)
+    specs = architecture.linears(raw, layout.shapes)
     allocation, quantization = config.allocation, config.quantization
     rules = resolve_rules(specs, allocation, quantization)
-    if allocation.policy in ("uniform", "manual"):
-        default_scheme(allocation, quantization)
+    quantized = [spec for spec in rules.specs if rules.fixed.get(spec.name) != BF16]
+    if allocation.policy in ("uniform", "manual") and (
+        default_scheme(allocation, quantization) == BF16
+    ):
+        quantized = [spec for spec in quantized if spec.name in rules.fixed]
+    if config.export.format != "dense":
+        check_whole(layout, [spec.name for spec in quantized], config.export.format)
     if allocation.policy not in ("budget", "alpha"):
         return
     options = menu(allocation, quantization)
@@ -153,22 +159,20 @@ def check_rotation(config: RunConfig, model: ModelRef) -> None:
         return
     from alphaquant.models.rotatable import turns
 
-    architecture, raw, shapes = _structure(model)
+    architecture, raw, layout = _structure(model)
     turns(
         architecture,
         raw,
-        shapes,
-        architecture.linears(raw, shapes),
+        layout.shapes,
+        architecture.linears(raw, layout.shapes),
         config.rotation,
         trust_remote_code=model.trust_remote_code,
     )
 
 
-def _structure(
-    model: ModelRef,
-) -> tuple[Architecture, dict[str, Any], dict[str, tuple[int, ...]]]:
-    """A model's architecture, config.json and shapes of tensors, read from headers."""
+def _structure(model: ModelRef) -> tuple[Architecture, dict[str, Any], Layout]:
+    """A model's architecture, config.json and tensors, read from headers."""
     folder = Path(model.path)
     raw = read_config(folder)
-    shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
-    return architecture_of(raw, model.trust_remote_code), raw, shapes
+    architecture = architecture_of(raw, model.trust_remote_code)
+    return architecture, raw, layout_of(architecture, tensor_index(folder))

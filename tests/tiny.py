@@ -58,6 +58,13 @@ TYPES: dict[str, dict[str, Any]] = {
     "deepseek_v2": _LATENT | {"q_lora_rank": None},
     "deepseek_v3": _LATENT
     | {"n_routed_experts": 6, "n_group": 2, "topk_group": 1, "q_lora_rank": 20},
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 8,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+    },
 }
 MIXTURES = [name for name in TYPES if any("experts" in key for key in TYPES[name])]
 """Types with routed experts."""

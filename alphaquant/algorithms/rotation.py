@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +59,10 @@ class RotatedCheckpoint(Checkpoint):
             trust_remote_code=source.trust_remote_code,
         )
         """What becomes of each tensor that changes."""
-        self.entries = _entries(source, self.turns)
+        self.entries = _entries(source, source.entries, self.turns)
+        self.layout = replace(
+            source.layout, files=_entries(source, source.layout.files, self.turns)
+        )
         self.specs: list[LinearSpec] = self.architecture.linears(
             self.raw_config, {name: entry.shape for name, entry in self.entries.items()}
         )
@@ -160,13 +164,15 @@ def rotate_model(model: nn.Module, config: RotationConfig, model_type: str = "au
         untied.tie_word_embeddings = False
 
 
-def _entries(source: Checkpoint, changed: dict[str, Turn]) -> dict[str, TensorEntry]:
-    """The source's entries with a head of its own, in the file of the embedding or where it was."""
+def _entries(
+    source: Checkpoint, known: Mapping[str, TensorEntry], changed: Mapping[str, Turn]
+) -> dict[str, TensorEntry]:
+    """Known entries with a head of its own, in the file of the embedding or where it was."""
     entries = {
         name: replace(entry, dtype="BF16")
         if name in changed and entry.dtype.startswith(_NARROW)
         else entry
-        for name, entry in source.entries.items()
+        for name, entry in known.items()
     }
     embedding = entries[f"{source.architecture.embedding}.weight"]
     return {HEAD: embedding} | entries if HEAD not in entries else entries

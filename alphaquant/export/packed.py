@@ -20,6 +20,8 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.stored import pack
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.fused import check_whole
+from alphaquant.models.fused_tensors import assembled
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.tensors import TensorEntry
 from alphaquant.progress import track
@@ -107,18 +109,14 @@ class _Writer:
             if not isinstance(found, Carrier):
                 raise FormatError(f"{linear}: {found}")
             self._carriers[linear] = found
-        for name, entry in checkpoint.entries.items():
+        check_whole(checkpoint.layout, schemes, export)
+        for name, entry in checkpoint.layout.files.items():
             linear = name.removesuffix(".weight")
             if linear in schemes:
                 self._add(rename(linear), linear, schemes[linear], entry)
             else:
                 self.entries[rename(name)] = entry
                 self._kept[rename(name)] = name
-        if lost := sorted(schemes.keys() - {linear for linear, _ in self._leaf.values()}):
-            raise FormatError(
-                f"{lost[0]} is part of a fused tensor on disk, which {export} has no place for; "
-                "export.format=dense writes it"
-            )
 
     def _add(self, written: str, linear: str, scheme: Scheme, entry: TensorEntry) -> None:
         carrier, (rows, cols) = self._carriers[linear], entry.shape
@@ -135,7 +133,7 @@ class _Writer:
         if name in self._small:
             return self._small.pop(name)
         if name not in self._leaf:
-            return self._unpacked(self._kept[name])
+            return assembled(self._checkpoint.layout, self._kept[name], self._unpacked)
         linear, leaf = self._leaf[name]
         if self._packed[0] != linear:
             self._pack(linear, name.removesuffix(f".{leaf}"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.export.folder import copy_small_files, shards, write_index, write_json
 from alphaquant.export.safetensors_writer import write_safetensors
+from alphaquant.models.fused_tensors import assembled
 from alphaquant.progress import track
 
 
@@ -17,7 +18,10 @@ def export_rotated(checkpoint: RotatedCheckpoint, out: Path) -> None:
     """
     copy_small_files(checkpoint.path, out)
     write_json(out / "config.json", checkpoint.raw_config)
-    write_index(checkpoint.path, out, checkpoint.entries)
-    files = shards(checkpoint.entries)
+    layout = checkpoint.layout
+    write_index(checkpoint.path, out, layout.files)
+    files = shards(layout.files)
     for file in track(files, "shard", len(files)):
-        write_safetensors(out / file.name, files[file], checkpoint.tensor)
+        write_safetensors(
+            out / file.name, files[file], lambda name: assembled(layout, name, checkpoint.tensor)
+        )

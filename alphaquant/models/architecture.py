@@ -29,6 +29,11 @@ class Architecture:
     """Config keys that count the routed experts: the published one, then transformers' own; none for dense models."""
     experts: str = "mlp.experts"
     """Folder of the routed experts."""
+    fused_experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Tensors `[experts, in, out]` of that folder that hold all experts at once, and the projections whose outputs
+    take turns in each."""
+    decodes: tuple[str, ...] = ()
+    """Methods of quantization_config whose tensors are decoded when they are read."""
     expert_projections: Mapping[str, Role] = field(default_factory=lambda: GATED)
     router: str | None = None
     scoring: Scoring = "softmax"

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.architecture import Architecture, required_int
+from alphaquant.models.fused import SCALES, Layout, layout_of
+from alphaquant.models.fused_tensors import cut
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import read_config
@@ -55,14 +57,18 @@ class Checkpoint:
         teach_transformers(self.architecture.model_type)
         self._handles: dict[Path, Any] = {}
         self._opening = threading.Lock()
-        self.entries: dict[str, TensorEntry] = self._index()
+        settings = self.raw_config.get("quantization_config") or {}
+        if settings.get("quant_method") in self.architecture.decodes:
+            del self.raw_config["quantization_config"]  # what is read is decoded
+        self.layout: Layout = self._index()
+        self.entries: dict[str, TensorEntry] = self.layout.entries
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.specs: list[LinearSpec] = self.architecture.linears(self.raw_config, shapes)
         self.blocks = required_int(self.raw_config, "num_hidden_layers")
 
-    def _index(self) -> dict[str, TensorEntry]:
-        """Every tensor that can be asked for."""
-        return tensor_index(self.path)
+    def _index(self) -> Layout:
+        """Every tensor that can be asked for, and what a file holds of them."""
+        return layout_of(self.architecture, tensor_index(self.path))
 
     @functools.cached_property
     def config(self) -> Any:
@@ -70,12 +76,15 @@ class Checkpoint:
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         except LOADING_ERRORS as error:
             raise ModelError(
                 f"transformers refuses {self.path / 'config.json'} ({first_line(error)}). "
                 "Mend it, or download the model again."
             ) from error
+        if "quantization_config" not in self.raw_config and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -125,11 +134,25 @@ class Checkpoint:
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(f"tensor {name} is missing from {self.path}")
-        return self._read(name, entry.file)
+        piece = self.layout.pieces.get(name)
+        if piece is None:
+            return self._read(name, entry.file)
+        scales = self.layout.mxfp4.get(piece.stored)
 
-    def _read(self, name: str, file: Path) -> Tensor:
+        def read(stored: str) -> Tensor:
+            file = scales if scales and stored.endswith(SCALES) else entry.file
+            return self._read(stored, file, piece.expert)
+
+        return cut(piece, read, mxfp4=scales is not None)
+
+    def _read(self, name: str, file: Path, part: int | None = None) -> Tensor:
+        """A tensor of a file, or one `part` of its first dimension."""
         try:
-            return self._handle(file).get_tensor(name)  # type: ignore[no-any-return]
+            handle = self._handle(file)
+            tensor: Tensor = (
+                handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
+            )
+            return tensor
         except SafetensorError as error:
             raise ModelError(f"{file} is damaged at tensor {name}: {error}") from error
 

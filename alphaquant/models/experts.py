@@ -6,31 +6,37 @@ address one expert at a time.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Outputs of gate and up `[tokens, inner]` to what down reads."""
+
 
 class Expert(nn.Module):
-    """One gated expert: down(act(gate(x)) * up(x))."""
+    """One gated expert: down(join(gate(x), up(x))), where most join by act(gate) * up."""
 
     def __init__(
-        self, hidden: int, intermediate: int, activation: Any, device: Any, dtype: Any
+        self, hidden: int, inner: int, join: Join, *, bias: bool, device: Any, dtype: Any
     ) -> None:
         super().__init__()
-        place = {"bias": False, "device": device, "dtype": dtype}
-        self.gate_proj = nn.Linear(hidden, intermediate, **place)
-        self.up_proj = nn.Linear(hidden, intermediate, **place)
-        self.down_proj = nn.Linear(intermediate, hidden, **place)
-        self.activation = activation
+        place = {"bias": bias, "device": device, "dtype": dtype}
+        self.gate_proj = nn.Linear(hidden, inner, **place)
+        self.up_proj = nn.Linear(hidden, inner, **place)
+        self.down_proj = nn.Linear(inner, hidden, **place)
+        self.join = join
 
     def forward(self, x: Tensor, routing: Tensor) -> Tensor:
         """`[tokens, hidden]` to the same, times the weight `[tokens]` that the router gave each token.
 
         The weight is an argument so that a hook on the expert sees it.
         """
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.join(self.gate_proj(x), self.up_proj(x)))
         return out * routing[:, None]
 
 
@@ -38,36 +44,43 @@ class UnfusedExperts(nn.ModuleList):
     """The routed experts of a block, called as transformers calls its fused ones."""
 
     @classmethod
-    def like(cls, fused: nn.Module) -> UnfusedExperts:
-        """Empty experts with the shapes, device and dtype of a fused module."""
-        gate_up: Tensor = fused.gate_up_proj  # type: ignore[assignment]  # [experts, 2 * inner, hidden]
-        count, double, hidden = gate_up.shape
+    def like(cls, fused: nn.Module, device: Any = None) -> UnfusedExperts:
+        """Empty experts with the shapes and dtype of a fused module, and its device unless told."""
+        gate_up: Tensor = fused.gate_up_proj  # type: ignore[assignment]
+        hidden, double = gate_up.shape[1:] if _is_transposed(fused) else gate_up.shape[:0:-1]
         return cls(
             [
-                Expert(hidden, double // 2, fused.act_fn, gate_up.device, gate_up.dtype)
-                for _ in range(count)
+                Expert(
+                    hidden,
+                    double // 2,
+                    _join_of(fused),
+                    bias=hasattr(fused, "gate_up_proj_bias"),
+                    device=device or gate_up.device,
+                    dtype=gate_up.dtype,
+                )
+                for _ in range(gate_up.shape[0])
             ]
         )
 
     @classmethod
     def sharing(cls, fused: nn.Module) -> UnfusedExperts:
         """Experts whose weights are views of a fused module's parameters: no copy is made."""
-        gate_up: Tensor = fused.gate_up_proj.detach()  # type: ignore[operator]
-        down: Tensor = fused.down_proj.detach()  # type: ignore[operator]
-        inner = gate_up.shape[1] // 2
-        experts = cls(
-            [
-                Expert(gate_up.shape[2], inner, fused.act_fn, "meta", gate_up.dtype)
-                for _ in range(gate_up.shape[0])
-            ]
-        )
-        for index, expert in enumerate(experts):
-            for linear, weight in (
-                ("gate_proj", gate_up[index, :inner]),
-                ("up_proj", gate_up[index, inner:]),
-                ("down_proj", down[index]),
-            ):
-                getattr(expert, linear).weight = nn.Parameter(weight, requires_grad=False)
+        experts = cls.like(fused, "meta")
+        for kind, ending in (("weight", ""), ("bias", "_bias")):
+            if not hasattr(fused, f"gate_up_proj{ending}"):
+                continue
+            gate_up: Tensor = getattr(fused, f"gate_up_proj{ending}").detach()
+            down: Tensor = getattr(fused, f"down_proj{ending}").detach()
+            if kind == "weight" and _is_transposed(fused):
+                gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
+            inner = gate_up.shape[1] // 2
+            parts = (gate_up[:, :inner], gate_up[:, inner:])
+            if _takes_turns(fused):
+                parts = (gate_up[:, ::2], gate_up[:, 1::2])
+            for index, expert in enumerate(experts):
+                for name, values in zip(_PROJECTIONS, (*parts, down), strict=True):
+                    parameter = nn.Parameter(values[index], requires_grad=False)
+                    setattr(getattr(expert, name), kind, parameter)
         return experts
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -78,6 +91,24 @@ class UnfusedExperts(nn.ModuleList):
             result = self[index](hidden_states[token], top_k_weights[token, slot])
             out.index_add_(0, token, result.to(out.dtype))
         return out
+
+
+def _is_transposed(fused: nn.Module) -> bool:
+    """Whether a fused module holds `[experts, in, out]` instead of `[experts, out, in]`."""
+    return bool(getattr(fused, "is_transposed", False))
+
+
+def _takes_turns(fused: nn.Module) -> bool:
+    """Whether gate and up alternate, instead of one standing behind the other."""
+    return not getattr(fused, "is_concatenated", True)
+
+
+def _join_of(fused: nn.Module) -> Join:
+    """How a fused module makes one of gate and up; where they take turns it has a way of its own."""
+    module: Any = fused
+    if _takes_turns(fused):
+        return lambda gate, up: module._apply_gate(torch.stack([gate, up], -1).flatten(-2))
+    return lambda gate, up: module.act_fn(gate) * up
 
 
 def is_fused_experts(module: nn.Module) -> bool:

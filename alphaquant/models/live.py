@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.experts import UnfusedExperts, is_fused_experts
+from alphaquant.models.fused import Layout
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry
 
@@ -35,6 +36,7 @@ class LiveCheckpoint(Checkpoint):
             name: TensorEntry(_MEMORY, str(tensor.dtype), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
         }
+        self.layout = Layout(self.entries, self.entries, {})
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.specs = self.architecture.linears(self.raw_config, shapes)
         self.blocks = int(self.raw_config["num_hidden_layers"])

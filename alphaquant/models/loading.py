@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint
 from alphaquant.models.device import compute_dtype
+from alphaquant.models.fused_tensors import assembled
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.packed import PackedCheckpoint
 from alphaquant.models.resolve import read_config
+from alphaquant.models.rows import architecture_of
 
 
 def load_model(
@@ -33,8 +35,11 @@ def load_model(
     try:
         config = read_config(Path(folder))
         teach_transformers(str(config.get("model_type")))
-        if config.get("quantization_config"):
-            model: Any = _from_tensors(PackedCheckpoint(folder, trust_remote_code), dtype)
+        if settings := config.get("quantization_config"):
+            row = architecture_of(config, trust_remote_code)
+            decoded = settings.get("quant_method") in row.decodes
+            kind = Checkpoint if decoded else PackedCheckpoint
+            model: Any = _from_tensors(kind(folder, trust_remote_code), dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code
@@ -45,7 +50,7 @@ def load_model(
     return loaded
 
 
-def _from_tensors(checkpoint: PackedCheckpoint, dtype: torch.dtype) -> Any:
+def _from_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = checkpoint.config
@@ -53,7 +58,7 @@ def _from_tensors(checkpoint: PackedCheckpoint, dtype: torch.dtype) -> Any:
         kind: Any = type(
             AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
         )
-    tensors = {name: _Unread(checkpoint, name) for name in checkpoint.entries}
+    tensors = {name: _Unread(checkpoint, name) for name in checkpoint.layout.files}
     model, info = kind.from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
@@ -70,4 +75,5 @@ class _Unread:
         self._checkpoint, self._name = checkpoint, name
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self._checkpoint.tensor(self._name)[index]
+        checkpoint = self._checkpoint
+        return assembled(checkpoint.layout, self._name, checkpoint.tensor)[index]

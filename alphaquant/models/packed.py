@@ -11,6 +11,7 @@ from torch import Tensor
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.formats.stored import unpack
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.fused import Layout, layout_of
 from alphaquant.models.packed_config import StoredAs, storage_rule
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
@@ -25,7 +26,7 @@ _SCALES = ("weight_scale", "scales")
 class PackedCheckpoint(Checkpoint):
     """Its tensors are decoded when they are asked for, one at a time, into the dtype that config.json names."""
 
-    def _index(self) -> dict[str, TensorEntry]:
+    def _index(self) -> Layout:
         """The dense tensors; what they are decoded from is kept aside, by the linear's name on disk."""
         rule = storage_rule(self.raw_config["quantization_config"])
         dtype = str(self.raw_config.get("dtype") or self.raw_config.get("torch_dtype"))
@@ -49,7 +50,7 @@ class PackedCheckpoint(Checkpoint):
         for name in self._leaves:
             file = next(iter(self._leaves[name].values()))[1].file
             entries[f"{name}.weight"] = TensorEntry(file, name_of_dtype, self._shape(name))
-        return entries
+        return layout_of(self.architecture, entries)
 
     @functools.cached_property
     def config(self) -> Any:
@@ -61,6 +62,8 @@ class PackedCheckpoint(Checkpoint):
     def tensor(self, name: str) -> Tensor:
         """One tensor of the dense model, by its full name on disk. Raises ModelError when it cannot be decoded."""
         linear = name.removesuffix(".weight")
+        if name in self.layout.pieces:
+            return super().tensor(name)
         if linear not in self._leaves:
             if name not in self._written:
                 raise ModelError(f"tensor {name} is missing from {self.path}")

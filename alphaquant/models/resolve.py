@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from alphaquant.config import ModelConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.errors import ModelError
+from alphaquant.models.fused import layout_of
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.store.files import sha256_of, write_json
@@ -48,13 +49,15 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
     """
     folder = _folder(config)
     raw = read_config(folder)
-    if raw.get("quantization_config"):
+    architecture = architecture_of(raw, config.trust_remote_code)
+    quantized = raw.get("quantization_config")
+    if quantized and quantized.get("quant_method") not in architecture.decodes:
         raise ModelError(
             f"{folder} is already quantized (quantization_config in config.json). Start from the "
             "original weights."
         )
-    architecture = architecture_of(raw, config.trust_remote_code)
-    architecture.linears(raw, {name: entry.shape for name, entry in tensor_index(folder).items()})
+    layout = layout_of(architecture, tensor_index(folder))
+    architecture.linears(raw, layout.shapes)
     name = folder.name if _is_folder(config) else config.path
     return ModelRef(
         path=str(folder),

@@ -82,6 +82,14 @@ _ROWS = (
             "moe_layer_freq": (1,),
         },
     ),
+    Architecture(
+        "gpt_oss",
+        experts_keys=("num_local_experts", "num_experts"),
+        fused_experts={"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)},
+        decodes=("mxfp4",),
+        router="mlp.router",
+        constants=("self_attn.sinks",),
+    ),
 )
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 

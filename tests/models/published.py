@@ -137,6 +137,26 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "v_head_dim": 128,
         "vocab_size": 129280,
     },
+    "openai/gpt-oss-20b": {
+        "model_type": "gpt_oss",
+        "attention_bias": True,
+        "head_dim": 64,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 8,
+        "num_local_experts": 32,
+        "rope_scaling": _YARN
+        | {"factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        "rope_theta": 150000,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 201088,
+    },
 }
 BILLIONS = {
     "allenai/OLMoE-1B-7B-0924": 6.92,
@@ -144,5 +164,6 @@ BILLIONS = {
     "deepseek-ai/deepseek-moe-16b-base": 16.38,
     "deepseek-ai/DeepSeek-V2-Lite": 15.71,
     "deepseek-ai/DeepSeek-V3": 671.03,
+    "openai/gpt-oss-20b": 20.91,
 }
 """Weights as their authors count them; of DeepSeek-V3 without the layer that predicts a second token."""

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from alphaquant.models.fused import layout_of
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.rows import architecture_of
+from alphaquant.models.tensors import TensorEntry
 from tests.models.published import BILLIONS, PUBLISHED
 
 
@@ -23,7 +25,9 @@ def shapes_on_disk(folder: Path, config: dict[str, object]) -> dict[str, tuple[i
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     saved = revert_weight_conversion(model, model.state_dict())
-    return {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    entries = {n: TensorEntry(folder, "BF16", tuple(tensor.shape)) for n, tensor in saved.items()}
+    layout = layout_of(architecture_of(config), entries)
+    return layout.shapes
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
