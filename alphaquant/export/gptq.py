@@ -15,7 +15,11 @@ from alphaquant.export.targets import targets_by_kind
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import LinearSpec
 
-_FUSED = ((("q_proj", "k_proj", "v_proj"), "qkv_proj"), (("gate_proj", "up_proj"), "gate_up_proj"))
+_FUSED = (
+    (("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    (("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj"),
+    (("gate_proj", "up_proj"), "gate_up_proj"),
+)
 """Projections that vLLM loads as one, and what it calls that."""
 
 

@@ -18,7 +18,7 @@ from alphaquant.models.packed_config import storage_rule
 from tests.tiny import make_model
 
 
-@pytest.fixture(scope="module", params=["llama", "olmoe", "mixtral"])
+@pytest.fixture(scope="module", params=["llama", "olmoe", "mixtral", "deepseek_v3"])
 def specs(request: Any, tmp_path_factory: Any) -> list[LinearSpec]:
     folder: Path = tmp_path_factory.mktemp("models") / request.param
     # twelve blocks: 1 must not mean 10 and 11
@@ -30,7 +30,7 @@ MIXTURES = {
     "by block": lambda spec: "int8" if spec.block in (1, 3) else "int4",
     "kept blocks": lambda spec: "bf16" if spec.block in (1, 3) else "int4",
     "by role": lambda spec: {"down": "int8", "v": "bf16", "k": "int8"}.get(spec.role, "int4"),
-    "by expert": lambda spec: ("int4", "int8", "bf16", "int2")[spec.expert or 0],
+    "by expert": lambda spec: ("int4", "int8", "bf16", "int2")[(spec.expert or 0) % 4],
     "all": lambda spec: ("int2", "int3", "int4", "int8", "bf16")[
         zlib.crc32(spec.name.encode()) % 5
     ],
@@ -145,6 +145,9 @@ def kernel_of(spec: LinearSpec) -> str | None:
     parent, _, leaf = spec.name.rpartition(".")
     if spec.expert is not None:
         return spec.name.rpartition(f".{spec.expert}.")[0]
-    return {"q": f"{parent}.qkv_proj", "k": f"{parent}.qkv_proj", "v": f"{parent}.qkv_proj"}.get(
-        spec.role
-    ) or (f"{parent}.gate_up_proj" if leaf in ("gate_proj", "up_proj") else None)
+    kernels = {
+        "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+        "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
+        "gate_up_proj": ("gate_proj", "up_proj"),
+    }
+    return next((f"{parent}.{name}" for name, leaves in kernels.items() if leaf in leaves), None)
