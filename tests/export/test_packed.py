@@ -30,17 +30,19 @@ from tests.tiny import TYPES, make_model
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
+LATENT: dict[str, Any] = {
+    "moe_intermediate_size": 64,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 16,
+}
 WIDER: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
     "qwen3_moe": {"moe_intermediate_size": 64},
     "deepseek": {"moe_intermediate_size": 64},
-    "deepseek_v2": {"moe_intermediate_size": 64, "kv_lora_rank": 32, "v_head_dim": 16},
-    "deepseek_v3": {
-        "moe_intermediate_size": 64,
-        "kv_lora_rank": 32,
-        "v_head_dim": 16,
-        "q_lora_rank": 32,
-    },
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT | {"q_lora_rank": 32},
 }
 UNIFORM = [
     *(("compressed-tensors", f"int{bits}-g32") for bits in (2, 3, 4, 6, 8)),
