@@ -16,10 +16,12 @@ from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.linear import LinearSpec, Role
 
 _AT_NORMS: tuple[tuple[str, frozenset[Role]], ...] = (
-    ("attention_norm", frozenset({"q", "k", "v"})),
+    ("attention_norm", frozenset({"q", "k", "v", "q_a", "kv_a"})),
     ("mlp_norm", frozenset({"gate", "up", "router"})),
 )
-_KNOWN: frozenset[Role] = frozenset({"q", "k", "v", "o", "gate", "up", "down", "router"})
+_KNOWN: frozenset[Role] = frozenset(
+    {"q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o", "gate", "up", "down", "router"}
+)
 
 
 @dataclass(frozen=True, slots=True)

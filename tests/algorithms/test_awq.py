@@ -43,7 +43,7 @@ def with_outliers(folder: Path, model_type: str, **options: Any) -> Checkpoint:
     shard = source / "model.safetensors"
     tensors = load_file(shard)
     for name, tensor in tensors.items():
-        if "layernorm" in name:
+        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
             tensor[[3, 17]] *= 12
     save_file(tensors, shard, metadata={"format": "pt"})
     return Checkpoint(source)
@@ -67,16 +67,20 @@ def test_a_scaled_block_computes_what_the_block_did(tmp_path: Path, model_type: 
     checkpoint = with_outliers(tmp_path, model_type, dtype=torch.float64)
     if model_type in ("olmoe", "mixtral", "qwen2_moe"):
         checkpoint.config._experts_implementation = "eager"
+    # DeepSeek-V2 and V3 route and turn positions in fp32, whatever the weights are
+    close = 1e-5 if model_type in ("deepseek_v2", "deepseek_v3") else 1e-11
     for index in range(checkpoint.blocks):
         model, block, hidden, found = scaled(checkpoint, torch.float64, index=index)
         norms = [f"model.layers.{index}.{n}_layernorm" for n in ("input", "post_attention")]
         assert all(found.alphas[norm] > 0 for norm in norms)
-        assert {*norms} < {*found.rows}
+        assert {*norms} <= {*found.rows}
+        # biases of v and up stand in the way of others
+        assert bool({*found.rows} - {*norms}) == (model_type != "gpt_oss")
         names = dict.fromkeys([*found.rows, *found.columns])
         weights = {name: found.weight(name) for name in names}
         for batch in hidden:
             before, after = (model.run(block, index, batch, w) for w in (None, weights))
-            torch.testing.assert_close(after, before, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(after, before, rtol=close, atol=close)
 
 
 def test_without_one_of_the_two_sides_it_would_not(tmp_path: Path) -> None:
