@@ -43,6 +43,8 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the model to run."""
+    architecture: Literal["auto", "generic"] = "auto"
+    """auto: where things are, by model_type. generic: linears by their names on disk, for decoders under model.layers of any other type; never rotated."""
 
 
 class CalibrationConfig(Section):

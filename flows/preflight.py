@@ -171,4 +171,7 @@ def _structure(
     folder = Path(model.path)
     raw = read_config(folder)
     shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
-    return architecture_of(raw, model.trust_remote_code), raw, shapes
+    architecture = architecture_of(
+        raw, model.architecture, trust_remote_code=model.trust_remote_code
+    )
+    return architecture.fitted(shapes), raw, shapes

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from alphaquant.models.rows import ARCHITECTURES
+
 VOCABULARY = 260
 _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -26,6 +28,16 @@ _BASE: dict[str, Any] = {
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "mistral": {"head_dim": 16},
+    "phi3": {},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+    "gemma3_text": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+    },
     "qwen2": {"head_dim": 8},
     "qwen3": {"head_dim": 16},
     "olmoe": _EXPERTS,
@@ -38,6 +50,24 @@ TYPES: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [0],
     },
 }
+WITHOUT_ROW: dict[str, dict[str, Any]] = {
+    "starcoder2": {"use_bias": True},
+    "stablelm": {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "olmo2": {},
+    "phi": {"partial_rotary_factor": 0.5},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "dots1": {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "head_dim": 8,
+    },
+}
+"""Types for the generic row."""
+ROTATABLE = [name for name in TYPES if ARCHITECTURES[name].unrotatable is None]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,7 +94,9 @@ def make_model(
 ) -> Path:
     """Save a random model of `model_type` with its tokenizer; returns the folder."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **(_BASE | TYPES[model_type] | changes))
+    config = AutoConfig.for_model(
+        model_type, **(_BASE | (TYPES | WITHOUT_ROW)[model_type] | changes)
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

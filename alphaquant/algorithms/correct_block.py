@@ -22,10 +22,11 @@ from alphaquant.models.linear import LinearSpec, Role
 from alphaquant.plan import QuantPlan
 
 _DEPTHS: tuple[frozenset[Role], ...] = (
-    frozenset({"q", "k", "v"}),
+    frozenset({"q", "k", "v", "qkv"}),
     frozenset({"o"}),
-    frozenset({"router", "gate", "up"}),
+    frozenset({"router", "gate", "up", "gate_up"}),
     frozenset({"down"}),
+    frozenset({"other"}),  # nobody knows where these stand
 )
 
 ObservePairs = Callable[

@@ -89,15 +89,22 @@ class RotatedCheckpoint(Checkpoint):
         stored = self._source.head_weight() if name == HEAD else self._source.tensor(name)
         stored = finite(stored, name).cpu()
         dtype = self._dtype or (torch.bfloat16 if stored.element_size() == 1 else stored.dtype)
+        offset = self.architecture.norm_offset
         if turn.ones:
-            return torch.ones_like(stored, dtype=dtype)
-        norm = finite(self._source.tensor(turn.norm), turn.norm).cpu() if turn.norm else None
+            return torch.full_like(stored, 1 - offset, dtype=dtype)
+        norm = None
+        if turn.norm:
+            norm = finite(self._source.tensor(turn.norm), turn.norm).cpu()
+            norm = norm.double() + offset if offset else norm
         turned = stored
         if turn.inputs:
             wide = torch.float64 if turn.outputs else dtype
             turned = self._rotation(turn.inputs, name).apply(stored, norm, dtype=wide)
         if turn.outputs:
-            turned = self._rotation(turn.outputs, name).apply_left(turned, dtype=dtype)
+            rows = turned.shape[0] if turn.rows is None else turn.rows
+            kept, changed = turned[: turned.shape[0] - rows], turned[turned.shape[0] - rows :]
+            changed = self._rotation(turn.outputs, name).apply_left(changed, dtype=dtype)
+            turned = torch.cat([kept.to(dtype), changed]) if rows < turned.shape[0] else changed
         return turned
 
     def _rotation(self, basis: Basis, name: str) -> Rotation:

@@ -23,12 +23,13 @@ from alphaquant.progress import track
 class Norm:
     """One norm's weight; what a forward pass sees is rounded to the stored dtype."""
 
-    def __init__(self, stored: Tensor, device: torch.device) -> None:
+    def __init__(self, stored: Tensor, device: torch.device, offset: float = 0.0) -> None:
+        """`offset` is what the model adds to the stored weight."""
         self._dtype = stored.dtype
         self._start = stored.to(device).float()
         self.change = torch.zeros_like(self._start, requires_grad=True)
         """What is added, in units of the root mean square of the weight."""
-        self._unit = self._start.square().mean().sqrt()
+        self._unit = (self._start + offset).square().mean().sqrt()
 
     def weight(self) -> Tensor:
         """The weight `[channels]`; differentiable in `change`."""
@@ -56,7 +57,11 @@ class TunableBlock:
             module.weight = nn.Parameter(torch.empty(0, device=model.device), requires_grad=False)
         norms, moved = checkpoint.block_norms(index), load_moved(folder)
         self.norms = {
-            name: Norm(moved[name] if name in moved else checkpoint.weight(name), model.device)
+            name: Norm(
+                moved[name] if name in moved else checkpoint.weight(name),
+                model.device,
+                checkpoint.architecture.norm_offset,
+            )
             for name in norms
         }
         self.moved = {name: value for name, value in moved.items() if name not in norms}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.head import Head
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.loading import load_model
 
@@ -54,11 +55,11 @@ class Ruler:
         self._checkpoint, self._device = checkpoint, device
         self._batches = windows.split(batch_size)
         self._model = _loaded(original or checkpoint, device)
-        self._head = self._model.get_output_embeddings()
+        self._head = Head(self._model)
         self._original = (self.hidden_states() if hidden is None else hidden).split(batch_size)
         if original is not None:
             self._model = _loaded(checkpoint, device)
-        self._live = LiveCheckpoint(self._model)
+        self._live = LiveCheckpoint(self._model, checkpoint.architecture.kind)
 
     def hidden_states(self) -> Tensor:
         """Last hidden states on the windows with the weights as they are now, on the CPU."""
@@ -80,7 +81,7 @@ class Ruler:
     def measure(self) -> WindowScores:
         """Compare the model as it is now with the original."""
         found: list[tuple[Tensor, ...]] = []
-        head = self._model.get_output_embeddings()
+        head = Head(self._model)
         for batch, originals in zip(self._batches, self._original, strict=True):
             hidden = self._hidden(batch)
             for tokens, first, second in zip(batch, originals, hidden, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from alphaquant.errors import ModelError, nearest
 from alphaquant.models.linear import LinearSpec, Role
@@ -28,10 +28,15 @@ class Architecture:
     """One row per `model_type`; every path is relative to a decoder block on disk."""
 
     model_type: str
+    kind: ClassVar[Literal["auto", "generic"]] = "auto"
+    """The value of `model.architecture` that leads here."""
     experts_key: str | None = None
     """Config key that counts the routed experts; None for dense models."""
     experts: str = "mlp.experts"
     """Folder of the routed experts."""
+    attention: Mapping[str, Role] = field(default_factory=lambda: _ATTENTION)
+    gated: Mapping[str, Role] = field(default_factory=lambda: _GATED)
+    """Projections of the MLP and of a shared expert."""
     expert_projections: Mapping[str, Role] = field(default_factory=lambda: _GATED)
     router: str | None = None
     shared_expert: str | None = None
@@ -47,6 +52,10 @@ class Architecture:
     """Norm whose output the MLP, experts and routers read."""
     output_norms: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")
     """Norms of projection outputs, which stand beside the residual stream."""
+    norm_offset: float = 0.0
+    """What is added to a norm's stored weight before it multiplies: 1 where files hold w - 1."""
+    tied_by_default: bool = False
+    """Whether the head is tied where config.json does not say."""
     value_clamp: str | None = None
     """Config key of a clamp on the values of attention; where it is set, heads cannot be rotated."""
     unrotatable: str | None = None
@@ -54,6 +63,14 @@ class Architecture:
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+        """The row with what a model's tensors tell, where it is generic. Raises ModelError when they do not."""
+        return self
+
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the output projection is the embedding, by config.json or the type's default."""
+        return bool(config.get("tie_word_embeddings", self.tied_by_default))
 
     def is_moe_block(self, config: Mapping[str, Any], block: int) -> bool:
         """Whether decoder block `block` holds routed experts."""
@@ -82,7 +99,7 @@ class Architecture:
         `shapes` maps tensor names on disk to their shapes. Raises ModelError for a tensor that the
         architecture needs and the checkpoint lacks.
         """
-        tied = bool(config.get("tie_word_embeddings", False))
+        tied = self.is_tied(config)
         blocks = required_int(config, "num_hidden_layers")
         self._require_ends(shapes, tied)
         specs = [
@@ -134,7 +151,7 @@ class Architecture:
                 "attention.out" if role == "o" else "attention.in",
                 "o" if role == "o" else "qkv",
             )
-            for path, role in _ATTENTION.items()
+            for path, role in self.attention.items()
         ]
         if not self.is_moe_block(config, block):
             return specs + self._gated(one, self.mlp, self.mlp)
@@ -158,8 +175,7 @@ class Architecture:
             specs.append(one(self.shared_gate, "router", "mlp.in", "shared_gate"))
         return specs
 
-    @staticmethod
-    def _gated(one: Any, folder: str, key: str) -> list[LinearSpec]:
+    def _gated(self, one: Any, folder: str, key: str) -> list[LinearSpec]:
         return [
             one(
                 f"{folder}.{path}",
@@ -167,7 +183,7 @@ class Architecture:
                 f"{key}.{'out' if role == 'down' else 'in'}",
                 f"{key}.down" if role == "down" else f"{key}.gate_up",
             )
-            for path, role in _GATED.items()
+            for path, role in self.gated.items()
         ]
 
     def module_name(self, name: str) -> str:

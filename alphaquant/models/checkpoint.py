@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -46,15 +46,22 @@ _SMALLEST_VOCABULARY = 16
 class Checkpoint:
     """A model folder. Opening reads headers only; reading is safe from several threads."""
 
-    def __init__(self, path: Path | str, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        trust_remote_code: bool = False,
+        architecture: Literal["auto", "generic"] = "auto",
+    ) -> None:
         self.path = Path(path)
         self.trust_remote_code = trust_remote_code
         self.raw_config: dict[str, Any] = read_config(self.path)
-        self.architecture: Architecture = architecture_of(self.raw_config, trust_remote_code)
+        row = architecture_of(self.raw_config, architecture, trust_remote_code=trust_remote_code)
+        self.architecture: Architecture = row
         self._handles: dict[Path, Any] = {}
         self._opening = threading.Lock()
         self.entries: dict[str, TensorEntry] = self._index()
         shapes = {name: entry.shape for name, entry in self.entries.items()}
+        self.architecture = row.fitted(shapes)
         self.specs: list[LinearSpec] = self.architecture.linears(self.raw_config, shapes)
         self.blocks = required_int(self.raw_config, "num_hidden_layers")
 

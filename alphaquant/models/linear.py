@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Role = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "lm_head"]
-ROLES: tuple[Role, ...] = ("q", "k", "v", "o", "gate", "up", "down", "router", "lm_head")
-ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "o"})
+Role = Literal[
+    "q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "router", "other", "lm_head"
+]
+"""What a linear does. `qkv` and `gate_up` are one tensor on disk; `other` is what a generic row cannot tell."""
+ROLES: tuple[Role, ...] = get_args(Role)
+"""In the order in which a block uses them."""
+ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "o"})
 
 
 @dataclass(frozen=True, slots=True)

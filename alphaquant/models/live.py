@@ -18,17 +18,22 @@ _MEMORY = Path("<memory>")
 
 
 class LiveCheckpoint(Checkpoint):
-    """A transformers model as a Checkpoint; its tensors are views, so `replace` changes the model."""
+    """A transformers model as a Checkpoint; its tensors are views, so `replace` changes the model.
+
+    `model_type` names a row instead of the model's own, or `generic`.
+    """
 
     def __init__(self, model: nn.Module, model_type: str = "auto") -> None:
         config: Any = model.config
         self.path = _MEMORY
         self.trust_remote_code = False
         self.raw_config = config.to_dict() | (
-            {} if model_type == "auto" else {"model_type": model_type}
+            {} if model_type in ("auto", "generic") else {"model_type": model_type}
         )
-        self.architecture = architecture_of(self.raw_config)
-        self._tensors = {self.architecture.disk_name(n): t for n, t in _named_tensors(model)}
+        tensors = dict(_named_tensors(model))
+        row = architecture_of(self.raw_config, "generic" if model_type == "generic" else "auto")
+        self.architecture = row.fitted({name: tuple(t.shape) for name, t in tensors.items()})
+        self._tensors = {self.architecture.disk_name(n): t for n, t in tensors.items()}
         if config.tie_word_embeddings:
             self._tensors.pop("lm_head.weight", None)
         self.entries = {

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,12 +32,14 @@ class ModelRef(BaseModel):
     model_type: str
     digest: str
     trust_remote_code: bool = False
+    architecture: Literal["auto", "generic"] = "auto"
     source: ModelConfig = ModelConfig()
     """What finds the same model on another machine."""
 
     def cache_identity(self) -> dict[str, str]:
-        """What enters a cache key: the content, not the place."""
-        return {"digest": self.digest}
+        """What enters a cache key: the content, not the place, and how it is read."""
+        generic = {"architecture": self.architecture} if self.architecture != "auto" else {}
+        return {"digest": self.digest} | generic
 
 
 def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> ModelRef:
@@ -53,8 +55,11 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
             f"{folder} is already quantized (quantization_config in config.json). Start from the "
             "original weights."
         )
-    architecture = architecture_of(raw, config.trust_remote_code)
-    architecture.linears(raw, {name: entry.shape for name, entry in tensor_index(folder).items()})
+    architecture = architecture_of(
+        raw, config.architecture, trust_remote_code=config.trust_remote_code
+    )
+    shapes = {name: entry.shape for name, entry in tensor_index(folder).items()}
+    architecture.fitted(shapes).linears(raw, shapes)
     name = folder.name if _is_folder(config) else config.path
     return ModelRef(
         path=str(folder),
@@ -62,6 +67,7 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
         model_type=architecture.model_type,
         digest=_digest(folder, digest_cache),
         trust_remote_code=config.trust_remote_code,
+        architecture=config.architecture,
         source=config.model_copy(update={"path": str(folder)}) if _is_folder(config) else config,
     )
 

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from alphaquant.errors import ModelError
 from alphaquant.models.architecture import Architecture
+from alphaquant.models.generic import GenericArchitecture
 from alphaquant.models.linear import Role
 
+_FUSED_ATTENTION: dict[str, Role] = {"self_attn.qkv_proj": "qkv", "self_attn.o_proj": "o"}
+_FUSED_GATED: dict[str, Role] = {"gate_up_proj": "gate_up", "down_proj": "down"}
+_NORMS_BEHIND = (
+    "norms stand behind its attention and MLP, whose outputs they scale channel by channel"
+)
 _MIXTRAL: dict[str, Role] = {"w1": "gate", "w3": "up", "w2": "down"}
 
 _ROWS = (
     Architecture("llama"),
+    Architecture("mistral"),
     Architecture("qwen2"),
     Architecture("qwen3"),
+    Architecture("phi3", attention=_FUSED_ATTENTION, gated=_FUSED_GATED),
+    Architecture("gemma", norm_offset=1.0, tied_by_default=True),
+    Architecture(
+        "gemma2",
+        norm_offset=1.0,
+        tied_by_default=True,
+        unrotatable=_NORMS_BEHIND,
+        mlp_norm="pre_feedforward_layernorm",
+    ),
+    Architecture(
+        "gemma3_text",
+        norm_offset=1.0,
+        tied_by_default=True,
+        unrotatable=_NORMS_BEHIND,
+        mlp_norm="pre_feedforward_layernorm",
+    ),
     Architecture("olmoe", experts_key="num_experts", router="mlp.gate", value_clamp="clip_qkv"),
     Architecture(
         "mixtral",
@@ -46,9 +69,16 @@ _ROWS = (
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 
 
-def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) -> Architecture:
-    """The row of a model's config.json. Raises ModelError that lists the rows."""
+def architecture_of(
+    config: Mapping[str, Any],
+    kind: Literal["auto", "generic"] = "auto",
+    *,
+    trust_remote_code: bool = False,
+) -> Architecture:
+    """The row of a model's config.json, or a generic one. Raises ModelError that lists the rows."""
     model_type = str(config.get("model_type", ""))
+    if kind == "generic":
+        return GenericArchitecture(model_type)
     row = ARCHITECTURES.get(model_type)
     if row is not None:
         return row
@@ -59,6 +89,6 @@ def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) 
             f"Types that need no remote code: {', '.join(ARCHITECTURES)}."
         )
     raise ModelError(
-        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. "
-        "A new one is a row in alphaquant/models/rows.py."
+        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. For another "
+        "decoder set model.architecture=generic, or add a row in alphaquant/models/rows.py."
     )

@@ -18,11 +18,12 @@ from alphaquant.config import RotationConfig
 from alphaquant.errors import ModelError
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from tests.tiny import TYPES, VOCABULARY, make_model
+from tests.tiny import ROTATABLE, VOCABULARY, make_model
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in TYPES} | {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ROTATABLE} | {
     "olmoe with a clamp": ("olmoe", {"clip_qkv": 0.2}),
     "llama with every bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 with biases of attention": ("qwen3", {"attention_bias": True}),
     "llama of an odd size": ("llama", {"hidden_size": 28, "head_dim": 6}),
 }
 ROTATIONS = {
@@ -173,7 +174,7 @@ def test_a_tied_model_with_another_head_of_its_own_is_refused(llama: Checkpoint)
         rotated.weight("lm_head")
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_in_memory_is_rotated_in_place(tmp_path: Path, model_type: str, tied: bool) -> None:
     folder = make_model(
@@ -184,12 +185,12 @@ def test_a_model_in_memory_is_rotated_in_place(tmp_path: Path, model_type: str, 
         tie_word_embeddings=tied,
     )
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    before = model.model.layers[1].self_attn.q_proj.weight.clone()
+    before = model.model.layers[1].self_attn.o_proj.weight.clone()
     with torch.no_grad():
         expected = model(TOKENS).logits
         rotate_model(model, hadamard())
         torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(model.model.layers[1].self_attn.q_proj.weight, before)
+    assert not torch.allclose(model.model.layers[1].self_attn.o_proj.weight, before)
     model.save_pretrained(tmp_path / "rotated")
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "rotated", dtype=torch.float32)
     with torch.no_grad():
