@@ -272,7 +272,7 @@ def _as_seed_config(
     ):
         return layer_config
     schemes = dict(layer_config)
-    names = [spec.name for spec in checkpoint.specs]
+    names = [spec.name for spec in checkpoint.plannable]
     for name in schemes:
         if name not in names:
             raise PlanError(
@@ -285,7 +285,7 @@ def _as_seed_config(
 def _plan(
     checkpoint: LiveCheckpoint, cfg: Mapping[str, Any], config: QuantizationConfig
 ) -> QuantPlan:
-    return allocate(checkpoint.specs, allocation_from_seed(dict(cfg)), config, None, None)
+    return allocate(checkpoint.plannable, allocation_from_seed(dict(cfg)), config, None, None)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -134,7 +134,7 @@ def check_plan(config: RunConfig, model: ModelRef) -> None:
     from alphaquant.algorithms.allocation_rules import default_scheme, resolve_rules
 
     architecture, raw, shapes = _structure(model)
-    specs = architecture.linears(raw, shapes)
+    specs = architecture.with_head(architecture.linears(raw, shapes), shapes)
     allocation, quantization = config.allocation, config.quantization
     rules = resolve_rules(specs, allocation, quantization)
     if allocation.policy in ("uniform", "manual"):

@@ -45,7 +45,7 @@ def router(
         return Skipped("the model is dense: it has no routers")
     if checkpoint.architecture.kind == "generic":
         return Skipped("a generic row does not know how the model's routers choose experts")
-    routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.specs))
+    routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.plannable))
     if not routers:
         return Skipped("the plan quantizes every router; only routers kept bf16 are repaired")
     result = repair_routers(

@@ -115,6 +115,26 @@ def test_a_model_without_a_row_is_quantized_by_the_names_of_its_linears(tmp_path
     assert torch.equal(model.get_submodule(name).weight, quantizers[name].dequantize())
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_named_is_quantized_and_tied_no_longer(tmp_path: Path, tied: bool) -> None:
+    folder = make_model(tmp_path / "m", tie_word_embeddings=tied)
+    model = alphaquant.load_hf_causal_lm(str(folder), dtype="fp32")
+    embedding = model.get_submodule("model.embed_tokens").weight.clone()  # type: ignore[operator]
+    layers = {
+        "default": {"wq": "int4", "group_size": 16},
+        "overrides": [{"pattern": "lm_head", "wq": "int8", "group_size": 32}],
+    }
+    planned = alphaquant.plan_model_layer_schemes(model, layers)
+    quantizers = alphaquant.gptq_quantize_model(model, windows(), dict(planned), "cpu")
+    assert str(quantizers["lm_head"].scheme) == "int8-g32"
+    head = model.get_submodule("lm_head").weight
+    assert torch.equal(head, quantizers["lm_head"].dequantize())  # type: ignore[arg-type]
+    assert torch.equal(model.get_submodule("model.embed_tokens").weight, embedding)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path / "out")  # type: ignore[operator]
+    again = alphaquant.load_hf_causal_lm(str(tmp_path / "out"), dtype="fp32")
+    assert torch.equal(again.get_submodule("lm_head").weight, head)  # type: ignore[arg-type]
+
+
 def test_data_loader_yields_single_windows(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 100)

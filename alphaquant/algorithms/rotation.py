@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from alphaquant.config import RotationConfig
 from alphaquant.linalg.hadamard import Rotation
 from alphaquant.models.checkpoint import Checkpoint, finite
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import HEAD, LinearSpec
 from alphaquant.models.live import LiveCheckpoint
-from alphaquant.models.rotatable import HEAD, Basis, Turn, head_block, heads, turns
+from alphaquant.models.rotatable import HEAD_WEIGHT, Basis, Turn, head_block, heads, turns
 from alphaquant.models.tensors import TensorEntry
 from alphaquant.progress import track
 
@@ -86,7 +86,7 @@ class RotatedCheckpoint(Checkpoint):
         turn = self.turns.get(name)
         if turn is None:
             return self._source.tensor(name)
-        stored = self._source.head_weight() if name == HEAD else self._source.tensor(name)
+        stored = self._source.head_weight() if name == HEAD_WEIGHT else self._source.tensor(name)
         stored = finite(stored, name).cpu()
         dtype = self._dtype or (torch.bfloat16 if stored.element_size() == 1 else stored.dtype)
         offset = self.architecture.norm_offset
@@ -153,18 +153,14 @@ def rotate_model(model: nn.Module, config: RotationConfig, model_type: str = "au
     """Turn a transformers model in memory, in place. Raises ModelError before anything has changed."""
     live = LiveCheckpoint(model, model_type)
     rotated = RotatedCheckpoint(live, best_seed(live, config))
-    head = rotated.tensor(HEAD)  # of a tied model it comes from the embedding, which changes below
+    head = rotated.tensor(
+        HEAD_WEIGHT
+    )  # of a tied model it comes from the embedding, which changes below
     # norms are read by the linears behind them, so they change last
     for name in sorted(rotated.turns, key=lambda name: rotated.turns[name].ones):
-        if name in live.entries and name != HEAD:
+        if name in live.entries and name != HEAD_WEIGHT:
             live.tensor(name).copy_(rotated.tensor(name))
-    output: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if HEAD in live.entries:
-        output.weight.copy_(head)
-    else:
-        output.weight = nn.Parameter(head.to(output.weight.device))
-        untied: Any = model.config
-        untied.tie_word_embeddings = False
+    live.replace(HEAD, head)
 
 
 def _entries(source: Checkpoint, changed: dict[str, Turn]) -> dict[str, TensorEntry]:
@@ -176,4 +172,4 @@ def _entries(source: Checkpoint, changed: dict[str, Turn]) -> dict[str, TensorEn
         for name, entry in source.entries.items()
     }
     embedding = entries[f"{source.architecture.embedding}.weight"]
-    return {HEAD: embedding} | entries if HEAD not in entries else entries
+    return {HEAD_WEIGHT: embedding} | entries if HEAD_WEIGHT not in entries else entries

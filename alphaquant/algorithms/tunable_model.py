@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from alphaquant.algorithms.quantized_block import block_weights, load_block, load_moved
+from alphaquant.algorithms.quantized_block import (
+    block_weights,
+    blocks_of,
+    load_block,
+    load_moved,
+    quantized_head,
+)
 from alphaquant.algorithms.router_kl import full_kl
 from alphaquant.algorithms.scaled_stack import ScaledStack
 from alphaquant.formats.weight import QuantizedWeight
@@ -84,7 +90,7 @@ class TunableBlock:
 
 
 class TunableModel:
-    """All blocks, and the final norm and the head, which stay."""
+    """All blocks, and the final norm and the head, quantized or not, which stay."""
 
     def __init__(
         self, checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device
@@ -92,9 +98,11 @@ class TunableModel:
         self._model = BlockModel(checkpoint, device, compute_dtype(device))
         self.blocks = [
             TunableBlock(self._model, checkpoint, index, folder)
-            for index, folder in enumerate(folders)
+            for index, folder in enumerate(blocks_of(checkpoint, folders))
         ]
         self._head = self._model.head()
+        quantized = quantized_head(checkpoint, folders)
+        self._our_head = self._head if quantized is None else self._model.head(quantized)
 
     def parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         """Logarithms of scale factors, changes of norms."""
@@ -128,7 +136,8 @@ class TunableModel:
             hidden = model.embed(tokens, tokens.shape[0])[0]
             for block in self.blocks:
                 hidden = block.run(hidden)
-            return full_kl(self._head, original, model.final_norm(hidden).to(model.dtype))
+            last = model.final_norm(hidden).to(model.dtype)
+            return full_kl(self._head, original, last, self._our_head)
 
 
 def last_hidden(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, blocks_of, quantized_head
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.head import Head
+from alphaquant.models.linear import HEAD
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.loading import load_model
 
@@ -59,6 +60,7 @@ class Ruler:
         self._original = (self.hidden_states() if hidden is None else hidden).split(batch_size)
         if original is not None:
             self._model = _loaded(checkpoint, device)
+        self._put_head = False
         self._live = LiveCheckpoint(self._model, checkpoint.architecture.kind)
 
     def hidden_states(self) -> Tensor:
@@ -71,8 +73,12 @@ class Ruler:
             self._live.replace(name, weight)
 
     def put_blocks(self, folders: Sequence[Path]) -> None:
-        """Overwrite every linear and norm with what quantized blocks hold, or with the original."""
-        for index, folder in enumerate(folders):
+        """Overwrite every linear and norm with what a quantized model's folders hold, or with the original."""
+        head = quantized_head(self._checkpoint, folders)
+        if head is not None or self._put_head:
+            self.put({HEAD: self._checkpoint.head_weight() if head is None else head})
+            self._put_head = head is not None
+        for index, folder in enumerate(blocks_of(self._checkpoint, folders)):
             norms = self._checkpoint.block_norms(index)
             self.put({name: self._checkpoint.weight(name) for name in norms})
             self.put(block_weights(self._checkpoint, index, folder))

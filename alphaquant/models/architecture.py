@@ -7,12 +7,12 @@ Names are those of the checkpoint on disk; shapes come from the safetensors head
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from alphaquant.errors import ModelError, nearest
-from alphaquant.models.linear import LinearSpec, Role
+from alphaquant.models.linear import HEAD, LinearSpec, Role
 
 _ATTENTION: dict[str, Role] = {
     "self_attn.q_proj": "q",
@@ -106,8 +106,20 @@ class Architecture:
             spec for block in range(blocks) for spec in self._block_linears(config, shapes, block)
         ]
         if not tied:
-            specs.append(_spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head"))
+            specs.append(_spec(shapes, HEAD, "lm_head", None, None, f"{HEAD}.in", HEAD))
         return specs
+
+    def with_head(
+        self, specs: Sequence[LinearSpec], shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[LinearSpec]:
+        """What a plan may name: `specs`, and of a tied model the head, which quantization makes a matrix of its own."""
+        if any(spec.role == "lm_head" for spec in specs):
+            return list(specs)
+        rows, cols = shapes[f"{self.embedding}.weight"]
+        return [
+            *specs,
+            LinearSpec(HEAD, "lm_head", None, None, rows, cols, f"{HEAD}.in", HEAD),
+        ]
 
     def _require_ends(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Raise ModelError for a missing embedding, final norm or untied output projection."""

@@ -141,15 +141,19 @@ class BlockModel:
             with torch.no_grad():
                 yield self.run(block, index, batch).to(batch.device)
 
-    def head(self) -> Head:
-        """Last hidden states to logits, tied or not. Raises ModelError as `Checkpoint.head_weight` does."""
+    def head(self, weight: Tensor | None = None) -> Head:
+        """Last hidden states to logits, tied or not, with `weight` `[vocabulary, hidden]` instead of the stored one.
+
+        Raises ModelError as `Checkpoint.head_weight` does.
+        """
         causal: Any = copy.deepcopy(self._causal)
         state = {
             stored.removeprefix("lm_head."): self._cast(self.checkpoint.tensor(stored), stored)
             for stored in self.checkpoint.entries
             if stored.startswith("lm_head.") and stored != "lm_head.weight"
         }
-        state["weight"] = self._cast(self.checkpoint.head_weight(), "lm_head.weight")
+        weight = self.checkpoint.head_weight() if weight is None else weight
+        state["weight"] = self._cast(weight, "lm_head.weight")
         self._load(causal.lm_head, state, "lm_head.", "head", assign=True)
         return Head(causal)
 

@@ -160,6 +160,12 @@ class Checkpoint:
                 )
         return stored
 
+    @property
+    def plannable(self) -> list[LinearSpec]:
+        """What a plan may name: `specs`, and the head also where it is tied."""
+        shapes = {name: entry.shape for name, entry in self.entries.items()}
+        return self.architecture.with_head(self.specs, shapes)
+
     def block_specs(self, block: int) -> list[LinearSpec]:
         """The linears of one decoder block."""
         return [spec for spec in self.specs if spec.block == block]

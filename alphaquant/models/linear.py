@@ -14,6 +14,10 @@ ROLES: tuple[Role, ...] = get_args(Role)
 ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "o"})
 
 
+HEAD = "lm_head"
+"""Name of the output projection."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
     """One logical weight `[rows, cols]` = `[out, in]`; an expert's slice counts as one linear.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.experts import UnfusedExperts, is_fused_experts
+from alphaquant.models.linear import HEAD
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry
 
@@ -44,6 +45,7 @@ class LiveCheckpoint(Checkpoint):
         self.specs = self.architecture.linears(self.raw_config, shapes)
         self.blocks = int(self.raw_config["num_hidden_layers"])
         self._config = config
+        self._model: Any = model
         self._opening = threading.Lock()
 
     @property
@@ -59,8 +61,18 @@ class LiveCheckpoint(Checkpoint):
             raise ModelError(f"the model has no tensor {name}") from error
 
     def replace(self, linear: str, weight: Tensor) -> None:
-        """Overwrite a linear's weight `[out, in]` in the model."""
-        self.weight(linear).copy_(weight)
+        """Overwrite a linear's weight `[out, in]` in the model. A tied head becomes a tensor of its own."""
+        if linear != HEAD:
+            self.weight(linear).copy_(weight)
+            return
+        output = self._model.lm_head
+        old = output.weight
+        output.weight = nn.Parameter(
+            weight.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad
+        )
+        self._config.tie_word_embeddings = self.raw_config["tie_word_embeddings"] = False
+        self._tensors[f"{HEAD}.weight"] = output.weight.detach()
+        self.entries[f"{HEAD}.weight"] = TensorEntry(_MEMORY, str(old.dtype), tuple(old.shape))
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

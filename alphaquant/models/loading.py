@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    architecture: Literal["auto", "generic"] = "auto",
 ) -> nn.Module:
     """The causal language model of a folder in evaluation mode. Raises ModelError when transformers cannot build it.
 
@@ -31,7 +32,8 @@ def load_model(
     dtype = dtype or compute_dtype(device)
     try:
         if read_config(Path(folder)).get("quantization_config"):
-            model: Any = _from_tensors(PackedCheckpoint(folder, trust_remote_code), dtype)
+            packed = PackedCheckpoint(folder, trust_remote_code, architecture)
+            model: Any = _from_tensors(packed, dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code

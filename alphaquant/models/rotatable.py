@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 from alphaquant.config import RotationConfig
 from alphaquant.errors import ConfigError, ModelError
 from alphaquant.models.architecture import Architecture, required_int
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import HEAD, LinearSpec
 
-HEAD = "lm_head.weight"
+HEAD_WEIGHT = f"{HEAD}.weight"
 Basis: TypeAlias = Literal["residual", "heads"]
 _NO = "Use rotation.kind=none."
 
@@ -77,7 +77,7 @@ def turns(
     found = {
         embedding: Turn(inputs="residual"),
         final_norm: Turn(ones=True),
-        HEAD: Turn(inputs="residual", norm=final_norm),
+        HEAD_WEIGHT: Turn(inputs="residual", norm=final_norm),
     }
     layout = heads(architecture, config, specs, rotation)
     for spec in specs:
@@ -94,7 +94,7 @@ def turns(
     return {
         name: turn
         for name, turn in found.items()
-        if turn != Turn() and (name in shapes or name == HEAD)
+        if turn != Turn() and (name in shapes or name == HEAD_WEIGHT)
     }
 
 
