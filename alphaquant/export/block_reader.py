@@ -22,9 +22,9 @@ class BlockReader(Generic[Held]):
     ) -> None:
         """`read` gives what unit `index` of `units` holds by name, without `.weight`."""
         self._read = read
-        self._block_of = {s.name: s.block for s in checkpoint.specs if s.block is not None}
-        norms = ((n, at) for at in range(checkpoint.blocks) for n in checkpoint.block_norms(at))
-        self._block_of |= dict(norms)
+        blocks = range(min(units, checkpoint.blocks))
+        self._block_of = {s.name: at for at in blocks for s in checkpoint.block_specs(at)}
+        self._block_of |= {name: at for at in blocks for name in checkpoint.block_norms(at)}
         if units > checkpoint.blocks:
             self._block_of[HEAD] = checkpoint.blocks
         self._held: tuple[int, Mapping[str, Held]] = (-1, {})

@@ -30,7 +30,8 @@ from tests.tiny import TYPES, make_model
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
 WIDER: dict[str, dict[str, Any]] = {
-    "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96}
+    "qwen2": {"head_dim": 16},  # GPTQ packs 32 channels at a time
+    "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
 }
 UNIFORM = [
     *(("compressed-tensors", f"int{bits}-g32") for bits in (2, 3, 4, 6, 8)),
@@ -170,7 +171,8 @@ def test_moved_norms_and_trained_routers_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("export", ["compressed-tensors", "gptq"])
 def test_a_quantized_head_is_packed_too(tmp_path: Path, export: Any, tied: bool) -> None:
-    source = make_model(tmp_path / "m", **SIZES, tie_word_embeddings=tied, shard="20kB")
+    sizes = SIZES | {"vocab_size": 288}
+    source = make_model(tmp_path / "m", **sizes, tie_word_embeddings=tied, shard="20kB")
     dense, packed = exported(
         Checkpoint(source),
         lambda spec: "int8-g32" if spec.role == "lm_head" else "int4-g32",
