@@ -1,6 +1,7 @@
 """The library in a few calls on a model in memory, for scripts that do without a run and its store.
 
-Names and signatures follow the seed project's; behind them is the code that runs use.
+Names and signatures follow the seed project's; behind them is the code that runs use. `model_type` is the
+model's own (`auto`), another row's, or `generic` for decoders that have no row.
 """
 
 from __future__ import annotations
@@ -116,13 +117,16 @@ def load_layer_config(json_path: str | Path) -> dict[str, Any]:
 
 
 def plan_model_layer_schemes(
-    model: nn.Module, cfg: Mapping[str, Any], target_module_classes: Iterable[str] | None = None
+    model: nn.Module,
+    cfg: Mapping[str, Any],
+    target_module_classes: Iterable[str] | None = None,
+    model_type: str = "auto",
 ) -> list[tuple[str, dict[str, Any]]]:
     """`(linear, {"wq", "aq", "group_size"})` for every linear that `cfg` quantizes, experts included.
 
     The unit is a linear, whatever module holds it, so `target_module_classes` selects nothing.
     """
-    plan = _plan(LiveCheckpoint(model), cfg, GPTQConfig().quantization("gptq"))
+    plan = _plan(LiveCheckpoint(model, model_type), cfg, GPTQConfig().quantization("gptq"))
     return [
         (name, plan.seed_form(name)) for name in plan.schemes if plan.schemes[name].format != "bf16"
     ]
@@ -187,6 +191,7 @@ def alpha_hill_from_model(
     force_cpu_svd: bool = True,
     use_eig: bool = False,
     filter_regex: str | None = None,
+    model_type: str = "auto",
 ) -> dict[str, dict[str, Any]]:
     """Alpha of every linear: `{linear: {"alpha", "category", "shape", "k_used", "n_eigs", ...}}`.
 
@@ -194,7 +199,7 @@ def alpha_hill_from_model(
     spectrum is always the whole one and guarded by fp64, so `eps`, `use_lowrank`, `q_mult`,
     `force_cpu_svd` and `use_eig`, which chose an approximation of it, change nothing.
     """
-    checkpoint = LiveCheckpoint(model)
+    checkpoint = LiveCheckpoint(model, model_type)
     if filter_regex is not None:
         checkpoint.specs = [s for s in checkpoint.specs if re.search(filter_regex, s.name)]
     table = alpha_table(checkpoint, AlphaConfig(tail_fraction=k_frac), tail_size=k)
@@ -269,7 +274,7 @@ def _as_seed_config(
     ):
         return layer_config
     schemes = dict(layer_config)
-    names = [spec.name for spec in checkpoint.specs]
+    names = [spec.name for spec in checkpoint.plannable]
     for name in schemes:
         if name not in names:
             raise PlanError(
@@ -282,7 +287,7 @@ def _as_seed_config(
 def _plan(
     checkpoint: LiveCheckpoint, cfg: Mapping[str, Any], config: QuantizationConfig
 ) -> QuantPlan:
-    return allocate(checkpoint.specs, allocation_from_seed(dict(cfg)), config, None, None)
+    return allocate(checkpoint.plannable, allocation_from_seed(dict(cfg)), config, None, None)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -43,6 +43,8 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the model to run."""
+    architecture: Literal["auto", "generic"] = "auto"
+    """auto: where things are, by model_type. generic: linears by their names on disk, for decoders under model.layers of any other type; never rotated."""
 
 
 class CalibrationConfig(Section):
@@ -123,7 +125,7 @@ class AllocationConfig(Section):
     policy: Literal["budget", "ratio", "alpha", "uniform", "manual"] = "budget"
     """budget: least predicted loss for the bits. alpha: the same from spectra alone. ratio: fixed shares in the order of alpha. uniform: the default for all. manual: overrides, then the default."""
     target_bits: float = Field(4.25, gt=0, le=16)
-    """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded."""
+    """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded; lm_head does not count."""
     formats: Annotated[tuple[str, ...], offer_list(_NAMES)] = DEFAULT_MENU
     """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
@@ -144,10 +146,17 @@ class AllocationConfig(Section):
     """Keep attention linears bf16; empty means yes for ratio, no for the others."""
     skip_router: bool = True
     """Keep routers bf16."""
+    lm_head: str | None = None
+    """Format of the output projection, such as int8-g128, beside target_bits; empty keeps it as it is stored. A head tied to the embedding becomes a matrix of its own."""
     overrides: tuple[Override, ...] = ()
     """Rules for named linears; the last match wins."""
     default: DefaultScheme = DefaultScheme()
     """Scheme of uniform and manual plans."""
+
+    @field_validator("lm_head")
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        return _checked_format(value)
 
     @field_validator("formats")
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import HEAD, LinearSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,11 @@ class QuantPlan:
                 f"a plan needs one scheme for every linear; {odd} has none or is unknown"
             )
 
+    @property
+    def quantized(self) -> list[LinearSpec]:
+        """The linears that are not kept."""
+        return [spec for spec in self.specs if self.schemes[spec.name].format != "bf16"]
+
     def bits_of(self, spec: LinearSpec) -> float:
         """Stored bits per weight of one linear, scales and zeros included."""
         return self.schemes[spec.name].bits_per_weight(spec.cols, rows=spec.rows)
@@ -39,8 +44,16 @@ class QuantPlan:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight over every linear of the plan."""
-        total = sum(self.bits_of(spec) * spec.size for spec in self.specs)
-        return total / sum(spec.size for spec in self.specs)
+        return self._mean_bits(self.specs)
+
+    @property
+    def decoder_bits(self) -> float:
+        """Stored bits per weight over the decoder's linears, which is what budgets count."""
+        return self._mean_bits([spec for spec in self.specs if spec.block is not None])
+
+    def _mean_bits(self, specs: Sequence[LinearSpec]) -> float:
+        total = sum(self.bits_of(spec) * spec.size for spec in specs)
+        return total / sum(spec.size for spec in specs)
 
     def table(self) -> pd.DataFrame:
         """One row per linear; the columns of `plan.parquet`."""
@@ -79,14 +92,14 @@ class QuantPlan:
     def as_seed_config(self) -> dict[str, object]:
         """`{"default": {...}, "overrides": [{"pattern", ...}]}`: the most common scheme is the default."""
         forms = {spec.name: self.seed_form(spec.name) for spec in self.specs}
-        texts = [json.dumps(form, sort_keys=True) for form in forms.values()]
+        texts = [json.dumps(form, sort_keys=True) for name, form in forms.items() if name != HEAD]
         default = json.loads(max(sorted(set(texts)), key=texts.count))
-        # routers are kept by default, so a quantized one has to be named
-        routers = {spec.name for spec in self.specs if spec.role == "router"}
+        # routers and the head are kept by default, so quantized ones have to be named
+        named = {spec.name for spec in self.specs if spec.role in ("router", "lm_head")}
         overrides = [
             {"pattern": name} | ({"skip": True} if form == {"wq": "bf16", "aq": None} else form)
             for name, form in forms.items()
-            if form != default or name in routers
+            if form != default or name in named
         ]
         return {"default": default, "overrides": overrides}
 
@@ -103,7 +116,7 @@ class QuantPlan:
 
     @classmethod
     def load(cls, folder: Path, specs: Sequence[LinearSpec]) -> QuantPlan:
-        """Read `plan.parquet`; linears of `specs` that the plan leaves out (lm_head) are dropped."""
+        """Read `plan.parquet`; linears of `specs` that the plan leaves out (a kept lm_head) are dropped."""
         import pandas as pd
 
         frame = pd.read_parquet(folder / "plan.parquet")

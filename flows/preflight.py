@@ -135,7 +135,7 @@ def check_plan(config: RunConfig, model: ModelRef) -> None:
     from alphaquant.algorithms.allocation_rules import default_scheme, resolve_rules
 
     architecture, raw, layout = _structure(model)
-    specs = architecture.linears(raw, layout.shapes)
+    specs = architecture.with_head(architecture.linears(raw, layout.shapes), layout.shapes)
     allocation, quantization = config.allocation, config.quantization
     rules = resolve_rules(specs, allocation, quantization)
     quantized = [spec for spec in rules.specs if rules.fixed.get(spec.name) != BF16]
@@ -174,5 +174,8 @@ def _structure(model: ModelRef) -> tuple[Architecture, dict[str, Any], Layout]:
     """A model's architecture, config.json and tensors, read from headers."""
     folder = Path(model.path)
     raw = read_config(folder)
-    architecture = architecture_of(raw, model.trust_remote_code)
-    return architecture, raw, layout_of(architecture, tensor_index(folder))
+    architecture = architecture_of(
+        raw, model.architecture, trust_remote_code=model.trust_remote_code
+    )
+    layout = layout_of(architecture, tensor_index(folder))
+    return architecture.fitted(layout.shapes), raw, layout

@@ -37,7 +37,7 @@ def allocate(
     from alphaquant.algorithms.allocation_prior import learn_prior
     from alphaquant.algorithms.allocation_rules import resolve_rules
 
-    specs = open_model(model).specs
+    specs = open_model(model).plannable
     alphas = read_table(store, alpha, "alpha")
     losses = read_table(store, sensitivity, "sensitivity")
     solve(specs, allocation, quantization, alphas, losses).save(out)

@@ -46,6 +46,7 @@ def analyze(
         config=config,
         digest=model.digest,
         model_type=model.model_type,
+        tied=checkpoint.architecture.is_tied(checkpoint.raw_config),
         parameters=sum(prod(entry.shape) for entry in checkpoint.entries.values()),
     )
     if rivals := tables.get("rivals"):

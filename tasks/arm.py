@@ -49,7 +49,7 @@ def arm(
     assert others is not None
     assert losses is not None
     known = Knowledge(
-        open_model(model).specs,
+        open_model(model).plannable,
         allocation,
         quantization,
         alphas,

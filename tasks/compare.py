@@ -56,7 +56,7 @@ def compare(
     documents = load_documents(dataset, "evaluation")
     scores = rival_scores(
         checkpoint,
-        QuantPlan.load(store.path(plan), checkpoint.specs),
+        QuantPlan.load(store.path(plan), checkpoint.plannable),
         store.block_paths(blocks),
         load_tokens(store, tokens),
         evaluation_windows(checkpoint.tokenizer, documents, length, limit),

@@ -44,6 +44,8 @@ def evaluate(
         evaluation,
         device=compute_device(execution.device),
         batch_size=execution.batch_size,
-        activations=QuantPlan.load(store.path(plan), original.specs).activations if plan else None,
+        activations=QuantPlan.load(store.path(plan), original.plannable).activations
+        if plan
+        else None,
     )
     table.to_parquet(out / "scores.parquet", index=False)

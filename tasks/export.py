@@ -42,6 +42,6 @@ def export(
         repaired,
         out,
         export.format,
-        activations=QuantPlan.load(store.path(plan), weights.specs).activations,
+        activations=QuantPlan.load(store.path(plan), weights.plannable).activations,
         module_names="gptqmodel" in export.consumers,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alphaquant.store.artifacts import ArtifactRef
 
@@ -23,7 +23,7 @@ ROTATED = "model"
 
 def open_model(model: ModelRef) -> Checkpoint:
     """The original model, headers read and checked."""
-    return _opened(model.path, trust_remote_code=model.trust_remote_code)
+    return _opened(model.path, model.trust_remote_code, model.architecture)
 
 
 def open_weights(store: Workbench, model: ModelRef | ArtifactRef) -> Checkpoint:
@@ -33,11 +33,15 @@ def open_weights(store: Workbench, model: ModelRef | ArtifactRef) -> Checkpoint:
     return open_model(model)
 
 
-def _opened(path: Path | str, *, trust_remote_code: bool = False) -> Checkpoint:
+def _opened(
+    path: Path | str,
+    trust_remote_code: bool = False,
+    architecture: Literal["auto", "generic"] = "auto",
+) -> Checkpoint:
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.device import suit_threads
 
-    checkpoint = Checkpoint(path, trust_remote_code)
+    checkpoint = Checkpoint(path, trust_remote_code, architecture)
     suit_threads(checkpoint.parameters)
     return checkpoint
 

@@ -37,7 +37,7 @@ def oracle(
     losses = read_table(store, sensitivity, "sensitivity")
     assert losses is not None
     none = losses.iloc[:0]
-    table = ArmTable(Knowledge(checkpoint.specs, allocation, quantization, none, none, losses))
+    table = ArmTable(Knowledge(checkpoint.plannable, allocation, quantization, none, none, losses))
     if reason := too_large(checkpoint.parameters, len(table.groups)):
         return Skipped(reason)
     bits = losses[losses["format"] != "bf16"].groupby("format")["bits_per_weight"].mean()

@@ -46,7 +46,7 @@ def quantize(
     blocks = store.block_cache(model=model, tokens=tokens, quantization=quantization)
     folders = quantize_blocks(
         checkpoint,
-        QuantPlan.load(store.path(plan), checkpoint.specs),
+        QuantPlan.load(store.path(plan), checkpoint.plannable),
         load_tokens(store, tokens) if tokens else None,
         quantization,
         device=compute_device(execution.device),

@@ -43,7 +43,9 @@ def router(
     checkpoint = open_weights(store, model)
     if not any(spec.role == "router" for spec in checkpoint.specs):
         return Skipped("the model is dense: it has no routers")
-    routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.specs))
+    if checkpoint.architecture.kind == "generic":
+        return Skipped("a generic row does not know how the model's routers choose experts")
+    routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.plannable))
     if not routers:
         return Skipped("the plan quantizes every router; only routers kept bf16 are repaired")
     result = repair_routers(

@@ -48,7 +48,7 @@ def trial(
 
     checkpoint = open_weights(store, model)
     table = pd.read_parquet(store.path(plans) / "plans.parquet")
-    found = read_plans(table, checkpoint.specs)
+    found = read_plans(table, checkpoint.plannable)
     finished = store.block_cache(model=model, tokens=tokens, teacher=teacher, rounding=quantization)
     held = load_file(store.path(teacher) / HIDDEN)
     device, windows = compute_device(execution.device), load_tokens(store, tokens)

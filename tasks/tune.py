@@ -50,13 +50,14 @@ def tune(
         return Skipped(
             f"no scales and norms came closer to the original on held-out windows ({tuning.kl_before:.3g} nats)"
         )
-    refs = {}
+    refs = store.artifacts.children(blocks)  # a head stays as it is
     for index in range(len(tuned.blocks)):
         with store.artifacts.draft("tune-block") as draft:
             save_retuned_block(draft.path, *tuned.stored(index))
         assert draft.ref is not None
-        refs[f"block-{index:04d}"] = draft.ref.model_dump()
+        refs[f"block-{index:04d}"] = draft.ref
     facts = json.dumps(asdict(tuning), indent=1)
     (out / "model_tuning.json").write_text(facts, encoding="utf-8")
-    (out / REFS).write_text(json.dumps(refs, indent=1), encoding="utf-8")
+    listing = {name: ref.model_dump() for name, ref in refs.items()}
+    (out / REFS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
     return None

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import alphaquant
-from alphaquant.errors import ConfigError, DataError, PlanError
+from alphaquant.errors import ConfigError, DataError, ModelError, PlanError
 from tests.tiny import byte_tokenizer, make_model
 
 CONFIG = {
@@ -96,6 +96,43 @@ def test_a_model_is_rotated_before_it_is_quantized(tmp_path: Path, tied: bool) -
     with torch.no_grad():
         base, ours = (torch.log_softmax(m(tokens).logits, -1) for m in (original, rotated))
     assert float((base.exp() * (base - ours)).sum(-1).mean()) < 0.01
+
+
+def test_a_model_without_a_row_is_quantized_by_the_names_of_its_linears(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "starcoder2")
+    model = alphaquant.load_hf_causal_lm(str(folder), dtype="fp32")
+    layers = {"default": {"wq": "int8", "group_size": 16}}
+    with pytest.raises(ModelError, match="'starcoder2' is not supported"):
+        alphaquant.rtn_quantize_model(model, layers, device="cpu")
+    planned = alphaquant.plan_model_layer_schemes(model, layers, model_type="generic")
+    alphas = alphaquant.alpha_hill_from_model(model, model_type="generic")
+    assert {name for name, _ in planned} == set(alphas) - {"lm_head"}
+    quantizers = alphaquant.gptq_quantize_model(
+        model, windows(), layers, "cpu", model_type="generic"
+    )
+    assert set(quantizers) == {name for name, _ in planned}
+    name = "model.layers.1.mlp.c_fc"
+    assert torch.equal(model.get_submodule(name).weight, quantizers[name].dequantize())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_named_is_quantized_and_tied_no_longer(tmp_path: Path, tied: bool) -> None:
+    folder = make_model(tmp_path / "m", tie_word_embeddings=tied)
+    model = alphaquant.load_hf_causal_lm(str(folder), dtype="fp32")
+    embedding = model.get_submodule("model.embed_tokens").weight.clone()  # type: ignore[operator]
+    layers = {
+        "default": {"wq": "int4", "group_size": 16},
+        "overrides": [{"pattern": "lm_head", "wq": "int8", "group_size": 32}],
+    }
+    planned = alphaquant.plan_model_layer_schemes(model, layers)
+    quantizers = alphaquant.gptq_quantize_model(model, windows(), dict(planned), "cpu")
+    assert str(quantizers["lm_head"].scheme) == "int8-g32"
+    head = model.get_submodule("lm_head").weight
+    assert torch.equal(head, quantizers["lm_head"].dequantize())  # type: ignore[arg-type]
+    assert torch.equal(model.get_submodule("model.embed_tokens").weight, embedding)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path / "out")  # type: ignore[operator]
+    again = alphaquant.load_hf_causal_lm(str(tmp_path / "out"), dtype="fp32")
+    assert torch.equal(again.get_submodule("lm_head").weight, head)  # type: ignore[arg-type]
 
 
 def test_data_loader_yields_single_windows(tmp_path: Path) -> None:

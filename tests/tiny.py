@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from alphaquant.models.native import teach_transformers
+from alphaquant.models.rows import ARCHITECTURES
 
 VOCABULARY = 260
 _BASE: dict[str, Any] = {
@@ -42,6 +43,16 @@ _LATENT: dict[str, Any] = _SHARED | {
 }
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "mistral": {"head_dim": 16},
+    "phi3": {},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+    "gemma3_text": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "sliding_window_pattern": 2,
+    },
     "qwen2": {"head_dim": 8},
     "qwen3": {"head_dim": 16},
     "olmoe": _EXPERTS,
@@ -68,6 +79,24 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 MIXTURES = [name for name in TYPES if any("experts" in key for key in TYPES[name])]
 """Types with routed experts."""
+WITHOUT_ROW: dict[str, dict[str, Any]] = {
+    "starcoder2": {"use_bias": True},
+    "stablelm": {"use_qkv_bias": True, "partial_rotary_factor": 0.5},
+    "olmo2": {},
+    "phi": {"partial_rotary_factor": 0.5},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    "dots1": {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "head_dim": 8,
+    },
+}
+"""Types for the generic row."""
+ROTATABLE = [name for name in TYPES if ARCHITECTURES[name].unrotatable is None]
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -95,7 +124,9 @@ def make_model(
     """Save a random model of `model_type` with its tokenizer; returns the folder."""
     torch.manual_seed(seed)
     teach_transformers(model_type)
-    config = AutoConfig.for_model(model_type, **(_BASE | TYPES[model_type] | changes))
+    config = AutoConfig.for_model(
+        model_type, **(_BASE | (TYPES | WITHOUT_ROW)[model_type] | changes)
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

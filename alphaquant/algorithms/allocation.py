@@ -36,7 +36,7 @@ def allocate(
     alpha: pd.DataFrame | None = None,
     sensitivity: pd.DataFrame | None = None,
 ) -> QuantPlan:
-    """A scheme for every linear of the decoder blocks; lm_head stays bf16, outside the plan.
+    """A scheme for every linear of the decoder blocks, and for lm_head where `config` or an override names one.
 
     `alpha` (alpha.parquet) is needed by ratio, alpha and alpha_prior, `sensitivity` (sensitivity.parquet)
     by budget and by protect=measured. Raises PlanError for a pattern that matches nothing, a budget
@@ -60,7 +60,13 @@ def finish_plan(rules: Rules, chosen: Mapping[str, Scheme], config: AllocationCo
         for spec in rules.specs
         if (name := _activation(spec.name, schemes[spec.name], rules, config)) is not None
     }
-    return QuantPlan(rules.specs, schemes, activations)
+    if rules.head is None:
+        return QuantPlan(rules.specs, schemes, activations)
+    head, scheme = rules.head
+    wanted = rules.activations.get(head.name, "bf16")  # no default reaches it
+    if Scheme.parse(wanted) != BF16:
+        activations[head.name] = wanted
+    return QuantPlan((*rules.specs, head), schemes | {head.name: scheme}, activations)
 
 
 def _choose(

@@ -66,7 +66,7 @@ def granularity_prices(
         if loss is None:
             return []
         chosen = granularity == granularity_of(config)
-        found.append(Price(granularity, plan.bits_per_weight, loss, chosen))
+        found.append(Price(granularity, plan.decoder_bits, loss, chosen))
     if len({price.predicted_loss for price in found}) > 1:
         listed = ", ".join(f"{price.granularity} {price.predicted_loss:.4g}" for price in found)
         reporter().note(f"predicted loss by granularity at these bits: {listed} nats per token")
@@ -74,12 +74,12 @@ def granularity_prices(
 
 
 def predicted_loss(plan: QuantPlan, sensitivity: pd.DataFrame) -> float | None:
-    """Sum of the measured losses of a plan's formats; None when one was not measured."""
+    """Sum over the decoder of the measured losses of a plan's formats; None when one was not measured."""
     losses = sensitivity.set_index(["linear", "format"])["predicted_loss"].to_dict()
     total = 0.0
     for spec in plan.specs:
         scheme = str(plan.schemes[spec.name])
-        if scheme == "bf16":
+        if scheme == "bf16" or spec.block is None:
             continue
         if (loss := losses.get((spec.name, scheme))) is None:
             return None

@@ -18,10 +18,8 @@ from alphaquant.algorithms.allocation_groups import BF16
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
-from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
+from alphaquant.models.linear import ATTENTION_ROLES, HEAD, LinearSpec
 from alphaquant.progress import reporter
-
-HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +27,13 @@ class Rules:
     """What is settled about a plan before bits are spent."""
 
     specs: tuple[LinearSpec, ...]
-    """The plan's rows: every linear but lm_head."""
+    """The linears of the decoder, which bits are spent on."""
     fixed: dict[str, Scheme]
     """Schemes of kept and overridden linears by name."""
     activations: dict[str, str]
     """Activation formats that overrides ask for by name; bf16 stands for none."""
+    head: tuple[LinearSpec, Scheme] | None = None
+    """lm_head where it is quantized: no policy chooses its format, and no budget counts it."""
 
     @property
     def free(self) -> list[LinearSpec]:
@@ -44,11 +44,11 @@ class Rules:
 def resolve_rules(
     specs: Sequence[LinearSpec], config: AllocationConfig, quantization: QuantizationConfig
 ) -> Rules:
-    """Apply skip_router, skip_attention and the overrides, in that order.
+    """Apply skip_router, skip_attention, lm_head and the overrides, in that order.
 
-    Raises PlanError for a pattern that matches nothing, an override that says nothing or that
-    quantizes lm_head alone.
+    Raises PlanError for a pattern that matches nothing and for an override that says nothing.
     """
+    head = None if config.lm_head is None else _head_scheme(config.lm_head, quantization)
     rows = tuple(spec for spec in specs if spec.role != "lm_head")
     fixed = {spec.name: BF16 for spec in rows if _is_kept(spec, config)}
     activations: dict[str, str] = {}
@@ -58,18 +58,37 @@ def resolve_rules(
     for override in config.overrides:
         matched = _matches(override.pattern, allowed)
         scheme = _override_scheme(override, config, quantization)
-        _check_head(override, matched, scheme)
+        if matched == [HEAD]:
+            head = head if scheme is None else scheme
+            if override.aq is not None:
+                activations[HEAD] = override.aq
+        elif HEAD in matched:
+            _note_head(override, scheme)
         for name in names.intersection(matched):
             if scheme is not None:
                 fixed[name] = scheme
             if override.aq is not None:
                 activations[name] = override.aq
-    return Rules(rows, fixed, activations)
+    if head is None or head == BF16:
+        if Scheme.parse(activations.pop(HEAD, "bf16")) != BF16:
+            raise PlanError(
+                f"an override asks for activations of {HEAD}, which stays as it is; set allocation.lm_head, "
+                "such as int8-g128, or remove its aq"
+            )
+        return Rules(rows, fixed, activations)
+    spec = next((spec for spec in specs if spec.role == "lm_head"), None)
+    if spec is None:
+        raise ValueError(f"{HEAD} is to be quantized, and is not among the linears")
+    return Rules(rows, fixed, activations, (spec, head))
 
 
 def default_scheme(config: AllocationConfig, quantization: QuantizationConfig) -> Scheme:
     """The scheme that `allocation.default` describes."""
     return _parse("allocation.default", config.default.wq, config.default.group_size, quantization)
+
+
+def _head_scheme(text: str, quantization: QuantizationConfig) -> Scheme:
+    return _parse("allocation.lm_head", text, None, quantization)
 
 
 def _is_kept(spec: LinearSpec, config: AllocationConfig) -> bool:
@@ -160,13 +179,9 @@ def _parse(where: str, text: str, group: int | None, quantization: QuantizationC
     return scheme
 
 
-def _check_head(override: Override, matched: Sequence[str], scheme: Scheme | None) -> None:
-    asks = (scheme or BF16) != BF16 or Scheme.parse(override.aq or "bf16") != BF16
-    if not asks or HEAD not in matched:
-        return
-    if len(matched) == 1:
-        raise PlanError(
-            f"override {override.pattern!r} asks for a quantized {HEAD}; this version keeps it bf16. "
-            "Remove the override or use skip: true"
+def _note_head(override: Override, scheme: Scheme | None) -> None:
+    """A pattern over many linears does not reach the head, which has a setting of its own."""
+    if (scheme or BF16) != BF16 or Scheme.parse(override.aq or "bf16") != BF16:
+        reporter().note(
+            f"override {override.pattern!r} also matches {HEAD}, whose format allocation.lm_head says"
         )
-    reporter().note(f"override {override.pattern!r} also matches {HEAD}, which stays bf16")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Guide: TypeAlias = Literal["hill / null", "hill", "farms", "kurtosis"]
-_FIRST: dict[Role, int] = {"v": 0, "kv_b": 0, "down": 1}
+_FIRST: dict[Role, int] = {"v": 0, "qkv": 0, "kv_b": 0, "down": 1}
 """Types that heuristics of the Q4_K_M kind raise first; llama.cpp counts kv_b among the values."""
 _GOLDEN = 0.6180339887498949
 

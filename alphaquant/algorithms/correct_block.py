@@ -22,11 +22,12 @@ from alphaquant.models.linear import LinearSpec, Role
 from alphaquant.plan import QuantPlan
 
 _DEPTHS: tuple[frozenset[Role], ...] = (
-    frozenset({"q", "k", "v", "q_a", "kv_a"}),
+    frozenset({"q", "k", "v", "qkv", "q_a", "kv_a"}),
     frozenset({"q_b", "kv_b"}),
     frozenset({"o"}),
-    frozenset({"router", "gate", "up"}),
+    frozenset({"router", "gate", "up", "gate_up"}),
     frozenset({"down"}),
+    frozenset({"other"}),  # nobody knows where these stand
 )
 
 ObservePairs = Callable[

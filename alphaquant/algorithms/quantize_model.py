@@ -15,6 +15,7 @@ from torch import Tensor
 from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.solve_block import corrects, solve_block
+from alphaquant.algorithms.solve_head import solve_head
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
@@ -66,7 +67,8 @@ def quantize_blocks(
     blocks: BlockCache,
     dtype: torch.dtype | None = None,
 ) -> list[Path]:
-    """Quantize every block by the plan; returns one folder per block, in order.
+    """Quantize every block by the plan; returns one folder per block, in order, and behind them the head's
+    where the plan has a format for it.
 
     Hidden states are handed on in memory. Where finished blocks are found, they are recomputed from
     those, only when a later block needs them. Methods rtn and nf4 work without `tokens`; their output
@@ -85,8 +87,10 @@ def quantize_blocks(
         config.routing_weight,
     )
     folders: list[Path] = []
+    head = next((spec for spec in plan.quantized if spec.role == "lm_head"), None)
+    units = checkpoint.blocks + (head is not None)
     for index in range(checkpoint.blocks):
-        reporter().update("block", index, checkpoint.blocks)
+        reporter().update("block", index, units)
         every = checkpoint.block_specs(index)
         specs = [spec for spec in every if plan.schemes[spec.name].format != "bf16"]
         ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
@@ -104,7 +108,19 @@ def quantize_blocks(
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
             folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
-    reporter().update("block", checkpoint.blocks, checkpoint.blocks)
+    if head is not None:
+        reporter().update("block", checkpoint.blocks, units)
+        scheme = plan.schemes[head.name]
+        ingredients = {head.name: str(scheme)}
+        folder = blocks.get(checkpoint.blocks, ingredients)
+        if folder is None:
+            reached = walker.observe_head(head, folders)
+            solved_head = solve_head(checkpoint, head, scheme, reached, device, config)
+            folder = blocks.put(
+                checkpoint.blocks, ingredients, partial(save_block, block=solved_head)
+            )
+        folders.append(folder)
+    reporter().update("block", units, units)
     return folders
 
 
@@ -159,14 +175,30 @@ class _Walker:
             return {}
         if self._tokens is None:
             return {spec.input_key: white(spec.cols, self._device) for spec in specs}
+        model = self._advanced(index, folders)
+        block = model.block(index)
+        return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
+
+    def observe_head(self, head: LinearSpec, folders: Sequence[Path]) -> HessianAccumulator:
+        """The Hessian of what reaches the head behind the finished blocks in `folders`."""
+        if self._tokens is None:
+            return white(head.cols, self._device)
+        model = self._advanced(self._checkpoint.blocks, folders)
+        accumulator = HessianAccumulator(head.cols, self._device)
+        with torch.no_grad():
+            for batch in self._hidden:
+                accumulator.update(model.final_norm(batch.to(self._device)))
+        return accumulator
+
+    def _advanced(self, blocks: int, folders: Sequence[Path]) -> BlockModel:
+        """The model, with hidden states behind so many of the finished blocks."""
         model = self._opened()
-        while self._next < index:
+        while self._next < blocks:
             weights = block_weights(self._checkpoint, self._next, folders[self._next])
             block = model.block(self._next, weights)
             self._hidden = list(model.advance(block, self._next, self._hidden))
             self._next += 1
-        block = model.block(index)
-        return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
+        return model
 
     def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""

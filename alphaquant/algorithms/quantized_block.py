@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from alphaquant.algorithms.solve_block import SolvedBlock
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.linear import HEAD
+from alphaquant.models.untied import UntiedCheckpoint
+from alphaquant.progress import reporter
 
 _WEIGHTS = "block.safetensors"
 _ERRORS = "errors.parquet"
 _TUNING = "tuning.json"
 _MOVED = "moved.safetensors"
+_PART = 1 << 26  # weights that are dequantized at once
 
 
 def save_block(folder: Path, block: SolvedBlock) -> None:
@@ -126,6 +130,40 @@ def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str,
         for spec in checkpoint.block_specs(index)
     }
     return linears | load_moved(folder)
+
+
+def blocks_of(checkpoint: Checkpoint, folders: Sequence[Path]) -> Sequence[Path]:
+    """The decoder blocks among the folders of a quantized model."""
+    return folders[: checkpoint.blocks]
+
+
+def head_of(checkpoint: Checkpoint, folders: Sequence[Path]) -> Path | None:
+    """The folder of a quantized head, which lies behind those of the blocks; None where the head is kept."""
+    return folders[checkpoint.blocks] if len(folders) > checkpoint.blocks else None
+
+
+def quantized_head(checkpoint: Checkpoint, folders: Sequence[Path]) -> Tensor | None:
+    """The head `[vocabulary, hidden]` as the checkpoint will store it, tied or not; None where it is kept."""
+    folder = head_of(checkpoint, folders)
+    if folder is None:
+        return None
+    weight = load_block(folder)[HEAD]
+    stored = checkpoint.head_weight().dtype
+    rows, step = weight.shape[0], max(1, _PART // weight.shape[1])
+    out = torch.empty(weight.shape, dtype=stored)
+    for start in range(0, rows, step):  # fp32 values of the whole would be twice as large
+        out[start : start + step] = weight.rows(start, start + step).dequantize()
+    return out
+
+
+def with_own_head(checkpoint: Checkpoint, folders: Sequence[Path]) -> Checkpoint:
+    """The checkpoint as its quantized form has to be named: untied where a tied head is quantized."""
+    if head_of(checkpoint, folders) is None or not checkpoint.config.tie_word_embeddings:
+        return checkpoint
+    reporter().note(
+        f"{HEAD} is quantized, so it is no longer tied: the checkpoint holds it beside the embedding"
+    )
+    return UntiedCheckpoint(checkpoint)
 
 
 def kept(weight: Tensor) -> Tensor:

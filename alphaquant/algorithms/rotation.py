@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from alphaquant.config import RotationConfig
 from alphaquant.linalg.hadamard import Rotation
 from alphaquant.models.checkpoint import Checkpoint, finite
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import HEAD, LinearSpec
 from alphaquant.models.live import LiveCheckpoint
-from alphaquant.models.rotatable import HEAD, Basis, Turn, head_block, heads, turns
+from alphaquant.models.rotatable import HEAD_WEIGHT, Basis, Turn, head_block, heads, turns
 from alphaquant.models.tensors import TensorEntry
 from alphaquant.progress import track
 
@@ -90,18 +90,25 @@ class RotatedCheckpoint(Checkpoint):
         turn = self.turns.get(name)
         if turn is None:
             return self._source.tensor(name)
-        stored = self._source.head_weight() if name == HEAD else self._source.tensor(name)
+        stored = self._source.head_weight() if name == HEAD_WEIGHT else self._source.tensor(name)
         stored = finite(stored, name).cpu()
         dtype = self._dtype or (torch.bfloat16 if stored.element_size() == 1 else stored.dtype)
+        offset = self.architecture.norm_offset
         if turn.ones:
-            return torch.ones_like(stored, dtype=dtype)
-        norm = finite(self._source.tensor(turn.norm), turn.norm).cpu() if turn.norm else None
+            return torch.full_like(stored, 1 - offset, dtype=dtype)
+        norm = None
+        if turn.norm:
+            norm = finite(self._source.tensor(turn.norm), turn.norm).cpu()
+            norm = norm.double() + offset if offset else norm
         turned = stored
         if turn.inputs:
             wide = torch.float64 if turn.outputs else dtype
             turned = self._rotation(turn.inputs, name).apply(stored, norm, dtype=wide)
         if turn.outputs:
-            turned = self._rotation(turn.outputs, name).apply_left(turned, dtype=dtype)
+            rows = turned.shape[0] if turn.rows is None else turn.rows
+            kept, changed = turned[: turned.shape[0] - rows], turned[turned.shape[0] - rows :]
+            changed = self._rotation(turn.outputs, name).apply_left(changed, dtype=dtype)
+            turned = torch.cat([kept.to(dtype), changed]) if rows < turned.shape[0] else changed
         return turned
 
     def _rotation(self, basis: Basis, name: str) -> Rotation:
@@ -150,18 +157,14 @@ def rotate_model(model: nn.Module, config: RotationConfig, model_type: str = "au
     """Turn a transformers model in memory, in place. Raises ModelError before anything has changed."""
     live = LiveCheckpoint(model, model_type)
     rotated = RotatedCheckpoint(live, best_seed(live, config))
-    head = rotated.tensor(HEAD)  # of a tied model it comes from the embedding, which changes below
+    head = rotated.tensor(
+        HEAD_WEIGHT
+    )  # of a tied model it comes from the embedding, which changes below
     # norms are read by the linears behind them, so they change last
     for name in sorted(rotated.turns, key=lambda name: rotated.turns[name].ones):
-        if name in live.entries and name != HEAD:
+        if name in live.entries and name != HEAD_WEIGHT:
             live.tensor(name).copy_(rotated.tensor(name))
-    output: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if HEAD in live.entries:
-        output.weight.copy_(head)
-    else:
-        output.weight = nn.Parameter(head.to(output.weight.device))
-        untied: Any = model.config
-        untied.tie_word_embeddings = False
+    live.replace(HEAD, head)
 
 
 def _entries(
@@ -175,4 +178,4 @@ def _entries(
         for name, entry in known.items()
     }
     embedding = entries[f"{source.architecture.embedding}.weight"]
-    return {HEAD: embedding} | entries if HEAD not in entries else entries
+    return {HEAD_WEIGHT: embedding} | entries if HEAD_WEIGHT not in entries else entries

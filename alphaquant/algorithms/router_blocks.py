@@ -12,9 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from alphaquant.algorithms.quantized_block import block_weights, kept, kept_weight
+from alphaquant.algorithms.quantized_block import (
+    block_weights,
+    kept,
+    kept_weight,
+    quantized_head,
+)
 from alphaquant.algorithms.router_bench import RouterBench
 from alphaquant.algorithms.router_kl import kl_divergence
 from alphaquant.algorithms.router_windows import Windows
@@ -94,8 +99,9 @@ def repair_by_block(
         found.changed_before.append(plain.changed(target, held))
         found.changed_after.append(now.changed(target, held))
         original, ours, untouched = target.outputs, now.outputs, plain.outputs
-    found.kl_before = _divergence(model, original, untouched)
-    found.kl_after = _divergence(model, original, ours[:held])
+    heads = model.head(), model.head(quantized_head(checkpoint, blocks))
+    found.kl_before = _divergence(model, heads, original, untouched)
+    found.kl_after = _divergence(model, heads, original, ours[:held])
     if found.kl_after >= found.kl_before:
         reporter().note("router: the repaired routers do not bring held-out predictions closer")
         found.tensors = untrained(checkpoint, blocks, routers)
@@ -123,12 +129,17 @@ def _mean_square(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
     return max(float(torch.cat(added).mean()), 1e-30)
 
 
-def _divergence(model: BlockModel, original: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
-    """Mean KL in nats per token behind the last block, over the batches of `ours`."""
-    head, norm, device = model.head(), model.final_norm, model.device
+def _divergence(
+    model: BlockModel,
+    heads: tuple[nn.Module, nn.Module],
+    original: Sequence[Tensor],
+    ours: Sequence[Tensor],
+) -> float:
+    """Mean KL in nats per token behind the last block, over the batches of `ours`; `heads` are original and ours."""
+    norm, device = model.final_norm, model.device
     with torch.no_grad():
         parts = [
-            kl_divergence(head, norm(a.to(device)), norm(b.to(device)))
+            kl_divergence(heads[0], norm(a.to(device)), norm(b.to(device)), heads[1])
             for a, b in zip(original, ours, strict=False)
         ]
     return float(torch.cat(parts).mean())

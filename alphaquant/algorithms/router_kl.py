@@ -62,24 +62,31 @@ def cross_entropy(head: nn.Module, tokens: Tensor, hidden: Tensor) -> Tensor:
     return _mean_over_windows(of, hidden)
 
 
-def kl_divergence(head: nn.Module, original: Tensor, ours: Tensor) -> Tensor:
-    """Full KL(original || ours) of two models' last hidden states `[windows, length, hidden]`, per token."""
+def kl_divergence(
+    head: nn.Module, original: Tensor, ours: Tensor, our_head: nn.Module | None = None
+) -> Tensor:
+    """Full KL(original || ours) of two models' last hidden states `[windows, length, hidden]`, per token.
+
+    `our_head` is given where it is not the original's.
+    """
     kept: list[Tensor] = []
     for theirs, mine in zip(original, ours, strict=True):
         with torch.no_grad():
             log_p = torch.log_softmax(head(theirs.to(mine.device)).float(), -1)
-            log_q = torch.log_softmax(head(mine).float(), -1)
+            log_q = torch.log_softmax((our_head or head)(mine).float(), -1)
             kept.append((log_p.exp() * (log_p - log_q)).sum(-1).cpu())
     return torch.stack(kept)
 
 
-def full_kl(head: nn.Module, original: Tensor, ours: Tensor) -> Tensor:
+def full_kl(
+    head: nn.Module, original: Tensor, ours: Tensor, our_head: nn.Module | None = None
+) -> Tensor:
     """Mean of `kl_divergence`; gradients reach `ours`."""
 
     def of(window: Tensor, number: int) -> Tensor:
         with torch.no_grad():
             log_p = torch.log_softmax(head(original[number].to(window.device)).float(), -1)
-        log_q = torch.log_softmax(head(window).float(), -1)
+        log_q = torch.log_softmax((our_head or head)(window).float(), -1)
         return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
     return _mean_over_windows(of, ours)

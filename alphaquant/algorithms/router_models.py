@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, blocks_of, quantized_head
 from alphaquant.algorithms.router_kl import (
     TopPrediction,
     cross_entropy,
@@ -78,9 +78,11 @@ class Student:
         self._model = BlockModel(checkpoint, device, compute_dtype(device))
         self._blocks = [
             self._model.block(index, block_weights(checkpoint, index, folder))
-            for index, folder in enumerate(folders)
+            for index, folder in enumerate(blocks_of(checkpoint, folders))
         ]
-        self._head = self._model.head()
+        quantized = quantized_head(checkpoint, folders)
+        self._original_head = self._model.head()
+        self._head = self._original_head if quantized is None else self._model.head(quantized)
         self._routers: dict[str, nn.Module] = {}
         for spec in routers:
             if spec.block is None:
@@ -118,7 +120,8 @@ class Student:
         kl: list[Tensor] = []
         with torch.no_grad(), expert_choices(list(self._routers.values())) as seen:
             for tokens, original in zip(teacher.windows.held, teacher.held, strict=True):
-                kl.append(kl_divergence(self._head, original, self._last_hidden(tokens)))
+                last = self._last_hidden(tokens)
+                kl.append(kl_divergence(self._original_head, original, last, self._head))
         changed = [
             changed_share(torch.cat(mine), theirs)
             for mine, theirs in zip(seen, teacher.choices, strict=True)

@@ -14,9 +14,10 @@ from alphaquant.algorithms.awq import scale_block
 from alphaquant.algorithms.correct_block import solve_in_order
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
-from alphaquant.algorithms.stacks import stacks
+from alphaquant.algorithms.stacks import Stack, stacks
 from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
 from alphaquant.config import QuantizationConfig
+from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
 from alphaquant.linalg.hessian import HessianAccumulator, output_error
 from alphaquant.models.checkpoint import Checkpoint
@@ -82,7 +83,11 @@ def solve_block(
         for position, spec in enumerate(one.stack.specs)
     }
     ordered = {spec.name: done[spec.name] for spec in specs if spec.name in done}
-    rows = [row for one, weight in pairs for row in _errors(one, weight)]
+    rows = [
+        row
+        for one, weight in pairs
+        for row in error_rows(one.stack, one.scheme, sums(one, weight), one.damping)
+    ]
     return SolvedBlock(ordered, error_table(rows), tuning, moved)
 
 
@@ -123,21 +128,34 @@ def _block_error(solved: list[Solved], lesson: Lesson, held: range) -> float:
     return error / max(change, 1e-30)
 
 
-def _errors(solved: Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
-    """Output errors on the calibration inputs, relative to the output's energy.
-
-    `error_rtn` is that of rounding to nearest with the very same scales.
+def sums(solved: Solved, quantized: QuantizedWeight) -> Tensor:
+    """`[n, 5]`: energy of the outputs on the calibration inputs, what rounding to nearest with the very same
+    scales would take of it, what was taken; energy of the weight, what was taken of that.
     """
-    weight, stack, scheme = solved.weight, solved.stack, solved.scheme
-    hessian = stack.hessian
+    weight, hessian = solved.weight, solved.stack.hessian
     scale, zero = expand(quantized.scales, weight.shape[-1])
-    rounded = fake_quantize(weight, scale, zero, scheme.number_format)
-    tiny = torch.finfo(torch.float32).tiny
-    energy = output_error(weight, hessian).clamp(min=tiny)
-    before = output_error(weight - rounded, hessian) / energy
+    rounded = fake_quantize(weight, scale, zero, solved.scheme.number_format)
     difference = weight - quantized.dequantize()
-    after = output_error(difference, hessian) / energy
-    plain = difference.square().sum((-2, -1)) / weight.square().sum((-2, -1)).clamp(min=tiny)
+    return torch.stack(
+        [
+            output_error(weight, hessian),
+            output_error(weight - rounded, hessian),
+            output_error(difference, hessian),
+            weight.square().sum((-2, -1)),
+            difference.square().sum((-2, -1)),
+        ],
+        -1,
+    )
+
+
+def error_rows(
+    stack: Stack, scheme: Scheme, found: Tensor, damping: Tensor
+) -> list[dict[str, Any]]:
+    """Rows of `errors.parquet` from the `sums` of a stack's weights: relative errors, `error_rtn` of rounding."""
+    tiny = torch.finfo(torch.float32).tiny
+    energy, rounded, error, square, difference = found.clamp(min=0).unbind(-1)
+    before, after = rounded / energy.clamp(min=tiny), error / energy.clamp(min=tiny)
+    plain = difference / square.clamp(min=tiny)
     return [
         {
             "linear": spec.name,
@@ -150,7 +168,7 @@ def _errors(solved: Solved, quantized: QuantizedWeight) -> list[dict[str, Any]]:
             "error_rtn": float(before[position]),
             "error": float(after[position]),
             "weight_error": float(plain[position]),
-            "damping": float(solved.damping[position]),
+            "damping": float(damping[position]),
         }
         for position, spec in enumerate(stack.specs)
     ]

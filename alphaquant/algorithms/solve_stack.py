@@ -57,6 +57,18 @@ def solve_stack(
         [finite(weights.weight(spec.name), spec.name).to(device).float() for spec in stack.specs]
     )
     factor = inverse_factor(stack.hessian, config.damping)
+    return solve_weight(weight, factor, stack, scheme, config, drift)
+
+
+def solve_weight(
+    weight: Tensor,  # [n, out, in]
+    factor: InverseFactor,
+    stack: Stack,
+    scheme: Scheme,
+    config: QuantizationConfig,
+    drift: Tensor | None = None,
+) -> Solved:
+    """Quantize the weight of a stack, or rows of it, against the `factor` of its Hessians."""
     compensated = weight
     match config.method:
         case "rtn":

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from alphaquant.algorithms.quantized_block import block_weights, load_block, load_moved
+from alphaquant.algorithms.quantized_block import (
+    block_weights,
+    blocks_of,
+    load_block,
+    load_moved,
+    quantized_head,
+)
 from alphaquant.algorithms.router_kl import full_kl
 from alphaquant.algorithms.scaled_stack import ScaledStack
 from alphaquant.formats.weight import QuantizedWeight
@@ -23,12 +29,13 @@ from alphaquant.progress import track
 class Norm:
     """One norm's weight; what a forward pass sees is rounded to the stored dtype."""
 
-    def __init__(self, stored: Tensor, device: torch.device) -> None:
+    def __init__(self, stored: Tensor, device: torch.device, offset: float = 0.0) -> None:
+        """`offset` is what the model adds to the stored weight."""
         self._dtype = stored.dtype
         self._start = stored.to(device).float()
         self.change = torch.zeros_like(self._start, requires_grad=True)
         """What is added, in units of the root mean square of the weight."""
-        self._unit = self._start.square().mean().sqrt()
+        self._unit = (self._start + offset).square().mean().sqrt()
 
     def weight(self) -> Tensor:
         """The weight `[channels]`; differentiable in `change`."""
@@ -56,7 +63,11 @@ class TunableBlock:
             module.weight = nn.Parameter(torch.empty(0, device=model.device), requires_grad=False)
         norms, moved = checkpoint.block_norms(index), load_moved(folder)
         self.norms = {
-            name: Norm(moved[name] if name in moved else checkpoint.weight(name), model.device)
+            name: Norm(
+                moved[name] if name in moved else checkpoint.weight(name),
+                model.device,
+                checkpoint.architecture.norm_offset,
+            )
             for name in norms
         }
         self.moved = {name: value for name, value in moved.items() if name not in norms}
@@ -79,7 +90,7 @@ class TunableBlock:
 
 
 class TunableModel:
-    """All blocks, and the final norm and the head, which stay."""
+    """All blocks, and the final norm and the head, quantized or not, which stay."""
 
     def __init__(
         self, checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device
@@ -87,9 +98,11 @@ class TunableModel:
         self._model = BlockModel(checkpoint, device, compute_dtype(device))
         self.blocks = [
             TunableBlock(self._model, checkpoint, index, folder)
-            for index, folder in enumerate(folders)
+            for index, folder in enumerate(blocks_of(checkpoint, folders))
         ]
         self._head = self._model.head()
+        quantized = quantized_head(checkpoint, folders)
+        self._our_head = self._head if quantized is None else self._model.head(quantized)
 
     def parameters(self) -> tuple[list[Tensor], list[Tensor]]:
         """Logarithms of scale factors, changes of norms."""
@@ -123,7 +136,8 @@ class TunableModel:
             hidden = model.embed(tokens, tokens.shape[0])[0]
             for block in self.blocks:
                 hidden = block.run(hidden)
-            return full_kl(self._head, original, model.final_norm(hidden).to(model.dtype))
+            last = model.final_norm(hidden).to(model.dtype)
+            return full_kl(self._head, original, last, self._our_head)
 
 
 def last_hidden(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from alphaquant.algorithms.quantized_block import stored_sizes
+from alphaquant.algorithms.quantized_block import blocks_of, head_of, stored_sizes
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype, free_memory
@@ -20,12 +20,13 @@ _GIB = 2**30
 
 def bytes_needed(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device) -> int:
     """Bytes of weights, scales and what is made of them; activations, which the batch decides, come on top."""
-    sizes = [stored_sizes(folder) for folder in folders]
+    sizes = [stored_sizes(folder) for folder in blocks_of(checkpoint, folders)]
     codes, groups = sum(weights for weights, _ in sizes), sum(groups for _, groups in sizes)
     kept = (checkpoint.parameters - codes) * compute_dtype(device).itemsize
-    if checkpoint.config.tie_word_embeddings:  # embedding and head are two tensors here
-        head = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"]
-        kept += math.prod(head.shape) * compute_dtype(device).itemsize
+    # a tied head is a tensor of its own here, and a quantized one stands beside the original's
+    more = bool(checkpoint.config.tie_word_embeddings) + (head_of(checkpoint, folders) is not None)
+    head = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"]
+    kept += more * math.prod(head.shape) * compute_dtype(device).itemsize
     largest = max((weights for weights, _ in sizes), default=0)
     return codes + _PER_GROUP * groups + kept + _PER_RUNNING_WEIGHT * largest
 

@@ -39,7 +39,12 @@ def evaluate_checkpoint(
     """
     scores: list[Score] = []
     first = load_model(original.path, device, original.trust_remote_code)
-    second = load_model(compressed, device, original.trust_remote_code)
+    second = load_model(
+        compressed,
+        device,
+        original.trust_remote_code,
+        architecture=original.architecture.kind,
+    )
     length = min(config.sequence_length, original.context_length)
     with contextlib.ExitStack() as stack:
         if activations:

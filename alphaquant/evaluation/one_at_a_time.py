@@ -14,7 +14,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.allocation_groups import Group
 from alphaquant.algorithms.quantize_model import quantized_for_now
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, blocks_of
 from alphaquant.config import QuantizationConfig
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.models.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def one_at_a_time(
         checkpoint, plan, tokens, quantization, device=device, batch_size=batch_size
     ) as folders:
         quantized: dict[str, Tensor] = {}
-        for index, block in enumerate(folders):
+        for index, block in enumerate(blocks_of(checkpoint, folders)):
             quantized |= block_weights(checkpoint, index, block)
     losses = sensitivity.set_index(["linear", "format"])["predicted_loss"].to_dict()
     rows = []

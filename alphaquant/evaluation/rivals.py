@@ -85,16 +85,16 @@ def _rivals(
                 "skip_attention": False,
             }
         )
-        plan = allocate(checkpoint.specs, uniform, quantization)
+        plan = allocate(checkpoint.plannable, uniform, quantization)
         update: dict[str, Any] = {"method": method}
         if method != "gptq":  # the others as they were published, whatever the run does on top
             update["tune"] = "none"
         yield f"uniform {text}, {method}", plan, quantization.model_copy(update=update)
-    equal_bits = allocation.model_copy(update={"target_bits": own.bits_per_weight})
+    equal_bits = allocation.model_copy(update={"target_bits": own.decoder_bits})
     for number in range(1, comparison.random + 1):
         seed = comparison.seed + number
         try:
-            plan = random_plan(checkpoint.specs, equal_bits, quantization, seed, tolerance=0.01)
+            plan = random_plan(checkpoint.plannable, equal_bits, quantization, seed, tolerance=0.01)
         except PlanError as error:
             reporter().note(f"comparison: no random plans ({error})")
             return

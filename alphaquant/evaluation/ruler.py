@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, blocks_of, quantized_head
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.head import Head
+from alphaquant.models.linear import HEAD
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.loading import load_model
 
@@ -54,11 +56,12 @@ class Ruler:
         self._checkpoint, self._device = checkpoint, device
         self._batches = windows.split(batch_size)
         self._model = _loaded(original or checkpoint, device)
-        self._head = self._model.get_output_embeddings()
+        self._head = Head(self._model)
         self._original = (self.hidden_states() if hidden is None else hidden).split(batch_size)
         if original is not None:
             self._model = _loaded(checkpoint, device)
-        self._live = LiveCheckpoint(self._model)
+        self._put_head = False
+        self._live = LiveCheckpoint(self._model, checkpoint.architecture.kind)
 
     def hidden_states(self) -> Tensor:
         """Last hidden states on the windows with the weights as they are now, on the CPU."""
@@ -70,8 +73,12 @@ class Ruler:
             self._live.replace(name, weight)
 
     def put_blocks(self, folders: Sequence[Path]) -> None:
-        """Overwrite every linear and norm with what quantized blocks hold, or with the original."""
-        for index, folder in enumerate(folders):
+        """Overwrite every linear and norm with what a quantized model's folders hold, or with the original."""
+        head = quantized_head(self._checkpoint, folders)
+        if head is not None or self._put_head:
+            self.put({HEAD: self._checkpoint.head_weight() if head is None else head})
+            self._put_head = head is not None
+        for index, folder in enumerate(blocks_of(self._checkpoint, folders)):
             norms = self._checkpoint.block_norms(index)
             self.put({name: self._checkpoint.weight(name) for name in norms})
             self.put(block_weights(self._checkpoint, index, folder))
@@ -80,7 +87,7 @@ class Ruler:
     def measure(self) -> WindowScores:
         """Compare the model as it is now with the original."""
         found: list[tuple[Tensor, ...]] = []
-        head = self._model.get_output_embeddings()
+        head = Head(self._model)
         for batch, originals in zip(self._batches, self._original, strict=True):
             hidden = self._hidden(batch)
             for tokens, first, second in zip(batch, originals, hidden, strict=True):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, quantized_head, with_own_head
 from alphaquant.export.block_reader import BlockReader
 from alphaquant.export.folder import copy_small_files, shards, write_index, write_json
 from alphaquant.export.safetensors_writer import write_safetensors
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused_tensors import assembled
+from alphaquant.models.linear import HEAD
+from alphaquant.models.untied import UntiedCheckpoint
 from alphaquant.progress import track
 
 
@@ -25,14 +27,23 @@ def export_dense(
     """Write a checkpoint folder under the original tensor names and shards, one block in memory.
 
     `routers` (by linear name) replace the kept ones. Every file that is no weight is copied; MXFP4 of the
-    original becomes bf16.
+    original becomes bf16. A quantized head that was tied goes into the shard of the embedding, and config.json says
+    that it is tied no longer.
     """
-    layout = checkpoint.layout
     copy_small_files(checkpoint.path, out)
-    if layout.mxfp4:  # other names and other dtypes than before
+    checkpoint = with_own_head(checkpoint, blocks)
+    layout = checkpoint.layout
+    if layout.mxfp4 or isinstance(checkpoint, UntiedCheckpoint):  # other tensors than before
         write_json(out / "config.json", checkpoint.raw_config)
         write_index(checkpoint.path, out, layout.files)
-    reader = BlockReader(checkpoint, lambda at: block_weights(checkpoint, at, blocks[at]))
+
+    def unit(at: int) -> Mapping[str, Tensor]:
+        if at < checkpoint.blocks:
+            return block_weights(checkpoint, at, blocks[at])
+        head = quantized_head(checkpoint, blocks)
+        return {} if head is None else {HEAD: head}
+
+    reader = BlockReader(checkpoint, len(blocks), unit)
 
     def value_of(name: str) -> Tensor:
         linear = name.removesuffix(".weight")

@@ -35,7 +35,7 @@ def quantization_config(
         if (scheme := schemes.get(spec.name)) is None or scheme.format == "bf16"
         else scheme
         for spec in specs
-        if spec.role != "lm_head"
+        if spec.role != "lm_head" or spec.name in schemes
     }
     used = [scheme for scheme in kinds.values() if scheme is not None]
     base = max(sorted(set(used), key=str), key=used.count)

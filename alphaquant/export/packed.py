@@ -9,7 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from alphaquant.algorithms.quantized_block import kept, load_block, load_moved, load_schemes
+from alphaquant.algorithms.quantized_block import (
+    kept,
+    load_block,
+    load_moved,
+    load_schemes,
+    with_own_head,
+)
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.export import compressed_tensors, gptq, quark
 from alphaquant.export.block_reader import BlockReader
@@ -46,6 +52,7 @@ def export_packed(
     GPTQModel wants. Every file that is no weight is copied. Raises FormatError naming a linear that `export` cannot
     store.
     """
+    checkpoint = with_own_head(checkpoint, blocks)
     stored = {name: s for folder in blocks for name, s in load_schemes(folder).items()}
     schemes = {name: scheme for name, scheme in stored.items() if scheme.format != "bf16"}
     activations = activations or {}
@@ -94,8 +101,8 @@ class _Writer:
         rename: Callable[[str], str],
     ) -> None:
         self._checkpoint, self._routers = checkpoint, routers
-        self._weights = BlockReader(checkpoint, lambda at: load_block(blocks[at]))
-        self._moved = BlockReader(checkpoint, lambda at: load_moved(blocks[at]))
+        self._weights = BlockReader(checkpoint, len(blocks), lambda at: load_block(blocks[at]))
+        self._moved = BlockReader(checkpoint, len(blocks), lambda at: load_moved(blocks[at]))
         self._in_blocks = {spec.name for spec in checkpoint.specs if spec.block is not None}
         self._carriers: dict[str, Carrier] = {}
         self._leaf: dict[str, tuple[str, str]] = {}  # written name -> linear, leaf

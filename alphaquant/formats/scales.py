@@ -12,6 +12,7 @@ bf16 and E4M3 scales are rounded before any element is chosen. An all-zero group
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,31 @@ class Scales:
             None if self.zero is None else self.zero[index],
             None if self.global_scale is None else self.global_scale[index],
             self.group_size,
+        )
+
+    def to(self, device: torch.device) -> Scales:
+        """The same on a device."""
+        scale, zero, shared = (
+            None if tensor is None else tensor.to(device)
+            for tensor in (self.scale, self.zero, self.global_scale)
+        )
+        assert scale is not None
+        return Scales(scale, zero, shared, self.group_size)
+
+    def rows(self, chosen: slice) -> Scales:
+        """The scales of some rows of one matrix."""
+        zero = None if self.zero is None else self.zero[chosen]
+        return Scales(self.scale[chosen], zero, self.global_scale, self.group_size)
+
+    @classmethod
+    def of_rows(cls, parts: Sequence[Scales]) -> Scales:
+        """Scales of one matrix from those of its rows in order, none of which has a scale of the matrix."""
+        zeros = [part.zero for part in parts if part.zero is not None]
+        return cls(
+            torch.cat([part.scale for part in parts]),
+            torch.cat(zeros) if zeros else None,
+            None,
+            parts[0].group_size,
         )
 
     @property

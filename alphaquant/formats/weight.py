@@ -5,6 +5,7 @@ This module is the front door of `formats`: it re-exports what callers of quanti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,24 @@ class QuantizedWeight:
     def __getitem__(self, index: int) -> QuantizedWeight:
         """One entry of the first batch dimension."""
         return QuantizedWeight(self.codes[index], self.scales[index], self.scheme)
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same on a device."""
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), self.scheme)
+
+    def rows(self, start: int, stop: int) -> QuantizedWeight:
+        """Rows of one matrix `[out, in]`."""
+        return QuantizedWeight(
+            self.codes[start:stop], self.scales.rows(slice(start, stop)), self.scheme
+        )
+
+    @classmethod
+    def of_rows(cls, parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+        """One matrix from its rows in order; parts of nvfp4, whose scales differ, cannot be joined."""
+        if len(parts) == 1:
+            return parts[0]
+        codes = torch.cat([part.codes for part in parts])
+        return cls(codes, Scales.of_rows([part.scales for part in parts]), parts[0].scheme)
 
     @property
     def shape(self) -> torch.Size:

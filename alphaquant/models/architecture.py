@@ -7,12 +7,12 @@ Names are those of the checkpoint on disk; shapes come from the safetensors head
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from alphaquant.errors import ModelError, nearest
-from alphaquant.models.linear import LinearSpec, Role
+from alphaquant.models.linear import HEAD, LinearSpec, Role
 from alphaquant.models.projections import ATTENTION, GATED, Projection
 
 Scoring: TypeAlias = Literal["softmax", "sigmoid"]
@@ -23,8 +23,12 @@ class Architecture:
     """One row per `model_type`; every path is relative to a decoder block on disk."""
 
     model_type: str
+    kind: ClassVar[Literal["auto", "generic"]] = "auto"
+    """The value of `model.architecture` that leads here."""
     attention: tuple[tuple[Projection, ...], ...] = (ATTENTION,)
     """Layouts of attention; a checkpoint has the one whose first linear it holds."""
+    gated: Mapping[str, Role] = field(default_factory=lambda: GATED)
+    """Projections of the MLP and of a shared expert."""
     experts_keys: tuple[str, ...] = ()
     """Config keys that count the routed experts: the published one, then transformers' own; none for dense models."""
     experts: str = "mlp.experts"
@@ -55,6 +59,10 @@ class Architecture:
     """Norms of projection outputs, which stand beside the residual stream."""
     constants: tuple[str, ...] = ()
     """Tensors that no linear and no norm owns and that stand beside the residual stream: they stay as they are."""
+    norm_offset: float = 0.0
+    """What is added to a norm's stored weight before it multiplies: 1 where files hold w - 1."""
+    tied_by_default: bool = False
+    """Whether the head is tied where config.json does not say."""
     value_clamp: str | None = None
     """Config key of a clamp on the values of attention; where it is set, heads cannot be rotated."""
     unrotatable: str | None = None
@@ -62,6 +70,14 @@ class Architecture:
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+        """The row with what a model's tensors tell, where it is generic. Raises ModelError when they do not."""
+        return self
+
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the output projection is the embedding, by config.json or the type's default."""
+        return bool(config.get("tie_word_embeddings", self.tied_by_default))
 
     def is_moe_block(self, config: Mapping[str, Any], block: int) -> bool:
         """Whether decoder block `block` holds routed experts."""
@@ -101,14 +117,14 @@ class Architecture:
         architecture needs and the checkpoint lacks, and for a config that transformers would misread.
         """
         self._check_assumptions(config)
-        tied = bool(config.get("tie_word_embeddings", False))
+        tied = self.is_tied(config)
         blocks = required_int(config, "num_hidden_layers")
         self._require_ends(shapes, tied)
         specs = [
             spec for block in range(blocks) for spec in self._block_linears(config, shapes, block)
         ]
         if not tied:
-            specs.append(_spec(shapes, "lm_head", "lm_head", None, None, "lm_head.in", "lm_head"))
+            specs.append(_spec(shapes, HEAD, "lm_head", None, None, f"{HEAD}.in", HEAD))
         return specs
 
     def _check_assumptions(self, config: Mapping[str, Any]) -> None:
@@ -121,6 +137,18 @@ class Architecture:
                     f"were {' or '.join(map(repr, allowed))}, so its outputs would be wrong. Such a model is not "
                     "supported."
                 )
+
+    def with_head(
+        self, specs: Sequence[LinearSpec], shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[LinearSpec]:
+        """What a plan may name: `specs`, and of a tied model the head, which quantization makes a matrix of its own."""
+        if any(spec.role == "lm_head" for spec in specs):
+            return list(specs)
+        rows, cols = shapes[f"{self.embedding}.weight"]
+        return [
+            *specs,
+            LinearSpec(HEAD, "lm_head", None, None, rows, cols, f"{HEAD}.in", HEAD),
+        ]
 
     def _require_ends(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
         """Raise ModelError for a missing embedding, final norm or untied output projection."""
@@ -192,8 +220,7 @@ class Architecture:
         )
         return next(fitting, self.attention[-1])
 
-    @staticmethod
-    def _gated(one: Any, folder: str, key: str) -> list[LinearSpec]:
+    def _gated(self, one: Any, folder: str, key: str) -> list[LinearSpec]:
         return [
             one(
                 f"{folder}.{path}",
@@ -201,7 +228,7 @@ class Architecture:
                 f"{key}.{'out' if role == 'down' else 'in'}",
                 f"{key}.down" if role == "down" else f"{key}.gate_up",
             )
-            for path, role in GATED.items()
+            for path, role in self.gated.items()
         ]
 
     def module_name(self, name: str) -> str:

@@ -8,7 +8,7 @@ architecture needs no attention or mask code here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.func import functional_call
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
 from alphaquant.models.experts import unfuse
+from alphaquant.models.head import Head
 
 
 class _Recorder(nn.Module):
@@ -48,27 +49,36 @@ class BlockModel:
         self.device = device
         self.dtype = dtype
         config = copy.deepcopy(checkpoint.config)
-        config.use_cache = False
+        config.use_cache = config.output_router_logits = False
         try:
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
                 )
-            inner = skeleton.model.eval()
-            rotary = type(inner.rotary_emb)(config=config)
+            inner = skeleton.eval().model
+            self._templates: list[nn.Module] = list(inner.layers)
         except LOADING_ERRORS as error:
             raise ModelError(
                 f"transformers cannot build the model of {checkpoint.path / 'config.json'} "
                 f"({first_line(error)}). Mend it, or download the model again."
             ) from error
         self._inner: Any = inner
-        self._templates: list[nn.Module] = list(self._inner.layers)
         self._inner.layers = nn.ModuleList(_Recorder(block) for block in self._templates)
+        self._compute_buffers: Callable[[nn.Module], None] = skeleton._init_weights
+        skeleton.model = nn.Identity()
+        self._causal: nn.Module = skeleton
         architecture = checkpoint.architecture
-        self._inner.rotary_emb = rotary.to(device)
-        self._place(self._inner.embed_tokens, f"{architecture.embedding}.weight")
-        self._place(self._inner.norm, f"{architecture.final_norm}.weight")
-        self.final_norm: nn.Module = self._inner.norm
+        outside = f"{architecture.blocks.rpartition('.')[0]}."
+        inside = f"{architecture.blocks}."
+        state = {
+            stored.removeprefix(outside): self._cast(checkpoint.tensor(stored), stored)
+            for stored in checkpoint.entries
+            if stored.startswith(outside) and not stored.startswith(inside)
+        }
+        self._load(inner, state, outside, "model", assign=True)
+        self.final_norm: nn.Module = self._inner.get_submodule(
+            architecture.final_norm.removeprefix(outside)
+        )
 
     def embed(self, tokens: Tensor, batch_size: int) -> list[Tensor]:
         """`[windows, length]` token ids to the first block's inputs, in batches."""
@@ -96,24 +106,7 @@ class BlockModel:
                 state[name] = finite(tensor, stored)
             else:
                 state[name] = self._cast(tensor, stored)
-        try:
-            missing, unexpected = block.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise ModelError(
-                f"block {index} of {self.checkpoint.path} does not fit its config.json: "
-                f"{str(error).splitlines()[-1].strip()}"
-            ) from error
-        if missing:
-            raise ModelError(
-                f"{self.checkpoint.path} lacks {prefix}{missing[0]}, which its config.json asks for"
-            )
-        if harmful := [name for name in unexpected if "rotary_emb" not in name]:
-            raise ModelError(
-                f"{self.checkpoint.path} has {prefix}{harmful[0]}, for which a "
-                f"{architecture.model_type} block has no place"
-            )
-        for parameter in block.parameters():
-            parameter.requires_grad_(False)
+        self._load(block, state, prefix, f"block {index}")
         return block
 
     def linear(self, block: nn.Module, index: int, name: str) -> nn.Module:
@@ -155,12 +148,21 @@ class BlockModel:
             with torch.no_grad():
                 yield self.run(block, index, batch).to(batch.device)
 
-    def head(self) -> nn.Linear:
-        """The output projection `[vocabulary, hidden]`, tied or not. Raises ModelError as `head_weight` does."""
-        weight = self._cast(self.checkpoint.head_weight(), "lm_head.weight")
-        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        head.weight = nn.Parameter(weight, requires_grad=False)
-        return head
+    def head(self, weight: Tensor | None = None) -> Head:
+        """Last hidden states to logits, tied or not, with `weight` `[vocabulary, hidden]` instead of the stored one.
+
+        Raises ModelError as `Checkpoint.head_weight` does.
+        """
+        causal: Any = copy.deepcopy(self._causal)
+        state = {
+            stored.removeprefix("lm_head."): self._cast(self.checkpoint.tensor(stored), stored)
+            for stored in self.checkpoint.entries
+            if stored.startswith("lm_head.") and stored != "lm_head.weight"
+        }
+        weight = self.checkpoint.head_weight() if weight is None else weight
+        state["weight"] = self._cast(weight, "lm_head.weight")
+        self._load(causal.lm_head, state, "lm_head.", "head", assign=True)
+        return Head(causal)
 
     def _kwargs(self, index: int, hidden: Tensor) -> dict[str, Any]:
         shape = (hidden.shape[0], hidden.shape[1])
@@ -181,9 +183,45 @@ class BlockModel:
             hook.remove()
         return (first[0],)
 
-    def _place(self, module: nn.Module, name: str) -> None:
-        weight = self._cast(self.checkpoint.tensor(name), name)
-        module.weight = nn.Parameter(weight, requires_grad=False)
+    def _load(
+        self,
+        module: nn.Module,
+        state: Mapping[str, Tensor],
+        prefix: str,
+        what: str,
+        *,
+        assign: bool = False,
+    ) -> None:
+        """Give a module its tensors: copies, or with `assign` the very ones, where it has none yet."""
+        folder = self.checkpoint.path
+        self._restore_buffers(module)
+        try:
+            missing, unexpected = module.load_state_dict(state, strict=False, assign=assign)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{what} of {folder} does not fit its config.json: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+        if missing:
+            raise ModelError(f"{folder} lacks {prefix}{missing[0]}, which its config.json asks for")
+        if harmful := [name for name in unexpected if "rotary_emb" not in name]:
+            raise ModelError(
+                f"{folder} has {prefix}{harmful[0]}, for which a "
+                f"{self.checkpoint.architecture.model_type} {what.partition(' ')[0]} has no place"
+            )
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+
+    def _restore_buffers(self, module: nn.Module) -> None:
+        """Compute what no checkpoint stores, such as rotary tables and scales of embeddings."""
+        for part in module.modules():
+            absent = part._non_persistent_buffers_set
+            for name in absent:
+                buffer = part._buffers[name]
+                if buffer is not None and buffer.is_meta:
+                    part._buffers[name] = torch.empty_like(buffer, device=self.device)
+            if absent:
+                self._compute_buffers(part)
 
     def _cast(self, tensor: Tensor, name: str) -> Tensor:
         """A stored tensor on the device. Raises ModelError when it holds NaN or infinity."""

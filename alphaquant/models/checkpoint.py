@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -49,12 +49,18 @@ _SMALLEST_VOCABULARY = 16
 class Checkpoint:
     """A model folder. Opening reads headers only; reading is safe from several threads."""
 
-    def __init__(self, path: Path | str, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        trust_remote_code: bool = False,
+        architecture: Literal["auto", "generic"] = "auto",
+    ) -> None:
         self.path = Path(path)
         self.trust_remote_code = trust_remote_code
         self.raw_config: dict[str, Any] = read_config(self.path)
-        self.architecture: Architecture = architecture_of(self.raw_config, trust_remote_code)
-        teach_transformers(self.architecture.model_type)
+        row = architecture_of(self.raw_config, architecture, trust_remote_code=trust_remote_code)
+        self.architecture: Architecture = row
+        teach_transformers(row.model_type)
         self._handles: dict[Path, Any] = {}
         self._opening = threading.Lock()
         settings = self.raw_config.get("quantization_config") or {}
@@ -63,6 +69,7 @@ class Checkpoint:
         self.layout: Layout = self._index()
         self.entries: dict[str, TensorEntry] = self.layout.entries
         shapes = {name: entry.shape for name, entry in self.entries.items()}
+        self.architecture = row.fitted(shapes)
         self.specs: list[LinearSpec] = self.architecture.linears(self.raw_config, shapes)
         self.blocks = required_int(self.raw_config, "num_hidden_layers")
 
@@ -177,6 +184,12 @@ class Checkpoint:
                     f"{embedding}. Set tie_word_embeddings to false, or remove {head}."
                 )
         return stored
+
+    @property
+    def plannable(self) -> list[LinearSpec]:
+        """What a plan may name: `specs`, and the head also where it is tied."""
+        shapes = {name: entry.shape for name, entry in self.entries.items()}
+        return self.architecture.with_head(self.specs, shapes)
 
     def block_specs(self, block: int) -> list[LinearSpec]:
         """The linears of one decoder block."""

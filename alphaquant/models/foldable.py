@@ -16,12 +16,11 @@ from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.linear import LinearSpec, Role
 
 _AT_NORMS: tuple[tuple[str, frozenset[Role]], ...] = (
-    ("attention_norm", frozenset({"q", "k", "v", "q_a", "kv_a"})),
-    ("mlp_norm", frozenset({"gate", "up", "router"})),
+    ("attention_norm", frozenset({"q", "k", "v", "qkv", "q_a", "kv_a"})),
+    ("mlp_norm", frozenset({"gate", "up", "gate_up", "router"})),
 )
-_KNOWN: frozenset[Role] = frozenset(
-    {"q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o", "gate", "up", "down", "router"}
-)
+_BEHIND: frozenset[Role] = frozenset({"q_b", "kv_b", "o", "down"})
+_KNOWN: frozenset[Role] = _BEHIND.union(*(roles for _, roles in _AT_NORMS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,17 @@ def folds(
     specs: Sequence[LinearSpec],
 ) -> Iterator[Fold | NoFold]:
     """Every group of one block's linears `specs`; `config` is config.json, `shapes` are those of all tensors."""
+    if architecture.kind == "generic":  # nobody knows what stands between its linears
+        yield NoFold(tuple(dict.fromkeys(s.role for s in specs)), "it has a generic row")
+        return
     root = f"{architecture.blocks}.{specs[0].block}"
     stranger = _stranger(shapes, specs, root)
     for field, roles in _AT_NORMS:
         norm = f"{root}.{getattr(architecture, field)}"
         readers = tuple(spec for spec in specs if spec.role in roles)
         reason = architecture.unrotatable or stranger
+        if architecture.norm_offset:
+            reason = reason or "norms are stored as their distance from one"
         if f"{norm}.weight" not in shapes:
             reason = reason or f"there is no {norm}"
         elif f"{norm}.bias" in shapes:

@@ -6,11 +6,34 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Role = Literal[
-    "q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o", "gate", "up", "down", "router", "lm_head"
+    "q",
+    "k",
+    "v",
+    "qkv",
+    "q_a",
+    "kv_a",
+    "q_b",
+    "kv_b",
+    "o",
+    "gate",
+    "up",
+    "gate_up",
+    "down",
+    "router",
+    "other",
+    "lm_head",
 ]
-"""Of latent attention, q_a and kv_a make the latents from the block's input, q_b and kv_b read them."""
+"""What a linear does. `qkv` and `gate_up` are one tensor on disk. Of latent attention, q_a and kv_a make the latents from
+the block's input, q_b and kv_b read them. `other` is what a generic row cannot tell."""
 ROLES: tuple[Role, ...] = get_args(Role)
-ATTENTION_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "q_a", "kv_a", "q_b", "kv_b", "o"})
+"""In the order in which a block uses them."""
+ATTENTION_ROLES: frozenset[Role] = frozenset(
+    {"q", "k", "v", "qkv", "q_a", "kv_a", "q_b", "kv_b", "o"}
+)
+
+
+HEAD = "lm_head"
+"""Name of the output projection."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.experts import UnfusedExperts, is_fused_experts
 from alphaquant.models.fused import Layout
+from alphaquant.models.linear import HEAD
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry
 
@@ -19,17 +20,22 @@ _MEMORY = Path("<memory>")
 
 
 class LiveCheckpoint(Checkpoint):
-    """A transformers model as a Checkpoint; its tensors are views, so `replace` changes the model."""
+    """A transformers model as a Checkpoint; its tensors are views, so `replace` changes the model.
+
+    `model_type` names a row instead of the model's own, or `generic`.
+    """
 
     def __init__(self, model: nn.Module, model_type: str = "auto") -> None:
         config: Any = model.config
         self.path = _MEMORY
         self.trust_remote_code = False
         self.raw_config = config.to_dict() | (
-            {} if model_type == "auto" else {"model_type": model_type}
+            {} if model_type in ("auto", "generic") else {"model_type": model_type}
         )
-        self.architecture = architecture_of(self.raw_config)
-        self._tensors = {self.architecture.disk_name(n): t for n, t in _named_tensors(model)}
+        tensors = dict(_named_tensors(model))
+        row = architecture_of(self.raw_config, "generic" if model_type == "generic" else "auto")
+        self.architecture = row.fitted({name: tuple(t.shape) for name, t in tensors.items()})
+        self._tensors = {self.architecture.disk_name(n): t for n, t in tensors.items()}
         if config.tie_word_embeddings:
             self._tensors.pop("lm_head.weight", None)
         self.entries = {
@@ -41,6 +47,7 @@ class LiveCheckpoint(Checkpoint):
         self.specs = self.architecture.linears(self.raw_config, shapes)
         self.blocks = int(self.raw_config["num_hidden_layers"])
         self._config = config
+        self._model: Any = model
         self._opening = threading.Lock()
 
     @property
@@ -56,8 +63,18 @@ class LiveCheckpoint(Checkpoint):
             raise ModelError(f"the model has no tensor {name}") from error
 
     def replace(self, linear: str, weight: Tensor) -> None:
-        """Overwrite a linear's weight `[out, in]` in the model."""
-        self.weight(linear).copy_(weight)
+        """Overwrite a linear's weight `[out, in]` in the model. A tied head becomes a tensor of its own."""
+        if linear != HEAD:
+            self.weight(linear).copy_(weight)
+            return
+        output = self._model.lm_head
+        old = output.weight
+        output.weight = nn.Parameter(
+            weight.to(old.device, old.dtype, copy=True), requires_grad=old.requires_grad
+        )
+        self._config.tie_word_embeddings = self.raw_config["tie_word_embeddings"] = False
+        self._tensors[f"{HEAD}.weight"] = output.weight.detach()
+        self.entries[f"{HEAD}.weight"] = TensorEntry(_MEMORY, str(old.dtype), tuple(old.shape))
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

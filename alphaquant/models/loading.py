@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ def load_model(
     device: torch.device,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
+    architecture: Literal["auto", "generic"] = "auto",
 ) -> nn.Module:
     """The causal language model of a folder in evaluation mode. Raises ModelError when transformers cannot build it.
 
@@ -36,10 +37,10 @@ def load_model(
         config = read_config(Path(folder))
         teach_transformers(str(config.get("model_type")))
         if settings := config.get("quantization_config"):
-            row = architecture_of(config, trust_remote_code)
+            row = architecture_of(config, architecture, trust_remote_code=trust_remote_code)
             decoded = settings.get("quant_method") in row.decodes
             kind = Checkpoint if decoded else PackedCheckpoint
-            model: Any = _from_tensors(kind(folder, trust_remote_code), dtype)
+            model: Any = _from_tensors(kind(folder, trust_remote_code, architecture), dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code

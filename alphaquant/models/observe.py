@@ -69,8 +69,10 @@ def _feed(
     yield module.register_forward_pre_hook(on_linear)
 
 
-def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor:
-    """How often each token `[tokens]` counts that reaches an expert with `args`."""
+def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor | None:
+    """How often each token `[tokens]` counts that reaches an expert with `args`; None where it is not told."""
+    if len(args) < 2:  # an expert of a model's own code, weighted behind it
+        return None
     return args[1].float() ** (2 if routing_weight == "p2" else 1)
 
 
@@ -133,10 +135,10 @@ def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _given(
-    modules: Mapping[str, nn.Module], read: Callable[[tuple[Tensor, ...]], Tensor]
-) -> Iterator[dict[str, Tensor]]:
+    modules: Mapping[str, nn.Module], read: Callable[[tuple[Tensor, ...]], Any]
+) -> Iterator[dict[str, Any]]:
     """While open, what `read` finds in the last arguments of each module, by its key."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
     with contextlib.ExitStack() as hooks:
         for key, module in modules.items():
             handle = module.register_forward_pre_hook(

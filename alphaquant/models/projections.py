@@ -28,6 +28,8 @@ ATTENTION = (
     _OUTPUT,
 )
 """Multi-head attention, with grouped keys and values or without."""
+FUSED_ATTENTION = (Projection("self_attn.qkv_proj", "qkv", "attention.in", "qkv"), _OUTPUT)
+"""The same with q, k and v as one tensor on disk."""
 
 _EXPAND_KV = Projection("self_attn.kv_b_proj", "kv_b", "attention.kv_latent", "kv_b")
 LATENT_ATTENTION = (
@@ -48,3 +50,5 @@ LOW_RANK_LATENT_ATTENTION = (
 
 GATED: Mapping[str, Role] = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 """A gated MLP, by path inside its folder."""
+FUSED_GATED: Mapping[str, Role] = {"gate_up_proj": "gate_up", "down_proj": "down"}
+"""The same with gate and up as one tensor on disk."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,12 +33,14 @@ class ModelRef(BaseModel):
     model_type: str
     digest: str
     trust_remote_code: bool = False
+    architecture: Literal["auto", "generic"] = "auto"
     source: ModelConfig = ModelConfig()
     """What finds the same model on another machine."""
 
     def cache_identity(self) -> dict[str, str]:
-        """What enters a cache key: the content, not the place."""
-        return {"digest": self.digest}
+        """What enters a cache key: the content, not the place, and how it is read."""
+        generic = {"architecture": self.architecture} if self.architecture != "auto" else {}
+        return {"digest": self.digest} | generic
 
 
 def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> ModelRef:
@@ -49,7 +51,9 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
     """
     folder = _folder(config)
     raw = read_config(folder)
-    architecture = architecture_of(raw, config.trust_remote_code)
+    architecture = architecture_of(
+        raw, config.architecture, trust_remote_code=config.trust_remote_code
+    )
     quantized = raw.get("quantization_config")
     if quantized and quantized.get("quant_method") not in architecture.decodes:
         raise ModelError(
@@ -57,7 +61,7 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
             "original weights."
         )
     layout = layout_of(architecture, tensor_index(folder))
-    architecture.linears(raw, layout.shapes)
+    architecture.fitted(layout.shapes).linears(raw, layout.shapes)
     name = folder.name if _is_folder(config) else config.path
     return ModelRef(
         path=str(folder),
@@ -65,6 +69,7 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
         model_type=architecture.model_type,
         digest=_digest(folder, digest_cache),
         trust_remote_code=config.trust_remote_code,
+        architecture=config.architecture,
         source=config.model_copy(update={"path": str(folder)}) if _is_folder(config) else config,
     )
 

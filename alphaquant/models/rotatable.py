@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeAlias
 from alphaquant.config import RotationConfig
 from alphaquant.errors import ConfigError, ModelError
 from alphaquant.models.architecture import Architecture, required_int
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import HEAD, LinearSpec
 
-HEAD = "lm_head.weight"
+HEAD_WEIGHT = f"{HEAD}.weight"
 Basis: TypeAlias = Literal["residual", "heads"]
 _NO = "Use rotation.kind=none."
 
@@ -30,10 +30,12 @@ class Turn:
     """Basis of its last dimension: a weight's inputs, a bias itself."""
     outputs: Basis | None = None
     """Basis of a weight's outputs."""
+    rows: int | None = None
+    """The outputs that are turned, counted from the last; None: all."""
     norm: str | None = None
     """Norm whose weight its columns are multiplied with."""
     ones: bool = False
-    """A norm whose weight went into the linears behind it."""
+    """A norm whose weight went into the linears behind it: it multiplies with one from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Heads:
 
     width: int
     """Channels per head."""
+    values: int
+    """Rows of v, or the last rows of qkv."""
     turned: bool
 
 
@@ -73,23 +77,24 @@ def turns(
     found = {
         embedding: Turn(inputs="residual"),
         final_norm: Turn(ones=True),
-        HEAD: Turn(inputs="residual", norm=final_norm),
+        HEAD_WEIGHT: Turn(inputs="residual", norm=final_norm),
     }
-    turned = heads(architecture, config, specs, rotation).turned
+    layout = heads(architecture, config, specs, rotation)
     for spec in specs:
         if spec.block is None:
             continue
         root = f"{architecture.blocks}.{spec.block}"
-        turn = _linear(spec, architecture, root, turned=turned)
+        turn = _linear(spec, architecture, root, layout)
         found[f"{spec.name}.weight"] = turn
-        found[f"{spec.name}.bias"] = Turn(inputs=turn.outputs)  # a bias is a vector of the output
+        if spec.role != "qkv":  # no type has biases there
+            found[f"{spec.name}.bias"] = Turn(inputs=turn.outputs)  # a vector of the output
         for norm in (architecture.attention_norm, architecture.mlp_norm):
             found[f"{root}.{norm}.weight"] = Turn(ones=True)
     _check_known(architecture, config, shapes, found)
     return {
         name: turn
         for name, turn in found.items()
-        if turn != Turn() and (name in shapes or name == HEAD)
+        if turn != Turn() and (name in shapes or name == HEAD_WEIGHT)
     }
 
 
@@ -107,7 +112,12 @@ def heads(
     count = required_int(config, "num_attention_heads")
     cols = next(spec.cols for spec in specs if spec.role == "o")
     width = cols // count
-    value_rows = {spec.rows for spec in specs if spec.role == "v"}
+    # behind the rows of q, as many as o has inputs, qkv holds as many of k as of v
+    value_rows = {
+        spec.rows if spec.role == "v" else (spec.rows - cols) // 2
+        for spec in specs
+        if spec.role in ("v", "qkv")
+    }
     if not value_rows and rotation.heads:
         raise ModelError(
             f"the values of {architecture.model_type} attention come from kv_b_proj, head by head behind the keys, "
@@ -124,7 +134,8 @@ def heads(
             f"config.json has {architecture.value_clamp}: {clamp}, which clamps the values of attention, so heads "
             "cannot be rotated exactly. Use rotation.heads=false."
         )
-    return Heads(width, bool(value_rows) and rotation.heads is not False and clamp is None)
+    turned = bool(value_rows) and rotation.heads is not False and clamp is None
+    return Heads(width, min(value_rows, default=0), turned)
 
 
 def head_block(width: int, block: int | None) -> int:
@@ -132,8 +143,8 @@ def head_block(width: int, block: int | None) -> int:
     return block if block and width % block == 0 else width
 
 
-def _linear(spec: LinearSpec, architecture: Architecture, root: str, *, turned: bool) -> Turn:
-    inside: Basis | None = "heads" if turned else None
+def _linear(spec: LinearSpec, architecture: Architecture, root: str, layout: Heads) -> Turn:
+    inside: Basis | None = "heads" if layout.turned else None
     match spec.role:
         case "o":
             return Turn(inputs=inside, outputs="residual")
@@ -143,9 +154,12 @@ def _linear(spec: LinearSpec, architecture: Architecture, root: str, *, turned: 
             return Turn()  # from a normed latent to heads
         case "q" | "k" | "v" | "q_a" | "kv_a":
             norm = f"{root}.{architecture.attention_norm}.weight"
-            return Turn("residual", inside if spec.role == "v" else None, norm)
+            return Turn("residual", inside if spec.role == "v" else None, norm=norm)
+        case "qkv":
+            norm = f"{root}.{architecture.attention_norm}.weight"
+            return Turn("residual", inside, layout.values if inside else None, norm)
         case _:
-            return Turn("residual", None, f"{root}.{architecture.mlp_norm}.weight")
+            return Turn("residual", norm=f"{root}.{architecture.mlp_norm}.weight")
 
 
 def _check_block(

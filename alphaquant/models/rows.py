@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from alphaquant.errors import ModelError
 from alphaquant.models.architecture import Architecture
+from alphaquant.models.generic import GenericArchitecture
 from alphaquant.models.linear import Role
-from alphaquant.models.projections import LATENT_ATTENTION, LOW_RANK_LATENT_ATTENTION
+from alphaquant.models.projections import (
+    FUSED_ATTENTION,
+    FUSED_GATED,
+    LATENT_ATTENTION,
+    LOW_RANK_LATENT_ATTENTION,
+)
 
 _LATENT = (LATENT_ATTENTION, LOW_RANK_LATENT_ATTENTION)
 _LATENT_NORMS = ("self_attn.q_a_layernorm", "self_attn.kv_a_layernorm")
+_NORMS_BEHIND = (
+    "norms stand behind its attention and MLP, whose outputs they scale channel by channel"
+)
 _MIXTRAL: dict[str, Role] = {"w1": "gate", "w3": "up", "w2": "down"}
 
 _ROWS = (
     Architecture("llama"),
+    Architecture("mistral"),
     Architecture("qwen2"),
     Architecture("qwen3"),
+    Architecture("phi3", attention=(FUSED_ATTENTION,), gated=FUSED_GATED),
+    Architecture("gemma", norm_offset=1.0, tied_by_default=True),
+    Architecture(
+        "gemma2",
+        norm_offset=1.0,
+        tied_by_default=True,
+        unrotatable=_NORMS_BEHIND,
+        mlp_norm="pre_feedforward_layernorm",
+    ),
+    Architecture(
+        "gemma3_text",
+        norm_offset=1.0,
+        tied_by_default=True,
+        unrotatable=_NORMS_BEHIND,
+        mlp_norm="pre_feedforward_layernorm",
+    ),
     Architecture("olmoe", experts_keys=("num_experts",), router="mlp.gate", value_clamp="clip_qkv"),
     Architecture(
         "mixtral",
@@ -94,9 +120,16 @@ _ROWS = (
 ARCHITECTURES: dict[str, Architecture] = {row.model_type: row for row in _ROWS}
 
 
-def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) -> Architecture:
-    """The row of a model's config.json. Raises ModelError that lists the rows."""
+def architecture_of(
+    config: Mapping[str, Any],
+    kind: Literal["auto", "generic"] = "auto",
+    *,
+    trust_remote_code: bool = False,
+) -> Architecture:
+    """The row of a model's config.json, or a generic one. Raises ModelError that lists the rows."""
     model_type = str(config.get("model_type", ""))
+    if kind == "generic":
+        return GenericArchitecture(model_type)
     row = ARCHITECTURES.get(model_type)
     if row is not None:
         return row
@@ -107,6 +140,6 @@ def architecture_of(config: Mapping[str, Any], trust_remote_code: bool = False) 
             f"Types that need no remote code: {', '.join(ARCHITECTURES)}."
         )
     raise ModelError(
-        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. "
-        "A new one is a row in alphaquant/models/rows.py."
+        f"model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}. For another "
+        "decoder set model.architecture=generic, or add a row in alphaquant/models/rows.py."
     )

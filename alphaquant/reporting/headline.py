@@ -79,7 +79,8 @@ def model_sizes(inputs: ReportInputs, linears: pd.DataFrame) -> tuple[float, flo
         return None
     planned = linears[linears["bits_per_weight"].notna()]
     stored = float((planned["bits_per_weight"] * planned["size"]).sum())
-    rest = 16.0 * max(inputs.parameters - int(planned["size"].sum()), 0)
+    own = planned[planned["role"] != "lm_head"] if inputs.tied else planned
+    rest = 16.0 * max(inputs.parameters - int(own["size"].sum()), 0)
     after = inputs.total_bits if inputs.total_bits is not None else stored + rest
     return 16.0 * inputs.parameters, float(after)
 
@@ -107,6 +108,12 @@ def answer(inputs: ReportInputs, linears: pd.DataFrame, scores: Scores) -> list[
             f"{count(len(planned), 'linear')} of {inputs.model} were assigned formats{made}{rounded}; "
             f"by share of weights: {listed}{rest}."
         )
+        if bool((planned["role"] == "lm_head").any()):
+            decoder = plan_bits(planned[planned["role"] != "lm_head"])
+            sentences.append(
+                f"`lm_head` is among them, with a format of its own; the decoder's linears, which budgets count, "
+                f"store {decoder:.3f} bits per weight."
+            )
     else:
         sentences.append("This run made no plan, so bits per weight are not known.")
     if inputs.rotation is not None:

@@ -38,6 +38,9 @@ ROLE_STYLE: dict[str, tuple[str, str]] = {
     "down": ("#882255", "P"),
     "router": ("#000000", "X"),
     "lm_head": ("#777777", "*"),
+    "other": ("#117733", "d"),
+    "gate_up": ("#D55E00", "h"),
+    "qkv": ("#009E73", "p"),
 }
 BEFORE, AFTER, ACCENT = "#777777", "#0072B2", "#D55E00"
 SEQUENTIAL = "viridis"

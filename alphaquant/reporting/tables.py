@@ -56,6 +56,8 @@ class ReportInputs:
     """transformers' name of the architecture, such as olmoe."""
     parameters: int | None = None
     """All parameters of the original, embeddings and norms included."""
+    tied: bool = False
+    """Whether the original's head is its embedding; a quantized head then comes on top of the parameters."""
     total_bits: float | None = None
     """Bits that all parameters take after compression; empty: the plan's, and 16 for what is not in it."""
     alpha: pd.DataFrame | None = None

@@ -36,7 +36,10 @@ class BatchIncomplete(AlphaQuantError):
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Quantize every linear of one or several models to one format (lm_head and routers stay bf16)."
+    text = (
+        "Quantize every linear of one or several models to one format (routers stay bf16, and lm_head, unless "
+        "allocation.lm_head names one)."
+    )
     parser = add_verb(verbs, "quantize", text, _EXAMPLE)
     parser.add_argument(
         "--src",
@@ -51,7 +54,7 @@ def add_to(verbs: Verbs) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="checkpoint folder (default: BASE_METHOD_wBITS_gSIZE_headbf16 here); of several models "
+        help="checkpoint folder (default: BASE_METHOD_wBITS_gSIZE_headFORMAT here); of several models "
         "the folder that holds one such folder each",
     )
     parser.add_argument("--method", choices=get_args(Method), default="gptq")
@@ -89,7 +92,7 @@ def execute(options: argparse.Namespace) -> None:
     several = len(options.src) > 1
     with stdout_kept_clean(options.json):
         configs = [config_of(options, source) for source in options.src]
-        folders = checkpoint_folders(options)
+        folders = checkpoint_folders(options, configs[0].allocation.lm_head or "bf16")
         store = open_store(options.store)
         with showing_progress(console):
             if several:
@@ -159,14 +162,14 @@ def _format(options: argparse.Namespace) -> str:
     return "nf4"
 
 
-def checkpoint_folders(options: argparse.Namespace) -> list[Path]:
-    """Where each model goes. Raises ConfigError for two models that would share a folder."""
+def checkpoint_folders(options: argparse.Namespace, head: str) -> list[Path]:
+    """Where each model goes; `head` is the format of lm_head. Raises ConfigError for two models that would share a folder."""
     if len(options.src) == 1 and options.dst:
         return [options.dst]
     scheme = Scheme.parse(_format(options), group_size=options.group_size)
     size = scheme.group_size or -1
     names = [
-        checkpoint_name(base_name(source), options.method, options.bits, size)
+        checkpoint_name(base_name(source), options.method, options.bits, size, head)
         for source in options.src
     ]
     if twice := _repeated(names):

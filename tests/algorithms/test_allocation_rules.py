@@ -123,11 +123,37 @@ def test_a_broken_regular_expression_is_an_error_that_quotes_it() -> None:
         pinned({"pattern": "re:(", "wq": "int4"})
 
 
-@pytest.mark.parametrize("setting", [{"wq": "int8"}, {"aq": "fp8"}])
+def head_of(*overrides: dict[str, Any], **settings: Any) -> str | None:
+    config = AllocationConfig(overrides=overrides, **settings)
+    found = resolve_rules(SPECS, config, QuantizationConfig(group_size=64)).head
+    return None if found is None else str(found[1])
+
+
+def test_the_head_has_a_setting_of_its_own() -> None:
+    assert head_of() is None
+    assert head_of(lm_head="bf16") is None
+    assert head_of(lm_head="int8") == "int8-g64"
+    assert head_of(lm_head="mxfp8", target_bits=2.0) == "mxfp8"
+    rules = resolve_rules(SPECS, AllocationConfig(lm_head="int8"), QuantizationConfig())
+    assert "lm_head" not in {spec.name for spec in rules.specs} | set(rules.fixed)
+
+
 @pytest.mark.parametrize("pattern", ["lm_head", "lm_*", "re:lm_head"])
-def test_a_quantized_lm_head_is_refused(pattern: str, setting: dict[str, str]) -> None:
-    with pytest.raises(PlanError, match="quantized lm_head"):
-        pinned({"pattern": pattern, **setting})
+def test_an_override_that_names_the_head_alone_decides_it(pattern: str) -> None:
+    assert head_of({"pattern": pattern, "wq": "int4", "group_size": 32}) == "int4-g32"
+    assert head_of({"pattern": pattern, "wq": "int4"}, lm_head="int8") == "int4-g64"
+    assert head_of({"pattern": pattern, "skip": True}, lm_head="int8") is None
+    assert head_of({"pattern": pattern, "aq": "fp8"}, lm_head="int8") == "int8-g64"
+
+
+def test_activations_of_a_kept_head_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"activations of lm_head.*set allocation\.lm_head"):
+        head_of({"pattern": "lm_head", "aq": "fp8"})
+
+
+def test_a_head_that_is_not_among_the_linears_cannot_be_quantized() -> None:
+    with pytest.raises(ValueError, match="not among the linears"):
+        resolve_rules(TIED, AllocationConfig(lm_head="int8"), QuantizationConfig())
 
 
 @pytest.mark.parametrize("specs", [SPECS, TIED], ids=["own head", "tied head"])
@@ -144,7 +170,7 @@ def test_a_wide_pattern_leaves_lm_head_alone_and_says_so() -> None:
     with reporting_to(notes):
         names = pinned({"pattern": "*", "wq": "int4"})
     assert "lm_head" not in names
-    assert notes.said == ["override '*' also matches lm_head, which stays bf16"]
+    assert notes.said == ["override '*' also matches lm_head, whose format allocation.lm_head says"]
 
 
 def test_a_group_size_that_the_format_fixes_otherwise_is_ignored_with_a_note() -> None:

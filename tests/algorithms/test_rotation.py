@@ -18,11 +18,12 @@ from alphaquant.config import RotationConfig
 from alphaquant.errors import ModelError
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from tests.tiny import TYPES, VOCABULARY, make_model
+from tests.tiny import ROTATABLE, VOCABULARY, make_model
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in TYPES} | {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ROTATABLE} | {
     "olmoe with a clamp": ("olmoe", {"clip_qkv": 0.2}),
     "llama with every bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3 with biases of attention": ("qwen3", {"attention_bias": True}),
     "llama of an odd size": ("llama", {"hidden_size": 28, "head_dim": 6}),
     "latent attention with every bias": ("deepseek_v3", {"attention_bias": True}),
     "latent queries of full rank": ("deepseek_v3", {"q_lora_rank": None}),
@@ -175,7 +176,7 @@ def test_a_tied_model_with_another_head_of_its_own_is_refused(llama: Checkpoint)
         rotated.weight("lm_head")
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_in_memory_is_rotated_in_place(tmp_path: Path, model_type: str, tied: bool) -> None:
     folder = make_model(

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import alphaquant.algorithms.tuning_memory
 from alphaquant.algorithms.quantized_block import load_block, load_moved, save_retuned_block
+from alphaquant.algorithms.tunable_model import Norm
 from alphaquant.algorithms.tune_model import ModelTuning, tune_model
 from alphaquant.algorithms.tuning_memory import bytes_needed
 from alphaquant.config import QuantizationConfig
@@ -61,6 +62,13 @@ def test_what_is_exported_is_as_close_to_the_original_as_was_said(
         a, b = (torch.log_softmax(model(held_out()).logits, -1) for model in models)
     kl = float((a.exp() * (a - b)).sum(-1).mean())
     assert kl == pytest.approx(tuning.kl_after, rel=1e-3)
+
+
+def test_a_norm_stored_as_its_distance_from_one_moves_in_units_of_what_it_multiplies() -> None:
+    stored = torch.tensor([0.0, 0.0, 0.0])
+    norm = Norm(stored, torch.device("cpu"), offset=1.0)
+    norm.change.data += 0.25
+    torch.testing.assert_close(norm.stored(), torch.full((3,), 0.25))
 
 
 def test_codes_stay_and_scales_and_norms_move(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ LATENT: dict[str, Any] = {
     "v_head_dim": 16,
 }
 WIDER: dict[str, dict[str, Any]] = {
+    "qwen2": {"head_dim": 16},  # GPTQ packs 32 channels at a time
     "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
     "qwen3_moe": {"moe_intermediate_size": 64},
     "deepseek": {"moe_intermediate_size": 64},
@@ -181,6 +182,25 @@ def test_moved_norms_and_trained_routers_are_written(tmp_path: Path) -> None:
     assert torch.equal(PackedCheckpoint(packed).weight(router).float(), trained[router])
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("export", ["compressed-tensors", "gptq"])
+def test_a_quantized_head_is_packed_too(tmp_path: Path, export: Any, tied: bool) -> None:
+    sizes = SIZES | {"vocab_size": 288}
+    source = make_model(tmp_path / "m", **sizes, tie_word_embeddings=tied, shard="20kB")
+    dense, packed = exported(
+        Checkpoint(source),
+        lambda spec: "int8-g32" if spec.role == "lm_head" else "int4-g32",
+        export,
+        tmp_path,
+        head=True,
+    )
+    read = PackedCheckpoint(packed)
+    assert read.raw_config["tie_word_embeddings"] is False
+    assert torch.equal(read.head_weight(), Checkpoint(dense).head_weight())
+    assert not torch.equal(read.head_weight(), Checkpoint(source).head_weight())
+    assert torch.equal(logits(packed), logits(dense))
+
+
 def test_two_exports_are_the_same_bytes(tmp_path: Path) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "model", "olmoe", **SIZES))
     found = []
@@ -224,18 +244,20 @@ def exported(
     module_names: bool = False,
     tokens: Tensor | None = None,
     method: Any = "rtn",
+    head: bool = False,
 ) -> tuple[Path, Path]:
     """The dense and the packed folder of a model that was rounded, to nearest unless told otherwise."""
+    kept = ("router",) if head else ("router", "lm_head")
+    specs = checkpoint.plannable if head else checkpoint.specs
     schemes = {
-        spec.name: Scheme.parse("bf16" if spec.role in ("router", "lm_head") else mixture(spec))
-        for spec in checkpoint.specs
+        spec.name: Scheme.parse("bf16" if spec.role in kept else mixture(spec)) for spec in specs
     }
     folders = {name: root / name for name in ("blocks", "dense", "packed")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     blocks = quantize_blocks(
         checkpoint,
-        QuantPlan(checkpoint.specs, schemes),
+        QuantPlan(specs, schemes),
         tokens,
         QuantizationConfig(method=method, scale_search="none"),
         device=CPU,

@@ -12,7 +12,7 @@ from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.config import RotationConfig
 from alphaquant.export.rotated import export_rotated
 from alphaquant.models.checkpoint import Checkpoint
-from tests.tiny import TYPES, VOCABULARY, make_model
+from tests.tiny import ROTATABLE, VOCABULARY, make_model
 
 HADAMARD = RotationConfig(kind="hadamard")
 
@@ -23,7 +23,7 @@ def rotated_folder(source: Path, out: Path) -> Checkpoint:
     return Checkpoint(out)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 @pytest.mark.parametrize(("tied", "shard"), [(False, "30kB"), (True, "30kB"), (True, "1GB")])
 def test_transformers_loads_the_folder_and_gives_the_same_logits(
     tmp_path: Path, model_type: str, tied: bool, shard: str

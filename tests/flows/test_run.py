@@ -323,6 +323,12 @@ def test_quantize_names_its_folder_after_the_model_and_the_scheme(cli: Cli, tmp_
     assert ending.states["calibration"] == "skipped"
 
 
+def test_quantize_says_in_the_name_how_the_head_is_stored(cli: Cli) -> None:
+    options = ("--method", "rtn", "--bits", "8", "--set", "allocation.lm_head=int8", "--json")
+    ending = cli("quantize", "--src", "model", *options)
+    assert ending.json["checkpoint"] == "model_RTN_w8_g128_headint8"
+
+
 def test_quantize_names_its_folder_after_the_folder_that_a_dot_means(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,11 @@ from tests.tiny import TYPES, VOCABULARY, make_model
 
 
 def stream(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
-    model = BlockModel(Checkpoint(folder), torch.device("cpu"), torch.float32)
+    return stream_of(BlockModel(Checkpoint(folder), torch.device("cpu"), torch.float32), tokens)
+
+
+def stream_of(model: BlockModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits, block by block."""
     hidden = model.embed(tokens, batch_size=2)
     for index in range(model.checkpoint.blocks):
         hidden = list(model.advance(model.block(index), index, hidden))
@@ -30,6 +34,16 @@ def test_streamed_blocks_give_the_logits_of_transformers(
     with torch.no_grad():
         expected = reference(tokens).logits
     torch.testing.assert_close(stream(folder, tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_model_does_to_its_logits_behind_the_projection_is_done(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "gemma2", final_logit_softcapping=0.5)
+    tokens = torch.randint(0, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
+    logits = stream(folder, tokens)
+    assert 0.3 < float(logits.abs().max()) < 0.5
+    model = BlockModel(Checkpoint(folder), torch.device("cpu"), torch.float32)
+    hidden = torch.randn(3, 7, 32)
+    torch.testing.assert_close(model.head()(hidden)[1], model.head()(hidden[1]))
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.resolve import resolve_model
-from tests.tiny import VOCABULARY, make_model
+from alphaquant.models.rows import ARCHITECTURES
+from tests.tiny import TYPES, VOCABULARY, make_model
 
 CPU = torch.device("cpu")
 
@@ -100,9 +102,26 @@ def test_a_tied_model_needs_no_head(tmp_path: Path, key: str) -> None:
     edit_config(folder, **{key: None})
     if key == "unused":
         resolve(folder)
-    else:  # absent means false, as in every supported type's config class
+    else:  # absent means false, as in the type's config class
         with pytest.raises(ModelError, match=r"lm_head\.weight is missing"):
             resolve(folder)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_where_the_config_does_not_say_a_head_is_tied_as_in_the_config_class(
+    model_type: str,
+) -> None:
+    default = AutoConfig.for_model(model_type).tie_word_embeddings
+    assert ARCHITECTURES[model_type].is_tied({}) is default
+    assert not ARCHITECTURES[model_type].is_tied({"tie_word_embeddings": False})
+
+
+def test_a_gemma_needs_no_head_and_no_word_about_it(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "gemma2", tie_word_embeddings=True)
+    edit_config(folder, tie_word_embeddings=None)
+    resolve(folder)
+    head = BlockModel(Checkpoint(folder), CPU, torch.float32).head()
+    assert head(torch.zeros(2, 3, 32)).shape == (2, 3, VOCABULARY)
 
 
 def test_a_tied_model_with_a_head_of_its_own_is_refused(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_linear_that_the_config_asks_for_and_nobody_has_is_named(folder: Path) -
 
 def test_unsupported_type_lists_the_supported(folder: Path) -> None:
     edit_config(folder, model_type="mamba")
-    with pytest.raises(ModelError, match=r"'mamba' is not supported; supported: llama, qwen2"):
+    with pytest.raises(ModelError, match=r"'mamba' is not supported; supported: llama, mistral"):
         resolve(folder)
 
 

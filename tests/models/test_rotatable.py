@@ -12,7 +12,7 @@ from alphaquant.config import RotationConfig
 from alphaquant.errors import ConfigError, ModelError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.rotatable import Turn, head_block, turns
-from tests.tiny import TYPES, make_model
+from tests.tiny import ROTATABLE, TYPES, make_model
 
 
 class Model:
@@ -40,7 +40,7 @@ def headers(tmp_path: Path, model_type: str = "llama", **changes: Any) -> Model:
     return Model(Checkpoint(make_model(tmp_path / "m", model_type, **changes)))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", ROTATABLE)
 def test_all_tensors_but_norms_and_biases_of_outputs_turn(tmp_path: Path, model_type: str) -> None:
     model = headers(tmp_path, model_type)
     still = {name.partition("layers.")[2][2:] for name in set(model.shapes) - set(model.turns())}
@@ -64,6 +64,26 @@ def test_all_tensors_but_norms_and_biases_of_outputs_turn(tmp_path: Path, model_
         },
     }
     assert still == expected.get(model_type, set())
+
+
+@pytest.mark.parametrize("model_type", sorted(set(TYPES) - set(ROTATABLE)))
+def test_types_that_cannot_be_rotated_say_why(tmp_path: Path, model_type: str) -> None:
+    model = headers(tmp_path, model_type)
+    reason = rf"{model_type} model cannot be rotated exactly: \w.*Use rotation\.kind=none"
+    with pytest.raises(ModelError, match=reason):
+        model.turns()
+
+
+def test_of_fused_attention_only_the_values_turn_with_the_heads(tmp_path: Path) -> None:
+    model = headers(tmp_path, "phi3")
+    name = "model.layers.0.self_attn.qkv_proj"
+    norm = "model.layers.0.input_layernorm.weight"
+    rows = 2 * 8  # key-value heads, channels of each
+    assert model.turns()[f"{name}.weight"] == Turn("residual", "heads", rows, norm)
+    assert model.turns(heads=False)[f"{name}.weight"] == Turn("residual", norm=norm)
+    model.shapes[f"{name}.bias"] = (64,)
+    with pytest.raises(ModelError, match=r"qkv_proj\.bias, which a plain phi3 model has not"):
+        model.turns()
 
 
 def test_a_tied_model_gets_a_head_that_takes_the_final_norm_in(tmp_path: Path) -> None:
