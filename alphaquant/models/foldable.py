@@ -19,7 +19,7 @@ _AT_NORMS: tuple[tuple[str, frozenset[Role]], ...] = (
     ("attention_norm", frozenset({"q", "k", "v", "qkv"})),
     ("mlp_norm", frozenset({"gate", "up", "gate_up", "router"})),
 )
-_KNOWN: frozenset[Role] = frozenset({"o", "down"}).union(*(roles for _, roles in _AT_NORMS))
+_KNOWN: frozenset[str] = frozenset({"o", "down"}).union(*(roles for _, roles in _AT_NORMS))
 
 
 @dataclass(frozen=True, slots=True)
