@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.column_walk import TILE, walk_columns
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import (
     QuantizedWeight,
@@ -91,16 +92,16 @@ class _Walk:
     upper: Tensor  # [..., in, in]
 
     def take(self, x: Tensor) -> Tensor:
-        """`[..., out, in]` with its columns in walking order."""
+        """`[..., out, in]` to `[..., in, out]`, its columns in walking order."""
         if self.order is None:
-            return x.clone()
-        return x.gather(-1, self.order[..., None, :].expand_as(x))
+            return x.mT.clone(memory_format=torch.contiguous_format)
+        return x.mT.gather(-2, self.order[..., :, None].expand_as(x.mT))
 
     def put_back(self, x: Tensor) -> Tensor:
         """The inverse of `take`."""
-        if self.order is None:
-            return x
-        return torch.empty_like(x).scatter_(-1, self.order[..., None, :].expand_as(x), x)
+        if self.order is not None:
+            x = torch.empty_like(x).scatter_(-2, self.order[..., :, None].expand_as(x), x)
+        return x.mT.contiguous()
 
 
 def _activation_order(factor: InverseFactor) -> _Walk:
@@ -116,21 +117,22 @@ class _Refresher:
     ) -> None:
         self.scheme, self.options, self.diagonal, self.scales = scheme, options, diagonal, scales
         self.group = scheme.group_size or diagonal.shape[-1]
-        # a group may not straddle two lazy blocks, or the later part would miss updates
+        # a group may not straddle two lazy blocks or tiles, or the later part would miss updates
         self.block_size = max(self.group, options.block_size // self.group * self.group)
+        self.tile = TILE if self.group % TILE == 0 else self.group
 
     def enter(self, weight: Tensor, column: int, scale: Tensor, zero: Tensor | None) -> None:
-        """Update the group that starts at `column` in the scales and in their expanded columns."""
-        columns = slice(column, min(column + self.group, weight.shape[-1]))
+        """Update the group that starts at `column` of `[..., in, out]` in the scales and their expanded columns."""
+        columns = slice(column, min(column + self.group, weight.shape[-2]))
         search = search_of(self.options.scale_search, self.diagonal[..., columns])
-        found = find_scales(weight[..., columns], self.scheme, **search)
+        found = find_scales(weight[..., columns, :].mT, self.scheme, **search)
         index = column // self.group
         self.scales.scale[..., index] = found.scale[..., 0]
         new_scale, new_zero = expand(found, columns.stop - columns.start)
-        scale[..., columns] = new_scale
+        scale[..., columns, :] = new_scale.mT
         if zero is not None and new_zero is not None and self.scales.zero is not None:
             self.scales.zero[..., index] = found.zero[..., 0]  # type: ignore[index]
-            zero[..., columns] = new_zero
+            zero[..., columns, :] = new_zero.mT
 
 
 def _round_columns(
@@ -144,29 +146,30 @@ def _round_columns(
     """The walk itself: values in walking order, the loss `[...]`, and what was rounded to the values."""
     cols = original.shape[-1]
     fmt, upper = scheme.number_format, walk.upper.float()
-    weight = walk.take(original)
+    weight = walk.take(original)  # [..., in, out]
     scale, zero = expand(scales, cols)
     scale = walk.take(scale)
     zero = None if zero is None else walk.take(zero)
+    inverse = 1 / upper.diagonal(dim1=-2, dim2=-1)
     values = torch.empty_like(weight)
     loss = torch.zeros(weight.shape[:-2], dtype=weight.dtype, device=weight.device)
-    block_size = refresher.block_size if refresher else options.block_size
+    block_size, tile = (
+        (refresher.block_size, refresher.tile) if refresher else (options.block_size, TILE)
+    )
     for start in range(0, cols, block_size):
-        stop = min(start + block_size, cols)
-        errors = torch.empty_like(weight[..., start:stop])
-        for column in range(start, stop):
+        inside = slice(start, min(start + block_size, cols))
+
+        def decide(at: int, w: Tensor, start: int = start) -> Tensor:
+            column = start + at
             if refresher and column % refresher.group == 0:
                 refresher.enter(weight, column, scale, zero)
-            w = weight[..., column]
-            z = None if zero is None else zero[..., column]
-            q = fake_quantize(w, scale[..., column], z, fmt)
-            error = (w - q) / upper[..., column, column, None]
-            values[..., column] = q
-            errors[..., column - start] = error
-            if column + 1 < stop:
-                row = upper[..., column, column + 1 : stop]
-                weight[..., column + 1 : stop] -= error[..., :, None] * row[..., None, :]
+            z = None if zero is None else zero[..., column, :]
+            q = fake_quantize(w, scale[..., column, :], z, fmt)
+            values[..., column, :] = q
+            return (w - q).mul_(inverse[..., column, None])
+
+        errors = walk_columns(weight[..., inside, :], upper[..., inside, inside], decide, tile)
         loss += errors.square().sum((-2, -1))
-        if stop < cols:
-            weight[..., stop:] -= errors @ upper[..., start:stop, stop:]
+        if inside.stop < cols:
+            weight[..., inside.stop :, :] -= upper[..., inside, inside.stop :].mT @ errors
     return values, loss, weight

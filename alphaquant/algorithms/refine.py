@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.formats.scales import nearest_scale
-from alphaquant.formats.weight import QuantizedWeight, Scales, encode, expand, fake_quantize
+from alphaquant.formats.weight import QuantizedWeight, encode, expand, fake_quantize
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
 
@@ -26,75 +27,115 @@ def refine(
     sweeps: int = 1,
     refit: bool = True,
 ) -> tuple[QuantizedWeight, Tensor]:
-    """Refit the scales of `start` if asked, then `sweeps` times: move every code, refit again.
+    """Move every code `sweeps` times, and, if asked, refit the scales before each sweep and behind the last.
 
     Returns it with what each element would be if nothing had to be rounded and all others stayed
     `[..., out, in]`. The loss never grows, up to the rounding of fp32 sums.
     """
-    walk = _Descent(weight.float(), hessian.float(), start)
-    for turn in range(sweeps + 1):
-        if turn:
-            walk.move_codes()
-        if refit:
-            walk.move_scales()
-    return encode(walk.values, walk.scales, start.scheme), walk.wanted()
+    walk = _Descent(weight.float(), hessian.float(), start, refit=refit)
+    for _ in range(sweeps):
+        walk.sweep()
+    walk.move_scales()
+    return encode(walk.values.mT.contiguous(), walk.scales, start.scheme), walk.wanted()
 
 
 class _Descent:
-    """Values and scales on their way down, and the gradient (W - Q)H that leads them."""
+    """Values and scales on their way down, and the gradient (W - Q)H that leads them; all `[..., in, out]`."""
 
-    def __init__(self, weight: Tensor, hessian: Tensor, start: QuantizedWeight) -> None:
+    def __init__(
+        self, weight: Tensor, hessian: Tensor, start: QuantizedWeight, *, refit: bool
+    ) -> None:
         self._hessian, self._format = hessian, start.scheme.number_format
+        self._inverse = 1 / hessian.diagonal(dim1=-2, dim2=-1)
         self._width = start.scheme.group_width(weight.shape[-1])
-        self.scales: Scales = start.scales
-        self.values = start.dequantize()  # [..., out, in]
-        self._gradient = (weight - self.values) @ hessian  # [..., out, in]
+        self._refit = refit and self._format.scale_type is not None
+        self.scales = replace(start.scales, scale=start.scales.scale.clone())
+        self.values = start.dequantize().mT.contiguous()
+        self._gradient = hessian @ (weight.mT - self.values)
 
     def wanted(self) -> Tensor:
         """The minimum of each element's parabola `[..., out, in]`."""
-        return self.values + self._gradient / self._hessian.diagonal(dim1=-2, dim2=-1)[..., None, :]
+        return (self.values + self._gradient * self._inverse[..., :, None]).mT.contiguous()
 
-    def move_codes(self) -> None:
-        """Every element to the grid value nearest to its minimum, column after column."""
-        cols = self.values.shape[-1]
-        scale, zero = expand(self.scales, cols)
-        for start in range(0, cols, _BLOCK):
-            inside = slice(start, min(start + _BLOCK, cols))
-            before, now = self.values[..., inside], self.values[..., inside].clone()
-            local = self._gradient[..., inside].clone()
+    def sweep(self) -> None:
+        """Scales where they are refitted, then every element to the grid value nearest to its minimum.
+
+        Groups that fit into a block of columns are refitted as the block is entered, so that the gradient
+        of the whole matrix is updated once for both.
+        """
+        fits = self._width <= _BLOCK
+        if self._refit and not fits:
+            self.move_scales()
+        cols = self.values.shape[-2]
+        size = _BLOCK // self._width * self._width if fits else _BLOCK
+        for start in range(0, cols, size):
+            inside = slice(start, min(start + size, cols))
+            now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :].clone()
             square = self._hessian[..., inside, inside]
-            for column in range(now.shape[-1]):
-                at = start + column
-                wanted = now[..., column] + local[..., column] / square[..., column, column, None]
-                z = None if zero is None else zero[..., at]
-                found = fake_quantize(wanted, scale[..., at], z, self._format)
-                step = found - now[..., column]
-                now[..., column] = found
-                local -= step[..., :, None] * square[..., None, column, :]
-            self._step(inside, now - before)
+            if self._refit and fits:
+                self._move_scales(inside, now, slope, square)
+            self._move_codes(inside, now, slope, square)
+            self._place(inside, now)
 
     def move_scales(self) -> None:
         """Every scale to the storable value nearest to its minimum, group after group."""
-        if self._format.scale_type is None:
+        if not self._refit:
             return
-        cols = self.values.shape[-1]
-        effective = self.scales.effective
-        scale = self.scales.scale.clone()
-        shared = self.scales.global_scale
-        for group in range(scale.shape[-1]):
-            inside = slice(group * self._width, min((group + 1) * self._width, cols))
-            elements = self.values[..., inside] / effective[..., group, None]
-            slope = (elements * self._gradient[..., inside]).sum(-1)
-            curvature = ((elements @ self._hessian[..., inside, inside]) * elements).sum(-1)
-            wanted = effective[..., group] + slope / curvature
-            if shared is not None:
-                wanted = wanted / shared[..., None]
-            found = nearest_scale(wanted, self._format)
-            scale[..., group] = torch.where(curvature > 0, found, scale[..., group])
-            changed = scale[..., group] if shared is None else scale[..., group] * shared[..., None]
-            self._step(inside, elements * changed[..., None] - self.values[..., inside])
-        self.scales = replace(self.scales, scale=scale)
+        cols = self.values.shape[-2]
+        for start in range(0, cols, self._width):
+            inside = slice(start, min(start + self._width, cols))
+            now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
+            self._move_scales(inside, now, slope, self._hessian[..., inside, inside], alone=True)
+            self._place(inside, now)
 
-    def _step(self, inside: slice, change: Tensor) -> None:
-        self.values[..., inside] += change
-        self._gradient -= change @ self._hessian[..., inside, :]
+    def _move_scales(
+        self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, alone: bool = False
+    ) -> None:
+        """Refit the groups of the columns `inside`; their values `now` follow, and unless it is one alone `slope`."""
+        shared = self.scales.global_scale
+        factor = 1.0 if shared is None else shared[..., None]
+        for start in range(0, now.shape[-2], self._width):
+            group = slice(start, min(start + self._width, now.shape[-2]))
+            index = (inside.start + start) // self._width
+            scale = self.scales.scale[..., index]  # [..., out]
+            elements = now[..., group, :] / (scale * factor)[..., None, :]
+            rise = (elements * slope[..., group, :]).sum(-2)
+            curvature = ((square[..., group, group] @ elements) * elements).sum(-2)
+            found = nearest_scale(scale + rise / (curvature * factor), self._format)
+            found = torch.where(curvature > 0, found, scale)
+            self.scales.scale[..., index] = found
+            moved = elements * (found * factor)[..., None, :]
+            if not alone:
+                slope -= square[..., :, group] @ (moved - now[..., group, :])
+            now[..., group, :] = moved
+
+    def _move_codes(self, inside: slice, now: Tensor, slope: Tensor, square: Tensor) -> None:
+        """Move the elements of the columns `inside` in `now`, led by `slope`, which is used up."""
+        first, last = inside.start // self._width, -(-inside.stop // self._width)
+        zeros = self.scales.zero
+        part = replace(
+            self.scales,
+            scale=self.scales.scale[..., first:last],
+            zero=None if zeros is None else zeros[..., first:last],
+            group_size=self._width,
+        )
+        skipped = inside.start - first * self._width  # a block may begin inside a wide group
+        wide = expand(part, skipped + now.shape[-2])
+        scale = wide[0][..., skipped:].mT.contiguous()
+        zero = None if wide[1] is None else wide[1][..., skipped:].mT.contiguous()
+        inverse = self._inverse[..., inside]
+
+        def decide(column: int, slope: Tensor) -> Tensor:
+            before = now[..., column, :].clone()
+            wanted = torch.addcmul(before, slope, inverse[..., column, None])
+            z = None if zero is None else zero[..., column, :]
+            now[..., column, :] = fake_quantize(wanted, scale[..., column, :], z, self._format)
+            return now[..., column, :] - before
+
+        walk_columns(slope, square, decide)
+
+    def _place(self, inside: slice, now: Tensor) -> None:
+        """Put a block's new values in, and take what they change from the gradient of all columns."""
+        change = now - self.values[..., inside, :]
+        self.values[..., inside, :] = now
+        self._gradient -= self._hessian[..., :, inside] @ change
