@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from alphaquant.config_section import Section, offer, offer_list
 from alphaquant.formats.carriers import can_store
 from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.support import all_load
 from alphaquant.formats.table import FORMATS
 
 Method: TypeAlias = Literal["gptq", "awq", "adaround", "nf4", "rtn"]
@@ -127,7 +128,7 @@ class AllocationConfig(Section):
     target_bits: float = Field(4.25, gt=0, le=16)
     """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded; lm_head does not count."""
     formats: Annotated[tuple[str, ...], offer_list(_NAMES)] = DEFAULT_MENU
-    """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store."""
+    """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store and export.consumers load."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
     """Which end of alpha is taken as sensitive; measured follows the model's own rank correlation."""
     granularity: Literal["linear", "expert", "fused"] | None = None
@@ -427,9 +428,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _menu_for_export(self) -> RunConfig:
-        """A menu that nobody chose offers what the checkpoint can hold; a chosen one is taken at its word."""
-        if self.export.format != "dense" and self.allocation.formats == DEFAULT_MENU:
-            menu = tuple(name for name in DEFAULT_MENU if can_store(self.export.format, name))
+        """A menu that nobody chose offers what the checkpoint can hold and its consumers load; a chosen one is taken at its word."""
+        form = self.export.format
+        if form != "dense" and self.allocation.formats == DEFAULT_MENU:
+            menu = tuple(
+                name
+                for name in DEFAULT_MENU
+                if can_store(form, name) and all_load(self.export.consumers, form, name)
+            )
             narrowed = self.allocation.model_copy(update={"formats": menu})
             object.__setattr__(self, "allocation", narrowed)
         return self

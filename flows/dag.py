@@ -88,6 +88,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         model=model,
         allocation=config.allocation,
         quantization=rounding,
+        export=config.export,
         alpha=alphas,
         sensitivity=losses,
     )
@@ -196,6 +197,7 @@ def _rounded(config: RunConfig, model: ModelRef, tokens: Any, call: Call) -> tup
         model=model,
         allocation=config.allocation,
         quantization=config.quantization.by_block(),
+        export=config.export,
         alpha=None,
         sensitivity=None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alphaquant.config import RunConfig
 from alphaquant.errors import ConfigError, DataError, nearest
@@ -17,6 +17,9 @@ from alphaquant.store.artifacts import ArtifactStore
 from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only
 from flows.publish import check_target, check_writable
 from flows.runner import Request
+
+if TYPE_CHECKING:
+    from alphaquant.export.size import Size
 
 _FILE_TYPES = (".txt", ".jsonl", ".parquet", ".yaml", ".yml")
 
@@ -52,6 +55,7 @@ def prepare(
     check_files(config, calibrated=stages is not quantize_only or needs_calibration(config))
     model = find_model(config, store)
     check_plan(config, model)
+    check_consumers(config, model)
     check_rotation(config, model)
     check_windows(config, stages)
     if not dry and config.execution.where == "here":
@@ -151,6 +155,31 @@ def check_plan(config: RunConfig, model: ModelRef) -> None:
     groups = group_linears(rules.free, allocation.granularity or "fused")
     smallest = int(group_costs(groups, options).min(axis=1).sum()) if groups else 0
     check_reachable(rules, options, smallest, allocation.target_bits)
+
+
+def check_consumers(config: RunConfig, model: ModelRef) -> None:
+    """Raise PlanError where the checkpoint would not load in export.consumers, as far as can be told before."""
+    if config.export.format == "dense":
+        return
+    from alphaquant.export.consumers import require
+    from alphaquant.export.foreseen import foreseen
+
+    architecture, raw, shapes = _structure(model)
+    specs = architecture.linears(raw, shapes)
+    require(foreseen(specs, architecture, config.allocation, config.quantization, config.export))
+
+
+def foreseen_size(config: RunConfig, model: ModelRef) -> Size | None:
+    """How large the checkpoint will be; None for a policy that looks at weights first."""
+    from alphaquant.export.foreseen import known_plan
+    from alphaquant.export.size import checkpoint_size
+
+    architecture, raw, shapes = _structure(model)
+    specs = architecture.linears(raw, shapes)
+    plan = known_plan(specs, config.allocation, config.quantization)
+    if plan is None:
+        return None
+    return checkpoint_size(plan, tensor_index(Path(model.path)), config.export)
 
 
 def check_rotation(config: RunConfig, model: ModelRef) -> None:

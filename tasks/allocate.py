@@ -12,7 +12,7 @@ from tasks.inputs import open_model, read_table
 from tasks.stage import stage
 
 if TYPE_CHECKING:
-    from alphaquant.config import AllocationConfig, QuantizationConfig
+    from alphaquant.config import AllocationConfig, ExportConfig, QuantizationConfig
     from alphaquant.models.resolve import ModelRef
     from alphaquant.store.artifacts import ArtifactRef
     from alphaquant.store.stage import Workbench
@@ -26,21 +26,28 @@ def allocate(
     model: ModelRef,
     allocation: AllocationConfig,
     quantization: QuantizationConfig,
+    export: ExportConfig,
     alpha: ArtifactRef | None,
     sensitivity: ArtifactRef | None,
 ) -> None:
     """Write `plan.parquet`, one row per linear, `plan.json`, the same in the seed's form, and
     `allocation.json`: what other granularities would cost, and what weight alpha's prior was given.
+
+    Raises PlanError for a plan whose checkpoint would not load in export.consumers.
     """
     from alphaquant.algorithms.allocation import allocate as solve
     from alphaquant.algorithms.allocation_price import granularity_prices
     from alphaquant.algorithms.allocation_prior import learn_prior
     from alphaquant.algorithms.allocation_rules import resolve_rules
+    from alphaquant.export.consumers import require, violations
 
-    specs = open_model(model).plannable
+    checkpoint = open_model(model)
+    specs = checkpoint.plannable
     alphas = read_table(store, alpha, "alpha")
     losses = read_table(store, sensitivity, "sensitivity")
-    solve(specs, allocation, quantization, alphas, losses).save(out)
+    plan = solve(specs, allocation, quantization, alphas, losses)
+    require(violations(plan, checkpoint.architecture, export))
+    plan.save(out)
     prices = granularity_prices(specs, allocation, quantization, alphas, losses)
     told: dict[str, Any] = {
         "granularities": [price.as_json() for price in prices],

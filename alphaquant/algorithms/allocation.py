@@ -11,15 +11,21 @@ and count in the bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alphaquant.algorithms.allocation_budget import spend
-from alphaquant.algorithms.allocation_groups import BF16, Granularity, group_linears, menu
+from alphaquant.algorithms.allocation_groups import group_linears, menu
 from alphaquant.algorithms.allocation_losses import alpha_losses, measured_losses
 from alphaquant.algorithms.allocation_prior import apply_prior
 from alphaquant.algorithms.allocation_ratio import ratio_schemes
-from alphaquant.algorithms.allocation_rules import Rules, default_scheme, resolve_rules
+from alphaquant.algorithms.allocation_rules import (
+    Rules,
+    default_scheme,
+    finish_plan,
+    granularity_of,
+    resolve_rules,
+)
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import LinearSpec
@@ -47,28 +53,6 @@ def allocate(
     return finish_plan(rules, chosen, config)
 
 
-def granularity_of(config: AllocationConfig) -> Granularity:
-    """What shares one format: what serving kernels need for optimised plans, unless the config says."""
-    return config.granularity or ("fused" if config.policy in ("budget", "alpha") else "linear")
-
-
-def finish_plan(rules: Rules, chosen: Mapping[str, Scheme], config: AllocationConfig) -> QuantPlan:
-    """Fixed and chosen schemes in the order of the specs, with the activation formats."""
-    schemes = {spec.name: rules.fixed.get(spec.name) or chosen[spec.name] for spec in rules.specs}
-    activations = {
-        spec.name: name
-        for spec in rules.specs
-        if (name := _activation(spec.name, schemes[spec.name], rules, config)) is not None
-    }
-    if rules.head is None:
-        return QuantPlan(rules.specs, schemes, activations)
-    head, scheme = rules.head
-    wanted = rules.activations.get(head.name, "bf16")  # no default reaches it
-    if Scheme.parse(wanted) != BF16:
-        activations[head.name] = wanted
-    return QuantPlan((*rules.specs, head), schemes | {head.name: scheme}, activations)
-
-
 def _choose(
     rules: Rules,
     config: AllocationConfig,
@@ -90,10 +74,3 @@ def _choose(
     else:
         losses = alpha_losses(rules.free, options, config, quantization, alpha, sensitivity)
     return spend(rules, groups, options, losses, config.target_bits)
-
-
-def _activation(name: str, scheme: Scheme, rules: Rules, config: AllocationConfig) -> str | None:
-    """The simulated activation format; the default is for quantized weights, bf16 means none."""
-    fallback = None if scheme == BF16 else config.default.aq
-    wanted = rules.activations.get(name, fallback)
-    return None if wanted is None or Scheme.parse(wanted) == BF16 else wanted

@@ -15,6 +15,8 @@ from alphaquant.models.linear import LinearSpec
 
 Granularity = Literal["linear", "expert", "fused"]
 BF16 = Scheme.parse("bf16")
+MIDDLE, LOWEST = Scheme.parse("mxfp8"), Scheme.parse("mxfp4")
+"""What policy ratio gives besides."""
 
 
 @dataclass(frozen=True, slots=True)

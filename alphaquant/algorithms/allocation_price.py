@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from alphaquant.algorithms.allocation import allocate, granularity_of
+from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_groups import Granularity
+from alphaquant.algorithms.allocation_rules import granularity_of
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.models.linear import LinearSpec

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from alphaquant.algorithms.allocation import finish_plan
 from alphaquant.algorithms.allocation_budget import check_reachable, free_budget
 from alphaquant.algorithms.allocation_groups import group_costs, group_linears, menu
-from alphaquant.algorithms.allocation_rules import resolve_rules
+from alphaquant.algorithms.allocation_rules import finish_plan, resolve_rules
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.models.linear import LinearSpec

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from alphaquant.algorithms.allocation_direction import alpha_rows, filled, protect_sign
-from alphaquant.algorithms.allocation_groups import BF16, Group
+from alphaquant.algorithms.allocation_groups import BF16, LOWEST, MIDDLE, Group
 from alphaquant.config import AllocationConfig
 from alphaquant.formats.scheme import Scheme
-
-MIDDLE = Scheme.parse("mxfp8")
-LOWEST = Scheme.parse("mxfp4")
 
 
 def ratio_schemes(

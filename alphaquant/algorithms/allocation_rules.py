@@ -11,14 +11,15 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alphaquant.algorithms.allocation_groups import BF16
+from alphaquant.algorithms.allocation_groups import BF16, Granularity
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import ATTENTION_ROLES, HEAD, LinearSpec
+from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
 
 
@@ -89,6 +90,28 @@ def default_scheme(config: AllocationConfig, quantization: QuantizationConfig) -
 
 def _head_scheme(text: str, quantization: QuantizationConfig) -> Scheme:
     return _parse("allocation.lm_head", text, None, quantization)
+
+
+def granularity_of(config: AllocationConfig) -> Granularity:
+    """What shares one format: what serving kernels need for optimised plans, unless the config says."""
+    return config.granularity or ("fused" if config.policy in ("budget", "alpha") else "linear")
+
+
+def finish_plan(rules: Rules, chosen: Mapping[str, Scheme], config: AllocationConfig) -> QuantPlan:
+    """Fixed and chosen schemes in the order of the specs, with the activation formats."""
+    schemes = {spec.name: rules.fixed.get(spec.name) or chosen[spec.name] for spec in rules.specs}
+    activations = {
+        spec.name: name
+        for spec in rules.specs
+        if (name := _activation(spec.name, schemes[spec.name], rules, config)) is not None
+    }
+    if rules.head is None:
+        return QuantPlan(rules.specs, schemes, activations)
+    head, scheme = rules.head
+    wanted = rules.activations.get(head.name, "bf16")  # no default reaches it
+    if Scheme.parse(wanted) != BF16:
+        activations[head.name] = wanted
+    return QuantPlan((*rules.specs, head), schemes | {head.name: scheme}, activations)
 
 
 def _is_kept(spec: LinearSpec, config: AllocationConfig) -> bool:
@@ -185,3 +208,10 @@ def _note_head(override: Override, scheme: Scheme | None) -> None:
         reporter().note(
             f"override {override.pattern!r} also matches {HEAD}, whose format allocation.lm_head says"
         )
+
+
+def _activation(name: str, scheme: Scheme, rules: Rules, config: AllocationConfig) -> str | None:
+    """The simulated activation format; the default is for quantized weights, bf16 means none."""
+    fallback = None if scheme == BF16 else config.default.aq
+    wanted = rules.activations.get(name, fallback)
+    return None if wanted is None or Scheme.parse(wanted) == BF16 else wanted

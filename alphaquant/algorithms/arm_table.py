@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from alphaquant.algorithms.allocation import finish_plan
 from alphaquant.algorithms.allocation_budget import free_budget, spend
 from alphaquant.algorithms.allocation_direction import alpha_rows, filled
 from alphaquant.algorithms.allocation_groups import (
@@ -20,7 +19,7 @@ from alphaquant.algorithms.allocation_groups import (
 )
 from alphaquant.algorithms.allocation_losses import guided_losses, measured_losses
 from alphaquant.algorithms.allocation_price import predicted_loss
-from alphaquant.algorithms.allocation_rules import resolve_rules
+from alphaquant.algorithms.allocation_rules import finish_plan, resolve_rules
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme

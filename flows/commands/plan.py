@@ -13,7 +13,8 @@ from alphaquant.store.planning import PlannedStage
 from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import duration, stage_table
 from flows.planned import planned_stages
-from flows.preflight import open_store, prepare
+from flows.preflight import foreseen_size, open_store, prepare
+from flows.runner import Request
 
 _EXAMPLE = """  alphaquant plan
   alphaquant plan config.yaml --set allocation.target_bits=3.5
@@ -35,13 +36,20 @@ def execute(options: argparse.Namespace) -> None:
     request = prepare(config, store, options.out, forced(options, config), dry=True)
     planned = planned_stages(request)
     stages = [_entry(stage) for stage in planned]
+    checkpoint = _checkpoint(request)
     if options.json:
-        answer = {"model": request.model.name, "stages": stages, "seconds": _seconds(planned)}
+        answer = {
+            "model": request.model.name,
+            "stages": stages,
+            "seconds": _seconds(planned),
+            "checkpoint": checkpoint,
+        }
         sys.stdout.write(json.dumps(answer, indent=1) + "\n")
         return
     console = Console()
     console.print(stage_table(stages, f"plan for {request.model.name}"))
     console.print(_total(planned), highlight=False)
+    console.print(_sentence(checkpoint), highlight=False)
 
 
 def _entry(stage: PlannedStage) -> dict[str, Any]:
@@ -51,6 +59,29 @@ def _entry(stage: PlannedStage) -> dict[str, Any]:
         "reason": stage.reason,
         "seconds": None if stage.seconds is None else round(stage.seconds, 3),
     }
+
+
+def _checkpoint(request: Request) -> dict[str, Any]:
+    """What will be handed over; its size is known where the plan follows from the config alone."""
+    export = request.config.export
+    size = foreseen_size(request.config, request.model)
+    return {
+        "format": export.format,
+        "consumers": list(export.consumers),
+        "bytes": size and size.bytes,
+        "bits_per_weight": size and round(size.bits_per_weight, 4),
+    }
+
+
+def _sentence(checkpoint: dict[str, Any]) -> str:
+    told = [f"Checkpoint: {checkpoint['format']}"]
+    if checkpoint["bytes"]:
+        told.append(
+            f"{checkpoint['bytes'] / 1e6:,.1f} MB, linears at {checkpoint['bits_per_weight']:.3f} bits per weight as stored"
+        )
+    if checkpoint["consumers"]:
+        told.append(f"nothing speaks against {', '.join(checkpoint['consumers'])}")
+    return "; ".join(told) + "."
 
 
 def _waiting(planned: list[PlannedStage]) -> list[PlannedStage]:

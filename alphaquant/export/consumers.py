@@ -1,0 +1,86 @@
+"""Whether the consumers that are asked for will load a plan's checkpoint, told before anything is quantized.
+
+`violations` looks at a plan; `foreseen` at a policy that has not chosen yet. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alphaquant.config import ExportConfig
+from alphaquant.errors import PlanError
+from alphaquant.export.group_rules import GROUP_RULES, Violation
+from alphaquant.export.linear_rules import (
+    Candidate,
+    Destination,
+    Reason,
+    nearest_scheme,
+    other_exports,
+    reasons,
+)
+from alphaquant.models.architecture import Architecture
+from alphaquant.plan import QuantPlan
+
+_ACTIVE = "compressed-tensors"
+"""The export format that says how activations are quantized."""
+
+
+def violations(
+    plan: QuantPlan, architecture: Architecture, export: ExportConfig
+) -> list[Violation]:
+    """Every reason why the checkpoint of `plan` would not load where `export` wants it; dense loads anywhere."""
+    if export.format == "dense":
+        return []
+    to = Destination.of(
+        export.format, export.consumers, export.tensor_parallel, architecture.model_type
+    )
+    linears = candidates(plan, export)
+    grouped = [found for rule in GROUP_RULES for found in rule(to, architecture, linears)]
+    return _single(to, linears) + grouped
+
+
+def require(found: Sequence[Violation]) -> None:
+    """Raise PlanError with every violation, one a line, if there is one."""
+    if found:
+        head = ["the checkpoint would not load as export.consumers asks:"] * (len(found) > 1)
+        raise PlanError("\n".join((*head, *map(str, found))))
+
+
+def candidates(plan: QuantPlan, export: ExportConfig) -> list[Candidate]:
+    """The linears of a plan with what the checkpoint says of them."""
+    inputs = plan.activations if export.format == _ACTIVE else {}
+    return [
+        Candidate(spec, scheme, None if scheme.format == "bf16" else inputs.get(spec.name))
+        for spec in plan.specs
+        for scheme in (plan.schemes[spec.name],)
+    ]
+
+
+def _single(to: Destination, linears: Sequence[Candidate]) -> list[Violation]:
+    """Violations of single linears; those with the same scheme and reason are one."""
+    alike: dict[object, list[Candidate]] = {}
+    for linear in linears:
+        alike.setdefault((linear.place, linear.stored), []).append(linear)
+    found: dict[tuple[Reason, str], list[Candidate]] = {}
+    for same in alike.values():
+        for reason in reasons(to, same[0]):
+            found.setdefault((reason, str(same[0])), []).extend(same)
+    return [
+        Violation(
+            reason.consumer,
+            reason.rule,
+            tuple(linear.spec.name for linear in same),
+            f"found {kind}; {reason.text}",
+            _remedy(to, reason, same),
+        )
+        for (reason, kind), same in found.items()
+    ]
+
+
+def _remedy(to: Destination, reason: Reason, linears: Sequence[Candidate]) -> str:
+    if reason.rule == "router":
+        return "Set allocation.skip_router=true, and take them out of allocation.overrides."
+    if reason.rule == "attention":
+        return "Set allocation.skip_attention=true."
+    others = "".join(f", or export.format={export}" for export in other_exports(to, linears))
+    return f"Use {nearest_scheme(to, linears)} for them{others}."

@@ -1,0 +1,112 @@
+"""What of a plan that a policy has yet to choose can be told before: no hour is spent on what could not load.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from alphaquant.algorithms.allocation_groups import BF16, LOWEST, MIDDLE, menu
+from alphaquant.algorithms.allocation_rules import (
+    default_scheme,
+    finish_plan,
+    granularity_of,
+    resolve_rules,
+)
+from alphaquant.config import AllocationConfig, ExportConfig, QuantizationConfig
+from alphaquant.export.consumers import violations
+from alphaquant.export.group_rules import Violation
+from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.support import support_of
+from alphaquant.models.architecture import Architecture
+from alphaquant.models.linear import LinearSpec
+from alphaquant.plan import QuantPlan
+
+_TOGETHER = ("fused", "uniform", "leaves")
+"""Rules that look at several linears: a plan may keep them although one of its schemes alone does not."""
+
+
+def foreseen(
+    specs: Sequence[LinearSpec],
+    architecture: Architecture,
+    allocation: AllocationConfig,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+) -> list[Violation]:
+    """Violations of a uniform or manual plan; those of any other policy that no choice of its could avoid, and
+    schemes of its menu that would not load anywhere they may be used.
+    """
+    if export.format == "dense":
+        return []
+    plans = _plans(specs, allocation, quantization)
+    found = {scheme: violations(plan, architecture, export) for scheme, plan in plans}
+    first, *others = found.values()
+    if not others:
+        return first
+    certain = [v for v in first if v.rule in _TOGETHER and all(_has(v, each) for each in others)]
+    single = {v: scheme for scheme, each in found.items() for v in each if v.rule not in _TOGETHER}
+    chosen = allocation.policy != "ratio"
+    told = [
+        v if not chosen or all(v in each for each in found.values()) else _without(scheme, v)
+        for v, scheme in single.items()
+    ]
+    return told + certain + list(_loose(allocation, export))
+
+
+def _without(scheme: Scheme, violation: Violation) -> Violation:
+    remedy = f"Leave {scheme} out of allocation.formats. Instead: {violation.remedy}"
+    return replace(violation, remedy=remedy)
+
+
+def known_plan(
+    specs: Sequence[LinearSpec], allocation: AllocationConfig, quantization: QuantizationConfig
+) -> QuantPlan | None:
+    """The plan of a policy that looks at no weights; None for the others."""
+    plans = [plan for _, plan in _plans(specs, allocation, quantization)]
+    return plans[0] if len(plans) == 1 else None
+
+
+def _plans(
+    specs: Sequence[LinearSpec], allocation: AllocationConfig, quantization: QuantizationConfig
+) -> Iterator[tuple[Scheme, QuantPlan]]:
+    """One plan per scheme that the policy may choose, given to all linears that are free."""
+    rules = resolve_rules(specs, allocation, quantization)
+    for scheme in _choices(allocation, quantization):
+        chosen = dict.fromkeys((spec.name for spec in rules.free), scheme)
+        yield scheme, finish_plan(rules, chosen, allocation)
+
+
+def _choices(allocation: AllocationConfig, quantization: QuantizationConfig) -> list[Scheme]:
+    if allocation.policy in ("uniform", "manual"):
+        return [default_scheme(allocation, quantization)]
+    if allocation.policy != "ratio":
+        return menu(allocation, quantization)
+    shares = {
+        LOWEST: allocation.mxfp4_ratio,
+        BF16: allocation.bf16_ratio,
+        MIDDLE: 1 - allocation.mxfp4_ratio - allocation.bf16_ratio,
+    }
+    return [scheme for scheme, share in shares.items() if share > 0]
+
+
+def _has(violation: Violation, found: Sequence[Violation]) -> bool:
+    return any((v.consumer, v.rule) == (violation.consumer, violation.rule) for v in found)
+
+
+def _loose(allocation: AllocationConfig, export: ExportConfig) -> Iterator[Violation]:
+    """A policy that mixes what a consumer fuses."""
+    granularity = granularity_of(allocation)
+    if granularity == "fused" or export.format == "dense":
+        return
+    for name in dict.fromkeys(export.consumers):
+        if support_of(name, export.format).fuses:
+            yield Violation(
+                name,
+                "granularity",
+                (),
+                "q, k and v, gate and up, and all experts of a block are one kernel each and must share one "
+                f"scheme; found allocation.granularity={granularity} with policy {allocation.policy}",
+                "Set allocation.granularity=fused.",
+            )
