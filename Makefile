@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration bench-rivals bench-ablation bench-budgets clean
+.PHONY: demo test quick check format bench-orchestration bench-rivals bench-ablation bench-budgets consumers clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -45,6 +45,9 @@ bench-ablation: $(READY)  ## what every ingredient is worth, alone and missing; 
 
 bench-budgets: $(READY)  ## ways to spend the same bits; hours
 	$(BIN)/python -m benchmarks.budgets
+
+consumers: $(READY)  ## vLLM, GPTQModel and transformers read our checkpoints; an environment each (5 GB for vLLM), half an hour
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.consumers
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

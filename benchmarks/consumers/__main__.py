@@ -1,0 +1,64 @@
+"""Give checkpoints to the consumers' own loaders, each in an environment of its own, and see whether our check told the truth.
+
+    python -m benchmarks.consumers                      all of it: an environment of 5 GB for vLLM, then half an hour
+    python -m benchmarks.consumers --only vllm          one of vllm, gptqmodel, transformers, foreign
+
+What our check refuses must be refused, or loaded wrongly, by the consumer; what it accepts must load. Ends with 1
+where that is not so. Environments and checkpoints are kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.consumers.asking import Asked, ask
+from benchmarks.consumers.catalogue import READERS, Reader
+from benchmarks.consumers.checkpoints import make
+from benchmarks.consumers.foreign import Read, read_all
+from benchmarks.consumers.page import page
+from benchmarks.consumers.plans import BROKEN, GPTQMODEL, SOUND, TRANSFORMERS
+from benchmarks.rivals.environments import python_of
+
+_CASES = {"vllm": BROKEN + SOUND, "gptqmodel": GPTQMODEL, "transformers": TRANSFORMERS}
+_FOREIGN = "foreign"
+_ROOT = Path(__file__).parents[2]
+
+
+def main() -> int:
+    """Ask, write the page, and tell whether all agree."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=[*READERS, _FOREIGN], default=None)
+    parser.add_argument("--cache", type=Path, default=Path(".rivals"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks" / "results")
+    options = parser.parse_args()
+    cache = options.cache.resolve()
+    chosen = options.only or [*READERS, _FOREIGN]
+    answers: dict[Reader, list[Asked]] = {}
+    versions: dict[str, str] = {}
+    for name in (name for name in READERS if name in chosen):
+        reader = READERS[name]
+        python = python_of(reader, cache)
+        versions[name] = _version(python, name)
+        made = [make(case, cache / "consumers") for case in _CASES[name]]
+        answers[reader] = ask(reader, python, made, cache / "consumers" / f"{name}.log")
+    foreign: list[Read] = read_all(cache) if _FOREIGN in chosen else []
+    text = page(answers, versions, foreign)
+    (options.out / "consumers.md").write_text(text, encoding="utf-8")
+    print(text)
+    sound = all(one.sound for asked in answers.values() for one in asked)
+    return 0 if sound and all(read.largest == 0 for read in foreign) else 1
+
+
+def _version(python: Path, package: str) -> str:
+    asked = f"from importlib.metadata import version; print(version({package!r}))"
+    found = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
