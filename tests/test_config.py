@@ -116,6 +116,8 @@ def test_the_menu_nobody_chose_is_what_the_export_can_store() -> None:
     gptq = parse_config({"export": {"format": "gptq"}})
     assert gptq.allocation.formats == ("int2", "int3", "int4", "int8", "bf16")
     assert parse_config({}).allocation.formats == DEFAULT_MENU
+    served = parse_config({"export": {"format": "compressed-tensors", "consumers": ["vllm"]}})
+    assert set(DEFAULT_MENU) - set(served.allocation.formats) == {"mxfp6"}
     chosen = {"export": {"format": "gptq"}, "allocation": {"formats": ["int4", "mxfp4"]}}
     assert parse_config(chosen).allocation.formats == ("int4", "mxfp4")
     again = RunConfig.model_validate(gptq.model_dump(mode="json"))

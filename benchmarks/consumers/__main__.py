@@ -14,15 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks.consumers.asking import Asked, ask
 from benchmarks.consumers.catalogue import READERS, Reader
 from benchmarks.consumers.checkpoints import make
 from benchmarks.consumers.foreign import Read, read_all
 from benchmarks.consumers.page import page
-from benchmarks.consumers.plans import BROKEN, GPTQMODEL, SOUND, TRANSFORMERS
+from benchmarks.consumers.plans import BROKEN, DRAWN, GPTQMODEL, SOUND, TRANSFORMERS
 from benchmarks.rivals.environments import python_of
 
-_CASES = {"vllm": BROKEN + SOUND, "gptqmodel": GPTQMODEL, "transformers": TRANSFORMERS}
+_CASES = {"vllm": BROKEN + SOUND + DRAWN, "gptqmodel": GPTQMODEL, "transformers": TRANSFORMERS}
 _FOREIGN = "foreign"
 _ROOT = Path(__file__).parents[2]
 
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Path(".rivals"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks" / "results")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # matrices are small: threads would only wait for each other
     cache = options.cache.resolve()
     chosen = options.only or [*READERS, _FOREIGN]
     answers: dict[Reader, list[Asked]] = {}

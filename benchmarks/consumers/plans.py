@@ -6,7 +6,8 @@ Each says what our check answers, and what the real loader does with a checkpoin
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from random import Random
 from typing import Any, Literal
 
 from alphaquant.formats.scheme import Scheme
@@ -57,8 +58,10 @@ class Case:
     tensor_parallel: int = 1
     module_names: bool = False
     """Whether experts are written under GPTQModel's names, as for a second consumer."""
-    consumers: tuple[str, ...] = field(default=())
+    consumers: tuple[str, ...] = ()
     """Asked for together; empty: `consumer` alone."""
+    drawn: bool = False
+    """Whether chance made it: no rule and no answer is expected then, but that our check and the consumer agree."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -175,7 +178,7 @@ _EXPERTS = (
 )
 SOUND = (
     *(Case(f"all-{text}", "llama", every(text)) for text in _DENSE),
-    *(Case(f"experts-{text}", model, experts(text)) for model in ("olmoe", "mixtral", "qwen2_moe") for text in _EXPERTS),
+    *(Case(f"experts-{text}-{model}", model, experts(text)) for model in ("olmoe", "mixtral", "qwen2_moe") for text in _EXPERTS),
     *(Case(f"by-block-{model}", model, blocks("int4", "int8")) for model in ("llama", "olmoe", "mixtral", "qwen2_moe")),
     Case("by-block-mx", "olmoe", blocks("mxfp4", "mxfp8")),
     Case("by-block-kept", "olmoe", blocks("int4", "bf16")),
@@ -196,6 +199,29 @@ SOUND = (
     Case("gptq-block-kept", "olmoe", blocks("bf16", "int4"), export="gptq"),
     Case("gptq-narrow-uniform", "olmoe-160", every("int4-g32"), export="gptq"),
 )  # fmt: skip
+
+_MENUS = {
+    "compressed-tensors": ("bf16", "int3", "int4-g32", "int4-perchannel", "int6", "int8", "int8-asym", "int2-asym", "fp8-perchannel", "mxfp4", "mxfp6", "mxfp8", "nvfp4"),
+    "gptq": ("bf16", "int3", "int4", "int4-g64", "int8", "int8-g256"),
+}  # fmt: skip
+
+
+def _drawn(seed: int) -> Case:
+    """A random plan: formats from a menu of three, mostly alike in what is fused."""
+    random = Random(seed)
+    export = random.choice(("compressed-tensors", "compressed-tensors", "gptq"))
+    model = random.choice(("llama", "olmoe", "mixtral", "qwen2_moe"))
+    menu, loose = random.sample(_MENUS[export], 3), random.choice((0, 0, 0.02))
+
+    def mixture(spec: LinearSpec) -> str:
+        alone = Random(f"{seed} {spec.name}")
+        whose = spec.name if alone.random() < loose else spec.fused_key
+        return Random(f"{seed} {whose}").choice(menu)
+
+    return Case(f"drawn-{seed}", model, mixture, export=export, drawn=True)
+
+
+DRAWN = tuple(_drawn(seed) for seed in range(24))
 
 
 def _by_expert(spec: LinearSpec) -> str:
