@@ -16,45 +16,50 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.consumers.asking import Asked, ask
-from benchmarks.consumers.catalogue import READERS, Reader
+from benchmarks.consumers.asking import ask
+from benchmarks.consumers.catalogue import READERS
 from benchmarks.consumers.checkpoints import make
-from benchmarks.consumers.foreign import Read, read_all
-from benchmarks.consumers.page import page
+from benchmarks.consumers.foreign import read_all
+from benchmarks.consumers.page import foreign_page, page
 from benchmarks.consumers.plans import BROKEN, DRAWN, GPTQMODEL, SOUND, TRANSFORMERS
 from benchmarks.rivals.environments import python_of
 
 _CASES = {"vllm": BROKEN + SOUND + DRAWN, "gptqmodel": GPTQMODEL, "transformers": TRANSFORMERS}
 _FOREIGN = "foreign"
-_ROOT = Path(__file__).parents[2]
+_RESULTS = Path(__file__).parents[1] / "results" / "consumers"
 
 
 def main() -> int:
-    """Ask, write the page, and tell whether all agree."""
+    """Ask, write a page for each, and tell whether all agree."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=[*READERS, _FOREIGN], default=None)
     parser.add_argument("--cache", type=Path, default=Path(".rivals"), metavar="DIR")
-    parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=_RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)  # matrices are small: threads would only wait for each other
     cache = options.cache.resolve()
     chosen = options.only or [*READERS, _FOREIGN]
-    answers: dict[Reader, list[Asked]] = {}
-    versions: dict[str, str] = {}
+    sound = True
     for name in (name for name in READERS if name in chosen):
         reader = READERS[name]
         python = python_of(reader, cache)
-        versions[name] = _version(python, name)
         made = [make(case, cache / "consumers") for case in _CASES[name]]
-        answers[reader] = ask(reader, python, made, cache / "consumers" / f"{name}.log")
-    foreign: list[Read] = read_all(cache) if _FOREIGN in chosen else []
-    text = page(answers, versions, foreign)
-    (options.out / "consumers.md").write_text(text, encoding="utf-8")
+        asked = ask(reader, python, made, cache / "consumers" / f"{name}.log")
+        _show(options.out / f"{name}.md", page(reader, _version(python, name), asked))
+        sound &= all(one.sound for one in asked)
+    if _FOREIGN in chosen:
+        foreign = read_all(cache)
+        _show(options.out / f"{_FOREIGN}.md", foreign_page(foreign))
+        sound &= all(read.largest == 0 for read in foreign)
+    return 0 if sound else 1
+
+
+def _show(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
     print(text)
-    sound = all(one.sound for asked in answers.values() for one in asked)
-    return 0 if sound and all(read.largest == 0 for read in foreign) else 1
 
 
 def _version(python: Path, package: str) -> str:

@@ -65,15 +65,17 @@ def ask(reader: Reader, python: Path, made: Sequence[Made], log: Path) -> list[A
         found |= {answer["folder"]: answer for answer in told}
     if silent := [one.case.name for one in made if str(one.packed) not in found]:
         raise RuntimeError(f"{reader.title} said nothing of {', '.join(silent)}; see {log}")
-    return [Asked(one, *_answer(found[str(one.packed)])) for one in made]
+    return [Asked(one, *_answer(found[str(one.packed)], one.quantized)) for one in made]
 
 
-def _answer(told: dict[str, Any]) -> tuple[Answer, str]:
+def _answer(told: dict[str, Any], quantized: int) -> tuple[Answer, str]:
     """The driver's line as an answer, and what there is to say of it."""
     if not told["loads"]:
         return "refuses", str(told["said"])
     lost = [*told.get("missing", ()), *told.get("unwritten", ())]
     if lost:
         return "wrong", f"left as they were, in part: {', '.join(dict.fromkeys(lost))}"
+    if (count := told.get("linears", quantized)) != quantized:
+        return "wrong", f"decodes {count} of {quantized} linears"
     largest = float(told.get("largest", 0.0))
     return ("loads", "") if largest == 0 else ("wrong", f"differs by {largest:.3g}")

@@ -29,6 +29,8 @@ class Made:
     packed: Path
     dense: Path
     violations: tuple[Violation, ...]
+    quantized: int
+    """Number of linears that are not kept."""
 
 
 def make(case: Case, root: Path) -> Made:
@@ -74,4 +76,5 @@ def make(case: Case, root: Path) -> Made:
     )
     shutil.rmtree(folders["blocks"])
     found = violations(plan, checkpoint.architecture, export)
-    return Made(case, folders["packed"], folders["dense"], tuple(found))
+    quantized = sum(scheme.format != "bf16" for scheme in plan.schemes.values())
+    return Made(case, folders["packed"], folders["dense"], tuple(found), quantized)

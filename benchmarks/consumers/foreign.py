@@ -49,7 +49,7 @@ def read_all(cache: Path) -> list[Read]:
 
 
 def _read(cache: Path, rival: str, model: str, kind: str, bits: int, group: int) -> Read:
-    name = f"{rival}-{model}-{kind}{bits}"
+    name = f"{rival}-{model}-" + (f"int{bits}" if kind == "int" else kind)
     out = cache / "foreign" / name
     try:
         if not (out / "weights.safetensors").is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from benchmarks.consumers.asking import Asked
 from benchmarks.consumers.catalogue import Reader
@@ -12,39 +12,43 @@ from benchmarks.consumers.foreign import Read
 _SAID = 140
 
 
-def page(
-    answers: Mapping[Reader, Sequence[Asked]],
-    versions: Mapping[str, str],
-    foreign: Sequence[Read],
-) -> str:
-    """Markdown: a line per consumer, then every plan that was refused or is not as expected."""
+_INTRODUCTION = """\
+Small random models, rounded to nearest and exported whatever our check said; `make consumers` makes this page.
+vLLM's loader runs on a CPU that claims to be an H100: names, types, shapes and the choice of kernels are its own,
+no kernel runs. GPTQModel's decoded weights and transformers' logits are compared with the dense checkpoint's."""
+
+
+def page(reader: Reader, version: str, asked: Sequence[Asked]) -> str:
+    """Markdown about one consumer: counts, then every plan that it refused or that is not as expected."""
+    counted = Counter(one.answer for one in asked)
+    odd = sum(not one.sound for one in asked)
     lines = [
-        "# What consumers make of our checkpoints",
+        f"# What {reader.title} {version} makes of our checkpoints",
         "",
-        "Small random models, rounded to nearest and exported whatever our check said; `make consumers` makes this page.",
-        "vLLM's loader runs on a CPU that claims to be an H100: names, types, shapes and the choice of kernels are its own,",
-        "no kernel runs. GPTQModel's decoded weights and transformers' logits are compared with the dense checkpoint's.",
+        _INTRODUCTION,
         "",
-        "| consumer | plans | load, exactly | refused | loaded wrongly | our check disagrees |",
-        "|---|---|---|---|---|---|",
+        "| plans | load, exactly | refused | loaded wrongly | our check disagrees |",
+        "|---|---|---|---|---|",
+        f"| {len(asked)} | {counted['loads']} | {counted['refuses']} | {counted['wrong']} | {odd} |",
     ]
-    for reader, asked in answers.items():
-        counted = Counter(one.answer for one in asked)
-        odd = sum(not one.sound for one in asked)
-        lines.append(
-            f"| {reader.title} {versions[reader.name]} | {len(asked)} | {counted['loads']} | "
-            f"{counted['refuses']} | {counted['wrong']} | {odd} |"
-        )
-    for reader, asked in answers.items():
-        told = [one for one in asked if one.answer != "loads" or not one.sound]
-        if told:
-            lines += ["", f"## {reader.title}", ""]
-            lines += ["| plan | our rule | it | what it said |", "|---|---|---|---|"]
-            lines += [_row(one) for one in told]
-    if foreign:
-        lines += ["", "## Checkpoints of others, read by us", ""]
-        lines += ["| checkpoint | linears | largest difference |", "|---|---|---|"]
-        lines += [f"| {r.name} | {r.linears} | {_gap(r)} |" for r in foreign]
+    if told := [one for one in asked if one.answer != "loads" or not one.sound]:
+        lines += ["", "| plan | our rule | the consumer | what it said |", "|---|---|---|---|"]
+        lines += map(_row, told)
+    return "\n".join(lines) + "\n"
+
+
+def foreign_page(foreign: Sequence[Read]) -> str:
+    """Markdown about checkpoints of other quantizers, read by ours."""
+    lines = [
+        "# What we make of other quantizers' checkpoints",
+        "",
+        "Tiny models, quantized by the packages that `benchmarks/rivals/requirements` pin, decoded by our reader and compared",
+        "with the values that the quantizer itself names; `python -m benchmarks.consumers --only foreign` makes this page.",
+        "",
+        "| checkpoint | linears | largest difference |",
+        "|---|---|---|",
+        *(f"| {read.name} | {read.linears} | {_gap(read)} |" for read in foreign),
+    ]
     return "\n".join(lines) + "\n"
 
 

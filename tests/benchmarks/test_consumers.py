@@ -13,7 +13,7 @@ from benchmarks.consumers.asking import Asked, ask
 from benchmarks.consumers.catalogue import READERS
 from benchmarks.consumers.checkpoints import Made
 from benchmarks.consumers.foreign import Read
-from benchmarks.consumers.page import page
+from benchmarks.consumers.page import foreign_page, page
 from benchmarks.consumers.plans import BROKEN, DRAWN, GPTQMODEL, SOUND, TRANSFORMERS, Case, every
 
 _DRIVER = """
@@ -23,6 +23,8 @@ for pair in sys.argv[1:]:
     folder, _, dense = pair.partition("=")
     if "lost" in folder:
         answer = {"loads": True, "missing": ["a.weight"]}
+    elif "few" in folder:
+        answer = {"loads": True, "linears": 13, "largest": 0.0}
     elif "odd" in folder:
         answer = {"loads": True, "largest": 0.5}
     elif "refused" in folder:
@@ -50,16 +52,17 @@ def reader(tmp_path: Path) -> FakeReader:
 
 def made(name: str, **changes: object) -> Made:
     case = replace(Case(name, "llama", every("int4")), **changes)  # type: ignore[arg-type]
-    return Made(case, Path(f"/{name}/packed"), Path(f"/{name}/dense"), ())
+    return Made(case, Path(f"/{name}/packed"), Path(f"/{name}/dense"), (), 14)
 
 
 def test_answers_are_what_the_driver_printed(reader: FakeReader, tmp_path: Path) -> None:
-    asked = [made("fine"), made("lost"), made("odd"), made("refused")]
+    asked = [made("fine"), made("lost"), made("odd"), made("few"), made("refused")]
     found = ask(reader, Path(sys.executable), asked, tmp_path / "log")  # type: ignore[arg-type]
-    assert [one.answer for one in found] == ["loads", "wrong", "wrong", "refuses"]
+    assert [one.answer for one in found] == ["loads", "wrong", "wrong", "wrong", "refuses"]
+    assert found[3].said == "decodes 13 of 14 linears"
     assert found[1].said == "left as they were, in part: a.weight"
-    assert [one.sound for one in found] == [True, False, False, False]
-    assert "**unexpected**" in page({READERS["vllm"]: found}, {"vllm": "1"}, [])
+    assert [one.sound for one in found] == [True, False, False, False, False]
+    assert "**unexpected**" in page(READERS["vllm"], "1", found)
 
 
 def test_a_driver_that_says_nothing_of_a_checkpoint_is_an_error(
@@ -88,6 +91,6 @@ def test_plans_have_names_of_their_own() -> None:
 
 
 def test_the_page_names_foreign_checkpoints() -> None:
-    text = page({}, {}, [Read("one", 14, 0.0), Read("other", 0, None, "ModelError: no | such")])
+    text = foreign_page([Read("one", 14, 0.0), Read("other", 0, None, "ModelError: no | such")])
     assert "| one | 14 | 0 |" in text
     assert "| other | 0 | ModelError: no / such |" in text
