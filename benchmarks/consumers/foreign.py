@@ -1,7 +1,7 @@
 """Tiny checkpoints by other quantizers, and whether ours reads the values that they stand for.
 
-Each is written by the quantizer's own driver of the comparison (`benchmarks.rivals`): `saved/` is its checkpoint,
-`weights.safetensors` what it says that its linears are.
+Each is written by the quantizer's own driver of the comparison (`benchmarks.rivals`): its checkpoint is
+below `saved/`, `weights.safetensors` what it says that its linears are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _read(cache: Path, rival: str, model: str, kind: str, bits: int, group: int)
     try:
         if not (out / "weights.safetensors").is_file():
             _make(cache, out, rival, model, kind, bits, group)
-        ours = PackedCheckpoint(out / "saved")
+        ours = PackedCheckpoint(next((out / "saved").rglob("config.json")).parent)
         theirs = load_file(out / "weights.safetensors")
         specs = [s for s in ours.specs if f"{s.name}.weight" in theirs]
         gaps = [
