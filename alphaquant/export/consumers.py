@@ -82,5 +82,12 @@ def _remedy(to: Destination, reason: Reason, linears: Sequence[Candidate]) -> st
         return "Set allocation.skip_router=true, and take them out of allocation.overrides."
     if reason.rule == "attention":
         return "Set allocation.skip_attention=true."
-    others = "".join(f", or export.format={export}" for export in other_exports(to, linears))
-    return f"Use {nearest_scheme(to, linears)} for them{others}."
+    nearest = nearest_scheme(to, linears)
+    ways = [f"Use {nearest} for them"]
+    if (
+        nearest.format == linears[0].scheme.format
+        and nearest.group_size != linears[0].scheme.group_size
+    ):
+        ways.append(f"quantization.group_size={nearest.group_size or -1} for all")
+    ways += [f"export.format={export}" for export in other_exports(to, linears)]
+    return f"{', or '.join(ways)}."

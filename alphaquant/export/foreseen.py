@@ -27,6 +27,9 @@ from alphaquant.plan import QuantPlan
 _TOGETHER = ("fused", "uniform", "leaves")
 """Rules that look at several linears: a plan may keep them although one of its schemes alone does not."""
 
+_OF_GROUPS = ("shape", "tensor_parallel")
+"""Rules that another group size mends."""
+
 
 def foreseen(
     specs: Sequence[LinearSpec],
@@ -46,11 +49,18 @@ def foreseen(
     if not others:
         return first
     certain = [v for v in first if v.rule in _TOGETHER and all(_has(v, each) for each in others)]
-    single = {v: scheme for scheme, each in found.items() for v in each if v.rule not in _TOGETHER}
+    single: dict[object, tuple[Violation, Scheme]] = {}
+    for scheme, each in found.items():
+        for v in (v for v in each if v.rule not in _TOGETHER):
+            # groups are the same for all formats: one word is enough
+            key = (v.consumer, v.rule, v.linears) if v.rule in _OF_GROUPS else v
+            single.setdefault(key, (v, scheme))
     chosen = allocation.policy != "ratio"
     told = [
-        v if not chosen or all(v in each for each in found.values()) else _without(scheme, v)
-        for v, scheme in single.items()
+        v
+        if not chosen or v.rule in _OF_GROUPS or all(v in each for each in found.values())
+        else _without(scheme, v)
+        for v, scheme in single.values()
     ]
     return told + certain + list(_loose(allocation, export))
 

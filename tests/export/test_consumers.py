@@ -151,6 +151,13 @@ def test_a_format_that_another_export_carries_is_sent_there(model: Callable[[str
     assert found.remedy == "Use int6-g64 for them, or export.format=quark."
 
 
+def test_groups_that_do_not_fit_are_mended_for_all(model: Callable[[str], Model]) -> None:
+    architecture, specs = model("llama-64")
+    export = ExportConfig(format="compressed-tensors", consumers=("vllm",))
+    (found,) = violations(Case("", "llama-64", every("int4")).plan(specs), architecture, export)
+    assert found.remedy == "Use int4-g64 for them, or quantization.group_size=64 for all."
+
+
 def test_dense_checkpoints_load_anywhere(model: Callable[[str], Model]) -> None:
     architecture, specs = model("olmoe")
     plan = Case("", "olmoe", expert(0, "fp6", "int4")).plan(specs)

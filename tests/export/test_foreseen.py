@@ -36,7 +36,7 @@ def rules(export: ExportConfig = VLLM, **allocation: Any) -> list[str]:
         ({"policy": "budget", "formats": ["int4", "int8"]}, []),
         ({"policy": "alpha", "formats": ["int4", "int8-asym"]}, ["format"]),
         ({"policy": "budget", "formats": ["int4", "int8"], "granularity": "linear"}, ["granularity"]),
-        ({"policy": "ratio", "granularity": "expert", "bf16_ratio": 0.5}, ["shape", "shape", "granularity"]),
+        ({"policy": "ratio", "granularity": "expert", "bf16_ratio": 0.5}, ["shape", "granularity"]),
     ],
 )  # fmt: skip
 def test_policies_that_could_choose_what_does_not_load(
@@ -52,6 +52,13 @@ def test_a_format_of_the_menu_is_to_be_left_out() -> None:
         found.remedy
         == "Leave int8-g8-asym out of allocation.formats. Instead: Use int8-g8 for them."
     )
+
+
+def test_groups_that_fit_no_format_of_the_menu_are_told_once() -> None:
+    config = AllocationConfig(formats=("int4", "int8"))
+    groups = QuantizationConfig(group_size=32)
+    found = foreseen(moe_specs(), ARCHITECTURES["olmoe"], config, groups, VLLM)
+    assert [(violation.rule, len(violation.linears)) for violation in found] == [("shape", 8)]
 
 
 def test_an_override_that_no_choice_can_agree_with_is_refused() -> None:
