@@ -164,8 +164,8 @@ def check_consumers(config: RunConfig, model: ModelRef) -> None:
     from alphaquant.export.consumers import require
     from alphaquant.export.foreseen import foreseen
 
-    architecture, raw, shapes = _structure(model)
-    specs = architecture.linears(raw, shapes)
+    architecture, raw, layout = _structure(model)
+    specs = architecture.with_head(architecture.linears(raw, layout.shapes), layout.shapes)
     require(foreseen(specs, architecture, config.allocation, config.quantization, config.export))
 
 
@@ -174,12 +174,12 @@ def foreseen_size(config: RunConfig, model: ModelRef) -> Size | None:
     from alphaquant.export.foreseen import known_plan
     from alphaquant.export.size import checkpoint_size
 
-    architecture, raw, shapes = _structure(model)
-    specs = architecture.linears(raw, shapes)
+    architecture, raw, layout = _structure(model)
+    specs = architecture.with_head(architecture.linears(raw, layout.shapes), layout.shapes)
     plan = known_plan(specs, config.allocation, config.quantization)
     if plan is None:
         return None
-    return checkpoint_size(plan, tensor_index(Path(model.path)), config.export)
+    return checkpoint_size(plan, layout.entries, config.export)
 
 
 def check_rotation(config: RunConfig, model: ModelRef) -> None:

@@ -80,6 +80,8 @@ def _single(to: Destination, linears: Sequence[Candidate]) -> list[Violation]:
 def _remedy(to: Destination, reason: Reason, linears: Sequence[Candidate]) -> str:
     if reason.rule == "router":
         return "Set allocation.skip_router=true, and take them out of allocation.overrides."
+    if reason.rule == "head":
+        return "Leave allocation.lm_head at bf16."
     if reason.rule == "attention":
         return "Set allocation.skip_attention=true."
     nearest = nearest_scheme(to, linears)

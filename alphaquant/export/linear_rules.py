@@ -113,7 +113,10 @@ def reasons(to: Destination, linear: Candidate) -> Iterator[Reason]:
     for row in to.rows:
         if row.refuses:
             continue  # said once for the whole checkpoint
-        if row.fuses and scheme.group_size and scheme.group_size > spec.cols:
+        if spec.role == "lm_head" and not row.head:
+            text = f"a quantized lm_head is not known to load from {to.export}; keep it bf16"
+            yield Reason(row.consumer, "head", text)
+        elif row.fuses and scheme.group_size and scheme.group_size > spec.cols:
             text = f"groups of {scheme.group_size} are longer than rows of {spec.cols} weights"
             yield Reason(row.consumer, "shape", text)
         elif not row.takes(scheme, linear.activation, linear.in_experts):

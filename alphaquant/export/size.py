@@ -14,6 +14,7 @@ from alphaquant.plan import QuantPlan
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Of one element by its safetensors dtype; those of one byte are left out."""
+_DEFAULT = "BF16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +36,16 @@ def checkpoint_size(
     whole = sum(_bytes(entry.dtype, entry.shape) for entry in entries.values())
     linears = 0
     for linear in candidates(plan, export):
-        entry = entries[f"{linear.spec.name}.weight"]
-        before = _bytes(entry.dtype, entry.shape)
-        after = before
+        rows, cols = linear.spec.rows, linear.spec.cols
+        entry = entries.get(f"{linear.spec.name}.weight")  # none for a tied head, which is added
+        dtype = entry.dtype if entry else _DEFAULT
+        before = _bytes(dtype, (rows, cols)) if entry else 0
+        after = _bytes(dtype, (rows, cols))
         if export.format != "dense" and not linear.kept:
             carrier = carrier_of(linear.scheme, export.format, linear.activation)
             if isinstance(carrier, Carrier):
-                rows, cols = linear.spec.rows, linear.spec.cols
-                tensors = stored_tensors(carrier, linear.scheme, rows, cols, entry.dtype)
-                after = sum(_bytes(dtype, shape) for dtype, shape in tensors.values())
+                tensors = stored_tensors(carrier, linear.scheme, rows, cols, dtype)
+                after = sum(_bytes(stored, shape) for stored, shape in tensors.values())
         linears += after
         whole += after - before
     return Size(whole, 8 * linears / sum(spec.size for spec in plan.specs))

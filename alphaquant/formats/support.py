@@ -70,6 +70,8 @@ class Support:
     """Whether linears that are one kernel when served must share one scheme."""
     uniform: str = ""
     """Why all quantized linears must share one scheme."""
+    head: bool = False
+    """Whether a quantized lm_head is known to load."""
     module_names: bool = False
     """Whether it wants experts under transformers' names where those on disk differ."""
 
@@ -99,7 +101,7 @@ _TRANSFORMERS = (
 )
 
 SUPPORT = (
-    Support("transformers", "compressed-tensors", _TRANSFORMERS, _TRANSFORMERS),
+    Support("transformers", "compressed-tensors", _TRANSFORMERS, _TRANSFORMERS, head=True),
     Support(
         "transformers",
         "gptq",
@@ -127,6 +129,7 @@ SUPPORT = (
             *_MX,
         ),
         fuses=True,
+        head=True,
     ),
     Support(
         "vllm",

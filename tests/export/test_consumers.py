@@ -209,7 +209,7 @@ def test_transformers_takes_experts_that_are_stored_alike(model: Callable[[str],
 
 def test_attention_of_deepseek_v1_stays_for_vllm(model: Callable[[str], Model]) -> None:
     _, specs = model("olmoe")
-    row = Architecture("deepseek", experts_key="n_routed_experts", router="mlp.gate")
+    row = ARCHITECTURES["deepseek"]
     export = ExportConfig(format="compressed-tensors", consumers=("vllm",))
 
     def rules(mixture: Any) -> set[str]:
@@ -218,6 +218,22 @@ def test_attention_of_deepseek_v1_stays_for_vllm(model: Callable[[str], Model]) 
 
     assert rules(every("int4")) == {"attention"}
     assert rules(experts("int4")) == set()
+
+
+def test_a_quantized_head_loads_from_compressed_tensors_alone(
+    model: Callable[[str], Model],
+) -> None:
+    architecture, specs = model("llama")
+    plan = Case("", "llama", every("mxfp4")).plan(specs)
+    (head,) = (spec for spec in specs if spec.role == "lm_head")
+    plan = QuantPlan([*plan.specs, head], {**plan.schemes, head.name: Scheme("mxfp4")})
+
+    def rules(form: Any) -> set[str]:
+        export = ExportConfig(format=form, consumers=("vllm",))
+        return {violation.rule for violation in violations(plan, architecture, export)}
+
+    assert rules("compressed-tensors") == set()
+    assert rules("quark") == {"head"}
 
 
 def test_one_checkpoint_can_serve_two_consumers_where_names_agree(
