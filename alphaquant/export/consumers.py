@@ -81,7 +81,7 @@ def _remedy(to: Destination, reason: Reason, linears: Sequence[Candidate]) -> st
     if reason.rule == "router":
         return "Set allocation.skip_router=true, and take them out of allocation.overrides."
     if reason.rule == "head":
-        return "Leave allocation.lm_head at bf16."
+        return "Leave allocation.lm_head empty."
     if reason.rule == "attention":
         return "Set allocation.skip_attention=true."
     nearest = nearest_scheme(to, linears)
