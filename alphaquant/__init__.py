@@ -15,23 +15,31 @@ if TYPE_CHECKING:
         plan_model_layer_schemes,
         rtn_quantize_model,
     )
+    from alphaquant.models.loading import load, load_tokenizer
 
 __all__ = [
     "CalibrationDataLoader",
     "GPTQConfig",
     "alpha_hill_from_model",
     "gptq_quantize_model",
+    "load",
     "load_hf_causal_lm",
     "load_layer_config",
+    "load_tokenizer",
     "plan_model_layer_schemes",
     "rtn_quantize_model",
 ]
+_ELSEWHERE = {
+    "load": "alphaquant.models.loading",
+    "load_tokenizer": "alphaquant.models.loading",
+}
+"""Modules of what does not lie in `alphaquant.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """The calls of `alphaquant.api`, imported (and torch with them) when first used."""
+    """What `__all__` names, imported (and torch with it) when first used."""
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("alphaquant.api"), name)
+        return getattr(importlib.import_module(_ELSEWHERE.get(name, "alphaquant.api")), name)
     raise AttributeError(f"module 'alphaquant' has no attribute {name!r}")

@@ -27,21 +27,12 @@ from alphaquant.config import AlphaConfig, QuantizationConfig, RotationConfig
 from alphaquant.config_file import parse_config
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
-from alphaquant.models.device import compute_device
+from alphaquant.models.device import compute_device, dtype_named
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.native import teach_transformers
 from alphaquant.plan import QuantPlan
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import calibration_tokens
-
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -224,7 +215,7 @@ def load_hf_causal_lm(model_id: str, device: str = "cpu", dtype: str = "fp32") -
     from transformers import AutoModelForCausalLM, PreTrainedConfig
 
     teach_transformers(PreTrainedConfig.get_config_dict(model_id)[0].get("model_type", ""))
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(model_id, dtype=_dtype(dtype))
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype_named(dtype))
     return model.to(compute_device(device)).eval()
 
 
@@ -254,7 +245,7 @@ def _quantize(
             device=target,
             batch_size=1,
             blocks=FreshBlocks(Path(folder)),
-            dtype=_dtype(dtype) if target.type != "cpu" else torch.float32,
+            dtype=dtype_named(dtype) if target.type != "cpu" else torch.float32,
         )
         quantizers = {
             name: weight for block in folders for name, weight in load_block(block).items()
@@ -288,10 +279,3 @@ def _plan(
     checkpoint: LiveCheckpoint, cfg: Mapping[str, Any], config: QuantizationConfig
 ) -> QuantPlan:
     return allocate(checkpoint.plannable, allocation_from_seed(dict(cfg)), config, None, None)
-
-
-def _dtype(name: str) -> torch.dtype:
-    found = _DTYPES.get(name)
-    if found is None:
-        raise ConfigError(f"dtype {name!r} is not known; allowed: {', '.join(_DTYPES)}")
-    return found

@@ -187,8 +187,10 @@ def test_exports_are_pinned() -> None:
         "GPTQConfig",
         "alpha_hill_from_model",
         "gptq_quantize_model",
+        "load",
         "load_hf_causal_lm",
         "load_layer_config",
+        "load_tokenizer",
         "plan_model_layer_schemes",
         "rtn_quantize_model",
     ]

@@ -13,10 +13,10 @@ from typing import Literal
 from alphaquant.formats.scheme import Scheme
 
 PackedFormat = Literal["compressed-tensors", "gptq", "quark"]
-Layout = Literal["words", "elements", "bytes", "columns", "quark"]
+Layout = Literal["words", "elements", "bytes", "columns", "quark", "interleaved"]
 """words: int32 bit stream along the row, `weight_packed` and `weight_shape`. elements: one 8-bit number each, `weight`.
 bytes: fp4 and fp6 bit stream in `weight_packed`. quark: the same in `weight`. columns: int32 bit stream along the
-input channels, `qweight`, `qzeros`, `scales`, `g_idx`."""
+input channels, `qweight`, `qzeros`, `scales`, `g_idx`. interleaved: int32 words of eight output channels in AWQ's order."""
 
 ACTIVATIONS = ("int8", "fp8", "mxfp4", "mxfp6", "mxfp8")
 """Activation formats that a compressed-tensors checkpoint can ask its consumer for."""
@@ -38,6 +38,8 @@ class Carrier:
     """Whether one scale per output channel is all that fits."""
     activation: tuple[str, ...] = ()
     """Activation formats that make a linear be stored this way; empty: those without one, or any other."""
+    zero_offset: int = 0
+    """What consumers add to a stored zero point."""
 
 
 _CT: PackedFormat = "compressed-tensors"
@@ -52,9 +54,14 @@ CARRIERS = (
     Carrier(_CT, "mxfp6-pack-quantized", "bytes", ("mxfp6",)),
     Carrier(_CT, "mxfp8-quantized", "elements", ("mxfp8",)),
     Carrier(_CT, "nvfp4-pack-quantized", "bytes", ("nvfp4",)),
-    Carrier("gptq", "gptq", "columns", ("int2", "int3", "int4", "int8")),
+    Carrier("gptq", "gptq", "columns", ("int2", "int3", "int4", "int8"), zero_offset=1),
     Carrier("quark", "quark", "quark", ("mxfp4", "mxfp6", "mxfp6_e3m2")),
 )
+"""What is written, and read."""
+
+GPTQ_V2 = Carrier("gptq", "gptq_v2", "columns", ("int2", "int3", "int4", "int8"), asymmetric=True)
+AWQ = Carrier("gptq", "awq", "interleaved", ("int4",), asymmetric=True)
+"""Ways of other software that are read and not written."""
 
 _SIMULATED: Mapping[str, str] = {
     "fp4": "no checkpoint format stores fp4 with free float scales; use nvfp4 or mxfp4",

@@ -1,18 +1,14 @@
-"""A quantized linear as the tensors of its carrier, and back: no number changes on the way."""
+"""A quantized linear as the tensors of its carrier: no number changes on the way. `decode` is the way back."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from alphaquant.errors import FormatError
 from alphaquant.formats.carriers import Carrier
-from alphaquant.formats.grid import from_codes, to_codes
-from alphaquant.formats.packing import pack_bytes, pack_words, unpack_bytes, unpack_words
-from alphaquant.formats.scales import Scales, power_of_two
-from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.grid import to_codes
+from alphaquant.formats.packing import pack_bytes, pack_words
 from alphaquant.formats.weight import QuantizedWeight
 
 _SIGN = 0x80
@@ -49,35 +45,6 @@ def pack(weight: QuantizedWeight, carrier: Carrier, dtype: torch.dtype) -> dict[
     return stored
 
 
-def unpack(
-    stored: Mapping[str, Tensor], carrier: Carrier, scheme: Scheme, shape: tuple[int, int]
-) -> QuantizedWeight:
-    """The inverse of `pack` for a weight of `shape` [out, in]. Raises FormatError naming a missing tensor."""
-    fmt, (rows, cols) = scheme.number_format, shape
-    if carrier.layout == "columns":
-        words = _leaf(stored, "qweight").T.contiguous()
-        scale = _leaf(stored, "scales").T.float().contiguous()
-        return QuantizedWeight(
-            unpack_words(words, fmt.bits, cols), _scales(scale, None, None, scheme, cols), scheme
-        )
-    if carrier.layout == "words":
-        codes = unpack_words(_leaf(stored, "weight_packed"), fmt.bits, cols)
-    elif carrier.layout == "elements":
-        codes = _leaf(stored, "weight").contiguous().view(torch.uint8)
-        codes = codes ^ _SIGN if fmt.is_integer else codes
-    else:
-        packed = _leaf(stored, "weight" if carrier.layout == "quark" else "weight_packed")
-        codes = unpack_bytes(packed, fmt.bits, cols)
-    zero = None
-    if not scheme.symmetric:
-        words = _leaf(stored, "weight_zero_point").T.contiguous()
-        zero = from_codes(unpack_words(words, fmt.bits, rows).T.contiguous(), fmt)
-    scale = _leaf(stored, "weight_scale")
-    scale = power_of_two(scale.int() - 127) if fmt.scale_type == "e8m0" else scale.float()
-    shared = 1 / _leaf(stored, "weight_global_scale").reshape(()) if fmt.kind == "nv" else None
-    return QuantizedWeight(codes, _scales(scale, zero, shared, scheme, cols), scheme)
-
-
 def _pack_columns(weight: QuantizedWeight, bits: int) -> dict[str, Tensor]:
     """GPTQ v1: the stream runs along the input channels, and the zero point is stored one too small."""
     rows, cols = weight.shape
@@ -111,16 +78,3 @@ def _exact(scale: Tensor, dtype: torch.dtype) -> Tensor:
             "model's own type, and keep the model in bfloat16"
         )
     return stored
-
-
-def _scales(
-    scale: Tensor, zero: Tensor | None, shared: Tensor | None, scheme: Scheme, cols: int
-) -> Scales:
-    return Scales(scale, zero, shared, scheme.group_width(cols))
-
-
-def _leaf(stored: Mapping[str, Tensor], name: str) -> Tensor:
-    found = stored.get(name)
-    if found is None:
-        raise FormatError(f"tensor {name} is missing; found {', '.join(sorted(stored)) or 'none'}")
-    return found

@@ -96,33 +96,7 @@ class Checkpoint:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer. Raises ModelError when the folder has none that loads."""
-        from transformers import AutoTokenizer
-
-        advice = (
-            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
-        )
-        # without them transformers makes an empty tokenizer; remote code may name its files freely
-        if not self.trust_remote_code and not any(
-            any(self.path.glob(pattern)) for pattern in _TOKENIZER_FILES
-        ):
-            raise ModelError(
-                f"{self.path} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). {advice}"
-            )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self.path, trust_remote_code=self.trust_remote_code
-            )
-            size = len(tokenizer)
-        except LOADING_ERRORS as error:
-            raise ModelError(
-                f"no tokenizer loads from {self.path} ({first_line(error)}). {advice}"
-            ) from error
-        if size < _SMALLEST_VOCABULARY:
-            raise ModelError(
-                f"the tokenizer of {self.path} has {size} tokens, a vocabulary has at least "
-                f"{_SMALLEST_VOCABULARY}: its files are incomplete. {advice}"
-            )
-        return tokenizer
+        return tokenizer_in(self.path, self.trust_remote_code)
 
     @property
     def context_length(self) -> int:
@@ -212,6 +186,31 @@ class Checkpoint:
                 except (SafetensorError, OSError) as error:
                     raise ModelError(f"cannot read {file}: {error}") from error
             return self._handles[file]
+
+
+def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder. Raises ModelError when it has none that loads."""
+    from transformers import AutoTokenizer
+
+    advice = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights."
+    # without them transformers makes an empty tokenizer; remote code may name its files freely
+    if not trust_remote_code and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)}). {advice}"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        size = len(tokenizer)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"no tokenizer loads from {folder} ({first_line(error)}). {advice}"
+        ) from error
+    if size < _SMALLEST_VOCABULARY:
+        raise ModelError(
+            f"the tokenizer of {folder} has {size} tokens, a vocabulary has at least "
+            f"{_SMALLEST_VOCABULARY}: its files are incomplete. {advice}"
+        )
+    return tokenizer
 
 
 def finite(weight: Tensor, name: str) -> Tensor:

@@ -10,6 +10,14 @@ import torch
 from alphaquant.errors import ConfigError
 
 _SMALL_MODEL = 50_000_000
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
 
 
 def compute_device(name: str) -> torch.device:
@@ -40,6 +48,14 @@ def device_name(name: str) -> str:
     if device.type == "cpu":
         return "cpu"
     return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """`bfloat16`, `bf16` or `torch.bfloat16` and the like. Raises ConfigError that lists what is known."""
+    found = _DTYPES.get(name.removeprefix("torch."))
+    if found is None:
+        raise ConfigError(f"dtype {name!r} is not known; allowed: {', '.join(_DTYPES)}")
+    return found
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from alphaquant.errors import FormatError, ModelError
-from alphaquant.formats.stored import unpack
+from alphaquant.formats.decode import unpack, weight_shape
+from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import Layout, layout_of
-from alphaquant.models.packed_config import StoredAs, storage_rule
+from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 _DTYPES = {
@@ -45,12 +46,17 @@ class PackedCheckpoint(Checkpoint):
                 continue
             name = self.architecture.disk_name(linear)
             if name not in self._leaves:
-                self._leaves[name], self._stored_as[name] = {}, rule(linear)
+                self._leaves[name], self._stored_as[name] = {}, self._required(rule, linear)
             self._leaves[name][leaf] = (written, entry)
         for name in self._leaves:
             file = next(iter(self._leaves[name].values()))[1].file
             entries[f"{name}.weight"] = TensorEntry(file, name_of_dtype, self._shape(name))
         return layout_of(self.architecture, entries)
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """How the linears are stored that are not stored as plain values."""
+        return {linear: stored.scheme for linear, stored in self._stored_as.items()}
 
     @functools.cached_property
     def config(self) -> Any:
@@ -68,34 +74,38 @@ class PackedCheckpoint(Checkpoint):
             if name not in self._written:
                 raise ModelError(f"tensor {name} is missing from {self.path}")
             return self._read(self._written[name], self.entries[name].file)
-        scheme, carrier = self._stored_as[linear]
+        scheme, carrier, block_rows = self._stored_as[linear]
         leaves = {leaf: self._read(n, e.file) for leaf, (n, e) in self._leaves[linear].items()}
         rows, cols = self.entries[name].shape
         try:
-            weight = unpack(leaves, carrier, scheme, (rows, cols))
+            weight = unpack(leaves, carrier, scheme, (rows, cols), block_rows)
         except FormatError as error:
             raise ModelError(f"{linear} of {self.path} cannot be decoded: {error}") from error
         return weight.dequantize().to(self._dtype)
 
+    def _required(self, rule: Rule, linear: str) -> StoredAs:
+        """How a linear with scales is stored."""
+        found = rule(linear)
+        if found is None:
+            raise ModelError(
+                f"{self.path} has scales of {linear}, but its quantization_config ignores it, or names it in no "
+                "group. Mend the config, or download the model again"
+            )
+        return found
+
     def _shape(self, linear: str) -> tuple[int, int]:
         """The dense shape [out, in], from those of the stored tensors."""
-        scheme, carrier = self._stored_as[linear]
-        leaves, bits = self._leaves[linear], scheme.number_format.bits
-        codes = next(
-            (leaves[n] for n in ("weight_packed", "qweight", "weight") if n in leaves), None
-        )
-        if codes is None:
+        scheme, carrier, _ = self._stored_as[linear]
+        leaves = self._leaves[linear]
+        if carrier.layout == "words" and {"weight_packed", "weight_shape"} <= leaves.keys():
+            name, entry = leaves["weight_shape"]
+            rows, cols = self._read(name, entry.file).tolist()
+            return int(rows), int(cols)
+        shapes = {leaf: entry.shape for leaf, (_, entry) in leaves.items()}
+        found = weight_shape(shapes, carrier, scheme.number_format.bits)
+        if found is None:
             raise ModelError(
                 f"{linear} of {self.path} has {', '.join(sorted(leaves))} but no codes; "
                 "the checkpoint is incomplete, download it again"
             )
-        first, second = codes[1].shape
-        if carrier.layout == "columns":
-            return second, first * 32 // bits
-        if carrier.layout == "elements":
-            return first, second
-        if carrier.layout == "words":
-            name, entry = leaves["weight_shape"]
-            rows, cols = self._read(name, entry.file).tolist()
-            return int(rows), int(cols)
-        return first, second * 8 // bits
+        return found

@@ -1,4 +1,7 @@
-"""Reads a quantization_config: how the linears of a packed checkpoint are stored. Imports no torch."""
+"""Reads a quantization_config: how the linears of a packed checkpoint are stored. Imports no torch.
+
+Ours, and those of llm-compressor (compressed-tensors), GPTQModel (gptq), AutoRound (auto-round), AutoAWQ (awq), Quark.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alphaquant.errors import ModelError
-from alphaquant.formats.carriers import CARRIERS, Carrier, PackedFormat
+from alphaquant.formats.carriers import AWQ, CARRIERS, GPTQ_V2, Carrier, PackedFormat
 from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.table import FORMATS
 
 
 class StoredAs(NamedTuple):
@@ -17,12 +21,16 @@ class StoredAs(NamedTuple):
 
     scheme: Scheme
     carrier: Carrier
+    block_rows: int | None = None
+    """Rows that share one scale; None: each has its own, or all have one."""
 
 
-Rule = Callable[[str], StoredAs]
-"""How the linear of a name on disk is stored. Raises ModelError for one that no entry of the config means."""
+Rule = Callable[[str], StoredAs | None]
+"""How the linear of a name on disk is stored; None: as plain values. Raises ModelError for what is not read."""
 
 _CLASS = "Linear"
+_DENSE_SINCE = (0, 18)
+"""The compressed-tensors release that made bit streams of 3, 5, 6 and 7 bits dense."""
 
 
 def storage_rule(config: Mapping[str, Any]) -> Rule:
@@ -34,25 +42,36 @@ def storage_rule(config: Mapping[str, Any]) -> Rule:
             f"quantization_config has quant_method {method!r}; read are {', '.join(_READERS)}. "
             "Save the model dense, or in one of these."
         )
-    return reader(config)
+    try:
+        return reader(config)
+    except KeyError as error:
+        raise ModelError(
+            f"quantization_config of quant_method {method!r} lacks the key {error}; download the model again"
+        ) from error
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> Rule:
-    """Exact names go before patterns, and those before the class; the first that matches counts."""
+    """`ignore` goes first, then exact names, patterns and the class; the first that matches counts."""
     entries = [
-        (target, group) for group in config["config_groups"].values() for target in group["targets"]
+        (target, group)
+        for group in config["config_groups"].values()
+        if group.get("weights")
+        for target in group["targets"]
     ]
     exact = {target: group for target, group in entries if not target.startswith("re:")}
     patterns = [(re.compile(t.removeprefix("re:")), g) for t, g in entries if t.startswith("re:")]
+    ignored = [str(target) for target in config.get("ignore") or ()]
+    kept = {target for target in ignored if not target.startswith("re:")}
+    kept_patterns = [re.compile(t.removeprefix("re:")) for t in ignored if t.startswith("re:")]
 
-    def rule(name: str) -> StoredAs:
+    def rule(name: str) -> StoredAs | None:
+        if name in kept or any(pattern.match(name) for pattern in kept_patterns):
+            return None
         group = exact.get(name)
         if group is None:
             found = (group for pattern, group in patterns if pattern.match(name))
             group = next(found, exact.get(_CLASS))
-        if group is None:
-            raise ModelError(f"no config group of quantization_config has {name} as its target")
-        return _of_group(name, group, config)
+        return None if group is None else _of_group(name, group, config)
 
     return rule
 
@@ -60,21 +79,28 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Rule:
 def _of_group(name: str, group: Mapping[str, Any], config: Mapping[str, Any]) -> StoredAs:
     weights = group["weights"]
     bits, integer = weights["num_bits"], weights["type"] == "int"
-    strategy, size = weights["strategy"], weights.get("group_size")
-    stored = group.get("format") or config["format"]
+    strategy, size = str(weights["strategy"]), weights.get("group_size")
+    stored = str(group.get("format") or config["format"])
     number = f"int{bits}" if integer else _FLOATS.get(stored)
     carrier = _carrier("compressed-tensors", stored)
-    if number is None or strategy not in ("group", "channel", "tensor_group"):
+    blocks = weights.get("block_structure") or (None, None)
+    if number not in FORMATS or strategy not in _STRATEGIES or (strategy == "block") != any(blocks):
         raise ModelError(
             f"{name} is stored as {stored} with {strategy} scales of {bits} bits, which is not read"
         )
+    version = tuple(int(part) for part in re.findall(r"\d+", str(config.get("version") or ""))[:2])
+    if carrier.layout == "words" and 32 % bits and version and version < _DENSE_SINCE:
+        raise ModelError(
+            f"{name} has {bits} bits, packed by compressed-tensors {config['version']}: before 0.18 they were padded "
+            "to whole words, which is not read. Save the model again with a newer llm-compressor"
+        )
     free = integer or number == "fp8"
+    width = {"group": size, "block": blocks[1]}.get(strategy) if free else None
     symmetric = bool(weights.get("symmetric", True))
-    return StoredAs(
-        Scheme(number, size if free and strategy == "group" else None, symmetric), carrier
-    )
+    return StoredAs(Scheme(number, width, symmetric), carrier, blocks[0])
 
 
+_STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
 _FLOATS = {
     "naive-quantized": "fp8",
     "float-quantized": "fp8",
@@ -86,20 +112,84 @@ _FLOATS = {
 
 
 def _gptq(config: Mapping[str, Any]) -> Rule:
-    """The base, and what the first matching row of `dynamic` changes."""
+    """The base, and what the first matching row of `dynamic` changes; a row with a minus keeps linears."""
     base = {key: config[key] for key in ("bits", "group_size")}
-    rows: list[tuple[re.Pattern[str], dict[str, int]]] = [
-        (re.compile(pattern.removeprefix("+:")), changes)
-        for pattern, changes in (config.get("dynamic") or {}).items()
-        if not pattern.startswith("-:")
+    form = str(config.get("checkpoint_format") or config.get("format") or "gptq")
+    carrier = _GPTQ_FORMS.get(form)
+    if carrier is None:
+        raise ModelError(
+            f"GPTQ checkpoint_format {form!r} is not read; read are {', '.join(_GPTQ_FORMS)}. "
+            "Save the model in one of these with GPTQModel"
+        )
+    rows: list[tuple[re.Pattern[str], Mapping[str, Any] | None]] = [
+        (re.compile(p.removeprefix("+:").removeprefix("-:")), None if p.startswith("-:") else row)
+        for p, row in (config.get("dynamic") or {}).items()
     ]
-    carrier = _carrier("gptq", "gptq")
 
-    def rule(name: str) -> StoredAs:
-        settings = base | next((found for pattern, found in rows if pattern.match(name)), {})
-        return StoredAs(Scheme(f"int{settings['bits']}", settings["group_size"]), carrier)
+    def rule(name: str) -> StoredAs | None:
+        changes = next((row for pattern, row in rows if pattern.match(name)), {})
+        return None if changes is None else _integers(name, base | dict(changes), carrier)
 
     return rule
+
+
+_GPTQ_FORMS = {
+    "gptq": next(row for row in CARRIERS if row.name == "gptq"),
+    "gptq_v2": GPTQ_V2,
+}
+
+
+def _awq(config: Mapping[str, Any]) -> Rule:
+    """AutoAWQ: one scheme for all; what `modules_to_not_convert` names is stored plain."""
+    if (form := str(config.get("version", "gemm")).lower()) != "gemm":
+        raise ModelError(f"AWQ version {form!r} is not read; save the model as version gemm")
+    settings = {"bits": config["bits"], "group_size": config["group_size"]}
+    kept = tuple(config.get("modules_to_not_convert") or ())
+    return lambda name: (
+        None if any(part in name for part in kept) else _integers(name, settings, AWQ)
+    )
+
+
+def _auto_round(config: Mapping[str, Any]) -> Rule:
+    """The base, and what `extra_config` changes for a name or a regular expression."""
+    packing = str(config.get("packing_format", "auto_round:auto_gptq"))
+    carrier = _AUTO_ROUND.get(packing)
+    if carrier is None or config.get("data_type", "int") != "int":
+        raise ModelError(
+            f"AutoRound's packing_format {packing!r} of {config.get('data_type')!r} is not read; read are integers as "
+            f"{', '.join(_AUTO_ROUND)}. Export the model with format='llm_compressor' instead"
+        )
+    base = {"bits": config["bits"], "group_size": config["group_size"], "data_type": "int"}
+    extra: Mapping[str, Mapping[str, Any]] = config.get("extra_config") or {}
+    patterns = [(re.compile(pattern), changes) for pattern, changes in extra.items()]
+
+    def rule(name: str) -> StoredAs | None:
+        found = (changes for pattern, changes in patterns if pattern.search(name))
+        settings = base | dict(extra.get(name) or next(found, {}))
+        return None if settings["bits"] >= 16 else _integers(name, settings, carrier)
+
+    return rule
+
+
+_AUTO_ROUND = {
+    "auto_round:auto_gptq": _GPTQ_FORMS["gptq"],
+    "auto_round:gptq": _GPTQ_FORMS["gptq"],
+    "auto_round:gptqmodel": GPTQ_V2,
+    "auto_round": GPTQ_V2,
+    "auto_round:auto_awq": AWQ,
+    "auto_round:awq": AWQ,
+}
+
+
+def _integers(name: str, settings: Mapping[str, Any], carrier: Carrier) -> StoredAs:
+    """A linear of a format that stores zero points whether or not they are all the middle of the grid."""
+    number, kind = f"int{settings['bits']}", settings.get("data_type", "int")
+    if number not in carrier.formats or kind != "int":
+        raise ModelError(
+            f"{name} is stored as {kind}{settings['bits']} in {carrier.name}, which is not read; "
+            f"read are {', '.join(carrier.formats)}"
+        )
+    return StoredAs(Scheme(number, settings["group_size"]), carrier)
 
 
 def _quark(config: Mapping[str, Any]) -> Rule:
@@ -121,6 +211,8 @@ _QUARK_FLOATS = {"fp4": "mxfp4", "fp6_e2m3": "mxfp6", "fp6_e3m2": "mxfp6_e3m2"}
 _READERS: dict[str, Callable[[Mapping[str, Any]], Rule]] = {
     "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,
+    "auto-round": _auto_round,
+    "awq": _awq,
     "quark": _quark,
 }
 

@@ -49,7 +49,7 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
     `digest_cache` is a JSON file that remembers sha256 sums by size, time and inode.
     Raises ModelError for a missing, damaged or unsupported model.
     """
-    folder = _folder(config)
+    folder = model_folder(config)
     raw = read_config(folder)
     architecture = architecture_of(
         raw, config.architecture, trust_remote_code=config.trust_remote_code
@@ -94,7 +94,8 @@ def _is_folder(config: ModelConfig) -> bool:
     return config.path is not None and Path(config.path).expanduser().is_dir()
 
 
-def _folder(config: ModelConfig) -> Path:
+def model_folder(config: ModelConfig) -> Path:
+    """Where a model lies; a hub id is downloaded first. Raises ModelError when there is none."""
     if config.path is None:
         return demo_model_path()
     local = Path(config.path).expanduser()

@@ -13,8 +13,9 @@ from alphaquant.errors import FormatError
 from alphaquant.export.compressed_tensors import config_group
 from alphaquant.export.safetensors_writer import DTYPES
 from alphaquant.formats.carriers import CARRIERS, Carrier, carrier_of, misfit, stored_tensors
+from alphaquant.formats.decode import unpack
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.stored import pack, unpack
+from alphaquant.formats.stored import pack
 from alphaquant.formats.weight import QuantizedWeight, Scales, quantize_weight
 
 SCHEMES = [

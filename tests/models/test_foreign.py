@@ -1,0 +1,186 @@
+"""What llm-compressor, GPTQModel, AutoRound and AutoAWQ write is read as the definitions of their formats say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alphaquant
+from alphaquant.errors import ModelError
+from alphaquant.models.packed import PackedCheckpoint
+from alphaquant.models.packed_config import storage_rule
+from tests.models import foreign
+from tests.models.foreign import Pack, compressed_tensors, make_foreign
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
+AUTO_ROUND = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:auto_gptq",
+    "bits": 4,
+    "group_size": 32,
+    "sym": True,
+    "data_type": "int",
+}
+GROUP = {"num_bits": 4, "strategy": "group", "group_size": 32}
+BLOCK = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [16, 32]}
+CASES: dict[str, tuple[Pack, dict[str, Any]]] = {
+    "gptq-asymmetric": (foreign.gptq(4), GPTQ),
+    "gptq-3bit": (foreign.gptq(3), GPTQ | {"bits": 3}),
+    "gptq-desc-act": (foreign.gptq(4, order=True), GPTQ | {"desc_act": True}),
+    "gptq-borrowing": (foreign.gptq(2, wrap=True), GPTQ | {"bits": 2}),
+    "gptq-borrowing-8bit": (foreign.gptq(8, wrap=True), GPTQ | {"bits": 8}),
+    "gptq-v2": (foreign.gptq(4, v2=True), GPTQ | {"checkpoint_format": "gptq_v2"}),
+    "gptq-v2-zero": (foreign.gptq(8, v2=True, wrap=True), GPTQ | {"format": "gptq_v2", "bits": 8}),
+    "auto-round": (
+        foreign.without(foreign.gptq(4, zeros=False), "g_idx"),
+        AUTO_ROUND,
+    ),
+    "auto-round-asymmetric": (
+        foreign.without(foreign.gptq(2, v2=True), "g_idx"),
+        AUTO_ROUND | {"packing_format": "auto_round", "bits": 2, "sym": False},
+    ),
+    "auto-round-awq": (foreign.awq, AUTO_ROUND | {"packing_format": "auto_round:auto_awq"}),
+    "awq": (foreign.awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
+    "packed": (foreign.pack_quantized(4), compressed_tensors("pack-quantized", GROUP)),
+    "packed-asymmetric": (
+        foreign.pack_quantized(4, zeros=True),
+        compressed_tensors("pack-quantized", GROUP | {"symmetric": False}),
+    ),
+    "packed-channel": (
+        foreign.pack_quantized(8, group=None),
+        compressed_tensors("pack-quantized", {"num_bits": 8, "strategy": "channel"}),
+    ),
+    "packed-scattered": (
+        foreign.pack_quantized(4, index=True),
+        compressed_tensors("pack-quantized", GROUP | {"actorder": "group"}, version="0.9.4"),
+    ),
+    "packed-actorder-static": (
+        foreign.pack_quantized(4),
+        compressed_tensors("pack-quantized", GROUP | {"actorder": "static"}),
+    ),
+    "int8-asymmetric": (
+        foreign.int8,
+        compressed_tensors(
+            "int-quantized", {"num_bits": 8, "strategy": "channel", "symmetric": False}
+        ),
+    ),
+    **{
+        f"fp8-{strategy}": (
+            foreign.float8(strategy),
+            compressed_tensors(
+                "float-quantized", {"type": "float", "num_bits": 8, "strategy": strategy}
+            ),
+        )
+        for strategy in ("tensor", "channel")
+    },
+    "fp8-block": (foreign.float8("block"), compressed_tensors("float-quantized", BLOCK)),
+    "nvfp4": (
+        foreign.nvfp4,
+        compressed_tensors(
+            "nvfp4-pack-quantized",
+            {"type": "float", "num_bits": 4, "strategy": "tensor_group", "group_size": 16},
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_linear_is_what_its_format_says(name: str, tmp_path: Path) -> None:
+    folder, expected = make_foreign(tmp_path, *CASES[name])
+    checkpoint = PackedCheckpoint(folder)
+    assert len(expected) == 14
+    for linear, value in expected.items():
+        assert torch.equal(checkpoint.weight(linear), value), linear
+
+
+@pytest.mark.parametrize("name", ["gptq-desc-act", "auto-round", "packed-asymmetric", "fp8-block"])
+def test_it_is_a_model_that_generates(name: str, tmp_path: Path) -> None:
+    folder, expected = make_foreign(tmp_path, *CASES[name])
+    model = alphaquant.load(folder, device="cpu")
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(
+        model.model.layers[1].mlp.up_proj.weight, expected["model.layers.1.mlp.up_proj"]
+    )
+    assert model.config.decoded_from["quant_method"] == CASES[name][1]["quant_method"]
+    assert sum(model.config.decoded_from["linears"].values()) == 14
+    tokens = model.generate(torch.arange(5)[None], max_new_tokens=3, do_sample=False)
+    assert tokens.shape == (1, 8)
+
+
+def test_exceptions_of_auto_round_are_heeded(tmp_path: Path) -> None:
+    extra = {
+        r".*layers\.0\.self_attn.*": {"bits": 16, "data_type": "float"},
+        "model.layers.1.mlp.down_proj": {"bits": 8},
+    }
+
+    def pack(weight: torch.Tensor, generator: torch.Generator) -> Any:
+        down = weight.shape == (64, 96)
+        return foreign.gptq(8 if down else 4, zeros=False)(weight, generator)
+
+    config = AUTO_ROUND | {"extra_config": extra}
+    folder, expected = make_foreign(tmp_path, pack, config, kept=("layers.0.",))
+    checkpoint = PackedCheckpoint(folder)
+    for linear, value in expected.items():
+        assert torch.equal(checkpoint.weight(linear), value), linear
+    assert str(checkpoint.schemes["model.layers.1.mlp.down_proj"]) == "int8-g32"
+    assert storage_rule(config)("model.layers.0.self_attn.q_proj") is None
+
+
+def test_rows_of_dynamic_are_heeded() -> None:
+    rows = {r"+:^model\.layers\.0\.": {"bits": 8, "group_size": -1}, r"-:.*o_proj": {}}
+    rule = storage_rule(GPTQ | {"dynamic": rows})
+    found = [rule(f"model.layers.{name}") for name in ("0.x", "1.x", "1.o_proj")]
+    assert [stored and str(stored.scheme) for stored in found] == [
+        "int8-perchannel",
+        "int4-g32",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"quant_method": "hqq"}, "quant_method 'hqq'; read are compressed-tensors, gptq"),
+        (
+            compressed_tensors("pack-quantized", GROUP | {"num_bits": 3}, version="0.17.1"),
+            "x has 3 bits, packed by compressed-tensors 0.17.1.*padded",
+        ),
+        (compressed_tensors("marlin-24", GROUP), "'marlin-24' is not read; read are int-quantized"),
+        (
+            compressed_tensors("pack-quantized", GROUP | {"num_bits": 5}),
+            "5 bits, which is not read",
+        ),
+        (GPTQ | {"checkpoint_format": "marlin"}, "'marlin' is not read; read are gptq, gptq_v2"),
+        (GPTQ | {"bits": 6}, "x is stored as int6 in gptq.*read are int2, int3"),
+        (AUTO_ROUND | {"packing_format": "auto_round:fp8"}, "auto_round:fp8.*llm_compressor"),
+        (AUTO_ROUND | {"data_type": "mx_fp"}, "'mx_fp' is not read"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}, "'gemv'"),
+        ({"quant_method": "gptq", "bits": 4}, "lacks the key 'group_size'"),
+    ],
+)
+def test_what_is_not_read_says_why(config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        storage_rule(config)("x")
+
+
+def test_padded_words_without_a_version_are_noticed(tmp_path: Path) -> None:
+    def padded(weight: torch.Tensor, generator: torch.Generator) -> Any:
+        stored, meant = foreign.pack_quantized(3)(weight, generator)
+        words = -(-weight.shape[1] // 10)
+        stored["weight_packed"] = torch.zeros(len(weight), words, dtype=torch.int32)
+        return stored, meant
+
+    config = compressed_tensors("pack-quantized", GROUP | {"num_bits": 3}) | {"version": None}
+    folder, expected = make_foreign(tmp_path, padded, config)
+    with pytest.raises(ModelError, match=r"10 words per row, 96 weights of 3 bits fill 9.*0\.18"):
+        PackedCheckpoint(folder).weight(next(iter(expected)))
+
+
+def test_scales_of_an_ignored_linear_are_an_error(tmp_path: Path) -> None:
+    config = compressed_tensors("pack-quantized", GROUP) | {"ignore": ["re:.*up_proj"]}
+    folder, _ = make_foreign(tmp_path, foreign.pack_quantized(4), config)
+    with pytest.raises(ModelError, match=r"has scales of model.layers.0.mlp.up_proj.*ignores it"):
+        PackedCheckpoint(folder)
