@@ -148,13 +148,21 @@ def stored_tensors(
             **zeros,
         }
     if carrier.layout == "elements":
+        zeros = {} if scheme.symmetric else {"weight_zero_point": ("I8", (rows, groups))}
         return {
             "weight": ("I8" if scheme.number_format.is_integer else "F8_E4M3", (rows, cols)),
             "weight_scale": scale,
+            **zeros,
         }
     codes = "weight" if carrier.layout == "quark" else "weight_packed"
     shared = {"weight_global_scale": ("F32", (1,))} if scheme.number_format.kind == "nv" else {}
     return {codes: ("U8", (rows, cols * bits // 8)), "weight_scale": scale, **shared}
+
+
+def leaf_names(carrier: Carrier, scheme: Scheme) -> tuple[str, ...]:
+    """The tensors of a linear by leaf name, as `stored_tensors` gives them."""
+    width = scheme.group_size or 32
+    return tuple(stored_tensors(carrier, scheme, 32, 32 * width, "BF16"))
 
 
 def scale_dtype(scheme: Scheme, dtype: str) -> str:

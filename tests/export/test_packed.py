@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
 
-from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
-from alphaquant.config import QuantizationConfig
 from alphaquant.errors import FormatError, ModelError
-from alphaquant.export.dense import export_dense
-from alphaquant.export.packed import export_packed
-from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.linear import LinearSpec
 from alphaquant.models.loading import load_model
 from alphaquant.models.packed import PackedCheckpoint
-from alphaquant.models.rows import ARCHITECTURES
-from alphaquant.plan import QuantPlan
-from tests.tiny import TYPES, make_model
+from tests.export.packed_models import (
+    CPU,
+    PACKABLE,
+    SIZES,
+    Mixture,
+    answers,
+    by_block,
+    by_expert,
+    by_role,
+    exported,
+    logits,
+    make_wide,
+    stock_logits,
+)
+from tests.tiny import make_model
 
-CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96}
-LATENT: dict[str, Any] = {
-    "moe_intermediate_size": 64,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 16,
-}
-WIDER: dict[str, dict[str, Any]] = {
-    "qwen2": {"head_dim": 16},  # GPTQ packs 32 channels at a time
-    "qwen2_moe": {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 96},
-    "qwen3_moe": {"moe_intermediate_size": 64},
-    "deepseek": {"moe_intermediate_size": 64},
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT | {"q_lora_rank": 32},
-}
 UNIFORM = [
     *(("compressed-tensors", f"int{bits}-g32") for bits in (2, 3, 4, 6, 8)),
     *(("compressed-tensors", text) for text in ("int3-perchannel", "int4-g32-asym")),
@@ -53,33 +38,15 @@ UNIFORM = [
     *(("gptq", f"int{bits}-g32") for bits in (2, 3, 4, 8)),
     *(("quark", text) for text in ("mxfp4", "mxfp6", "mxfp6_e3m2")),
 ]
-Mixture = Callable[[LinearSpec], str]
-
-
-def by_block(spec: LinearSpec) -> str:
-    return "int8-g32" if spec.block == 0 else "int4-g32"
-
-
-def by_role(spec: LinearSpec) -> str:
-    return {"q": "int8-g32", "o": "bf16", "down": "int3-g32"}.get(spec.role, "int4-g32")
-
-
-def by_expert(spec: LinearSpec) -> str:
-    return "bf16" if spec.expert is None else ("int2-g32", "int8-g32")[spec.expert % 2]
-
-
 QUICK = ("llama", "olmoe")  # the others take as long again each
 MODELS = [
-    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-    for name in sorted(TYPES)
-    if not ARCHITECTURES[name].fused_experts  # packed formats have no place for those
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PACKABLE
 ]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def checkpoint(request: Any, tmp_path_factory: Any) -> Checkpoint:
-    folder = tmp_path_factory.mktemp("models") / request.param
-    return Checkpoint(make_model(folder, request.param, **(SIZES | WIDER.get(request.param, {}))))
+    return make_wide(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
 @pytest.mark.parametrize(("export", "text"), UNIFORM)
@@ -223,8 +190,6 @@ def test_a_scheme_without_carrier_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_lost_its_codes_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     checkpoint = Checkpoint(make_model(tmp_path / "model", "llama", **SIZES))
     _, packed = exported(checkpoint, lambda spec: "mxfp4", "compressed-tensors", tmp_path)
     tensors = load_file(packed / "model.safetensors")
@@ -232,64 +197,3 @@ def test_a_checkpoint_that_lost_its_codes_is_named(tmp_path: Path) -> None:
     save_file(tensors, packed / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers.0.mlp.up_proj.*weight_scale but no codes"):
         load_model(packed, CPU)
-
-
-def exported(
-    checkpoint: Checkpoint,
-    mixture: Mixture,
-    export: Any,
-    root: Path,
-    *,
-    routers: dict[str, Tensor] | None = None,
-    module_names: bool = False,
-    tokens: Tensor | None = None,
-    method: Any = "rtn",
-    head: bool = False,
-) -> tuple[Path, Path]:
-    """The dense and the packed folder of a model that was rounded, to nearest unless told otherwise."""
-    kept = ("router",) if head else ("router", "lm_head")
-    specs = checkpoint.plannable if head else checkpoint.specs
-    schemes = {
-        spec.name: Scheme.parse("bf16" if spec.role in kept else mixture(spec)) for spec in specs
-    }
-    folders = {name: root / name for name in ("blocks", "dense", "packed")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    blocks = quantize_blocks(
-        checkpoint,
-        QuantPlan(specs, schemes),
-        tokens,
-        QuantizationConfig(method=method, scale_search="none"),
-        device=CPU,
-        batch_size=1,
-        blocks=FreshBlocks(folders["blocks"]),
-    )
-    export_dense(checkpoint, blocks, routers or {}, folders["dense"])
-    export_packed(
-        checkpoint, blocks, routers or {}, folders["packed"], export, module_names=module_names
-    )
-    return folders["dense"], folders["packed"]
-
-
-def logits(folder: Path) -> Tensor:
-    return answers(load_model(folder, CPU, dtype=torch.bfloat16))
-
-
-def stock_logits(folder: Path) -> Tensor:
-    """As plain transformers loads it, with nothing missing or left over."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, output_loading_info=True
-        )
-        assert not any(
-            info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        )
-        return answers(model)
-
-
-@torch.no_grad()
-def answers(model: nn.Module) -> Tensor:
-    tokens = torch.arange(48)[None] * 5 % 250
-    found: Tensor = model(tokens).logits
-    return found
