@@ -14,8 +14,9 @@ from alphaquant.models.resolve import ModelRef, read_config, resolve_model
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.store.artifacts import ArtifactStore
+from alphaquant.store.whole import check_writable
 from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only
-from flows.publish import check_target, check_writable
+from flows.publish import check_target
 from flows.runner import Request
 
 if TYPE_CHECKING:

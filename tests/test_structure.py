@@ -28,6 +28,9 @@ FLOORS = {
     "reporting": 5,
     "export": 5,
     "api": 6,
+    "hf": 6,
+    "quantize_config": 6,
+    "quant_model": 7,
 }
 TOOLS = {("demo", "train"), ("demo", "training"), ("demo", "measure"), ("demo", "card")}
 """Programs that use the library as a user would."""

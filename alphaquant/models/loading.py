@@ -110,7 +110,7 @@ def _from_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if isinstance(checkpoint, PackedCheckpoint):
         config.decoded_from = {
             "quant_method": checkpoint.raw_config["quantization_config"]["quant_method"],
-            "linears": dict(Counter(sorted(str(scheme) for scheme in checkpoint.schemes.values()))),
+            "linears": dict(Counter(sorted(str(s.scheme) for s in checkpoint.stored_as.values()))),
         }
     with torch.device("meta"):
         kind: Any = type(

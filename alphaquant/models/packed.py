@@ -10,7 +10,6 @@ from torch import Tensor
 
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.formats.decode import unpack, weight_shape
-from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import Layout, layout_of
 from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
@@ -34,7 +33,8 @@ class PackedCheckpoint(Checkpoint):
         name_of_dtype, self._dtype = _DTYPES.get(dtype, _DTYPES["bfloat16"])
         self._written: dict[str, str] = {}
         self._leaves: dict[str, dict[str, tuple[str, TensorEntry]]] = {}
-        self._stored_as: dict[str, StoredAs] = {}
+        self.stored_as: dict[str, StoredAs] = {}
+        """How linears are stored, but those that are stored as plain values."""
         stored = tensor_index(self.path)
         packed = {n.rpartition(".")[0] for n in stored if n.rpartition(".")[2] in _SCALES}
         entries: dict[str, TensorEntry] = {}
@@ -46,17 +46,12 @@ class PackedCheckpoint(Checkpoint):
                 continue
             name = self.architecture.disk_name(linear)
             if name not in self._leaves:
-                self._leaves[name], self._stored_as[name] = {}, self._required(rule, linear)
+                self._leaves[name], self.stored_as[name] = {}, self._required(rule, linear)
             self._leaves[name][leaf] = (written, entry)
         for name in self._leaves:
             file = next(iter(self._leaves[name].values()))[1].file
             entries[f"{name}.weight"] = TensorEntry(file, name_of_dtype, self._shape(name))
         return layout_of(self.architecture, entries)
-
-    @property
-    def schemes(self) -> dict[str, Scheme]:
-        """How the linears are stored that are not stored as plain values."""
-        return {linear: stored.scheme for linear, stored in self._stored_as.items()}
 
     @functools.cached_property
     def config(self) -> Any:
@@ -74,7 +69,7 @@ class PackedCheckpoint(Checkpoint):
             if name not in self._written:
                 raise ModelError(f"tensor {name} is missing from {self.path}")
             return self._read(self._written[name], self.entries[name].file)
-        scheme, carrier, block_rows = self._stored_as[linear]
+        scheme, carrier, block_rows = self.stored_as[linear]
         leaves = {leaf: self._read(n, e.file) for leaf, (n, e) in self._leaves[linear].items()}
         rows, cols = self.entries[name].shape
         try:
@@ -95,7 +90,7 @@ class PackedCheckpoint(Checkpoint):
 
     def _shape(self, linear: str) -> tuple[int, int]:
         """The dense shape [out, in], from those of the stored tensors."""
-        scheme, carrier, _ = self._stored_as[linear]
+        scheme, carrier, _ = self.stored_as[linear]
         leaves = self._leaves[linear]
         if carrier.layout == "words" and {"weight_packed", "weight_shape"} <= leaves.keys():
             name, entry = leaves["weight_shape"]

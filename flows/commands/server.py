@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from alphaquant.errors import ConfigError, UserError
+from alphaquant.store.whole import check_writable
 from flows.commands.options import Verbs, add_store, add_verb
 from flows.preflight import open_store
-from flows.publish import check_writable
 from flows.server.options import CLIENT_AUTH, DATABASE, SERVER_AUTH, ServerOptions, check, devices
 from flows.server.supervise import Supervisor
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from alphaquant.errors import ConfigError, UserError
+from alphaquant.store.whole import check_writable
 from flows.prefect_settings import DEFAULTS
 from flows.preflight import open_store
-from flows.publish import check_writable
 
 PROJECT = Path(__file__).parents[2]
 """The folder with `prefect.yaml` and `deployments/`, when AlphaQuant runs from a checkout."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import alphaquant
 from alphaquant.errors import ModelError
@@ -15,6 +16,7 @@ from alphaquant.models.packed_config import storage_rule
 from tests.models import foreign
 from tests.models.foreign import Pack, compressed_tensors, make_foreign
 
+DATA = Path(__file__).parent / "data"
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AUTO_ROUND = {
     "quant_method": "auto-round",
@@ -125,7 +127,7 @@ def test_exceptions_of_auto_round_are_heeded(tmp_path: Path) -> None:
     checkpoint = PackedCheckpoint(folder)
     for linear, value in expected.items():
         assert torch.equal(checkpoint.weight(linear), value), linear
-    assert str(checkpoint.schemes["model.layers.1.mlp.down_proj"]) == "int8-g32"
+    assert str(checkpoint.stored_as["model.layers.1.mlp.down_proj"].scheme) == "int8-g32"
     assert storage_rule(config)("model.layers.0.self_attn.q_proj") is None
 
 
@@ -184,3 +186,14 @@ def test_scales_of_an_ignored_linear_are_an_error(tmp_path: Path) -> None:
     folder, _ = make_foreign(tmp_path, foreign.pack_quantized(4), config)
     with pytest.raises(ModelError, match=r"has scales of model.layers.0.mlp.up_proj.*ignores it"):
         PackedCheckpoint(folder)
+
+
+@pytest.mark.parametrize("writer", sorted(path.name for path in DATA.iterdir() if path.is_dir()))
+def test_what_the_programs_themselves_saved(writer: str) -> None:
+    expected = load_file(DATA / writer / "expected.safetensors")
+    checkpoint = PackedCheckpoint(DATA / writer)
+    assert checkpoint.stored_as.keys() == expected.keys()
+    for linear, value in expected.items():
+        assert torch.equal(checkpoint.weight(linear), value), linear
+    model = alphaquant.load(DATA / writer, device="cpu")
+    assert model.generate(torch.arange(4)[None], max_new_tokens=2, do_sample=False).shape == (1, 6)
