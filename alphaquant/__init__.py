@@ -15,11 +15,17 @@ if TYPE_CHECKING:
         plan_model_layer_schemes,
         rtn_quantize_model,
     )
+    from alphaquant.export.hub import push_to_hub
     from alphaquant.models.loading import load, load_tokenizer
+    from alphaquant.quant_model import AlphaQuantModel
+    from alphaquant.quantize_config import EXPERT_INDEX_PLACEHOLDER, QuantizeConfig
 
 __all__ = [
+    "EXPERT_INDEX_PLACEHOLDER",
+    "AlphaQuantModel",
     "CalibrationDataLoader",
     "GPTQConfig",
+    "QuantizeConfig",
     "alpha_hill_from_model",
     "gptq_quantize_model",
     "load",
@@ -27,17 +33,22 @@ __all__ = [
     "load_layer_config",
     "load_tokenizer",
     "plan_model_layer_schemes",
+    "push_to_hub",
     "rtn_quantize_model",
 ]
 _ELSEWHERE = {
+    "AlphaQuantModel": "alphaquant.quant_model",
+    "EXPERT_INDEX_PLACEHOLDER": "alphaquant.quantize_config",
+    "QuantizeConfig": "alphaquant.quantize_config",
     "load": "alphaquant.models.loading",
     "load_tokenizer": "alphaquant.models.loading",
+    "push_to_hub": "alphaquant.export.hub",
 }
 """Modules of what does not lie in `alphaquant.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """What `__all__` names, imported (and torch with it) when first used."""
+    """What `__all__` names, imported (and torch with most of it) when first used."""
     if name in __all__:
         import importlib
 

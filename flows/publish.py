@@ -57,6 +57,7 @@ def publish_run(
     summary["report"] = str(out / "report.html")
     with whole_folder(out) as draft:
         copy_artifact(store.path(products.checkpoint), draft / "checkpoint")
+        _write_card(draft / "checkpoint", request, products, {"run_id": summary["run_id"]})
         for result in results:
             tables = result.name not in UNPUBLISHED and result.ref != products.checkpoint
             if result.ref and tables:
@@ -74,8 +75,23 @@ def publish_checkpoint(
     summary["checkpoint"] = str(request.out)
     with whole_folder(request.out) as draft:
         copy_artifact(request.store.path(products.checkpoint), draft)
-        write_summary(draft / CHECKPOINT_SUMMARY, summary)
+        _write_card(draft, request, products, summary)
     return summary
+
+
+def _write_card(
+    checkpoint: Path, request: Request, products: Products, summary: dict[str, Any]
+) -> None:
+    """README.md, the figure and alphaquant.json of a checkpoint; the original's README, copied before, is replaced."""
+    import pandas as pd
+
+    from alphaquant.export.model_card import facts_of, plan_figure, write_card
+
+    store = request.store
+    plan = pd.read_parquet(store.path(products.plan) / "plan.parquet")
+    scores = products.scores and pd.read_parquet(store.path(products.scores) / "scores.parquet")
+    facts = facts_of(Path(request.model.path), request.model.source, plan, scores)
+    write_card(checkpoint, facts, figure=plan_figure(plan), run=summary)
 
 
 def copy_artifact(source: Path, target: Path, *, tensors: bool = True) -> None:

@@ -183,8 +183,11 @@ def make_file(path: Path) -> Path:
 
 def test_exports_are_pinned() -> None:
     assert sorted(alphaquant.__all__) == [
+        "AlphaQuantModel",
         "CalibrationDataLoader",
+        "EXPERT_INDEX_PLACEHOLDER",
         "GPTQConfig",
+        "QuantizeConfig",
         "alpha_hill_from_model",
         "gptq_quantize_model",
         "load",
@@ -192,7 +195,9 @@ def test_exports_are_pinned() -> None:
         "load_layer_config",
         "load_tokenizer",
         "plan_model_layer_schemes",
+        "push_to_hub",
         "rtn_quantize_model",
     ]
+    assert all(hasattr(alphaquant, name) for name in alphaquant.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         alphaquant.nothing  # noqa: B018

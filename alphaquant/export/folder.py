@@ -12,13 +12,20 @@ from alphaquant.models.tensors import TensorEntry
 
 INDEX = "model.safetensors.index.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+_WEIGHT_INDEX = ".bin.index.json"
+_NESTED_SUFFIXES = (".jinja",)
 
 
 def copy_small_files(source: Path, out: Path) -> None:
-    """Copy every file of a model folder that holds no weights."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHT_SUFFIXES and not path.name.startswith("."):
-            shutil.copyfile(path, out / path.name)
+    """Copy every file of a model folder that holds no weights, and from its folders chat templates."""
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
+        nested = len(relative.parts) > 1 and path.suffix not in _NESTED_SUFFIXES
+        weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(_WEIGHT_INDEX)
+        if path.is_file() and not (hidden or nested or weights):
+            (out / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / relative)
 
 
 def shards(entries: Mapping[str, TensorEntry]) -> dict[Path, dict[str, TensorEntry]]:

@@ -1,12 +1,15 @@
-"""What plain transformers needs to load a checkpoint exactly as it was evaluated."""
+"""What plain transformers needs to load a checkpoint exactly as it was evaluated. Imports no torch."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from alphaquant.models.packed import PackedCheckpoint
+from alphaquant.models.packed_config import storage_rule
 from alphaquant.models.resolve import read_config
+from alphaquant.models.rows import architecture_of
+from alphaquant.models.tensors import tensor_index
 
 Need = Literal["nothing", "alphaquant.hf", "alphaquant.load"]
 """nothing: from_pretrained alone. alphaquant.hf: after importing that. alphaquant.load: no from_pretrained does."""
@@ -18,18 +21,22 @@ _SCALED = ("naive-quantized", "float-quantized")
 def transformers_needs(folder: Path, trust_remote_code: bool = False) -> Need:
     """What the checkpoint in `folder` needs. Raises ModelError for one that is not read at all.
 
-    All experts are decoded by one scheme: they must have the same one, of a kind that transformers decodes right.
+    transformers decodes all experts by one scheme: they must have the same one, of a kind that it decodes right.
     """
-    settings = read_config(folder).get("quantization_config")
+    config = read_config(folder)
+    settings = config.get("quantization_config")
     if not settings:
         return "nothing"
     if settings.get("quant_method") != "compressed-tensors":
         return "alphaquant.load"
-    checkpoint = PackedCheckpoint(folder, trust_remote_code)
-    stored = checkpoint.stored_as
-    if any(not one.scheme.symmetric for one in stored.values()):
+    names = tensor_index(folder)
+    rule, row = storage_rule(settings), architecture_of(config, trust_remote_code)
+    packed = {n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")}
+    found = {linear: rule(linear) for linear in packed}
+    if any(stored and not stored.scheme.symmetric for stored in found.values()):
         return "alphaquant.hf"
-    kinds = {stored.get(spec.name) for spec in checkpoint.specs if spec.expert is not None}
+    expert = re.compile(rf"(.+\.{re.escape(row.experts)}\.\d+\.\w+)\.weight(_packed)?")
+    kinds = {found.get(match[1]) for name in names if (match := expert.fullmatch(name))}
     if not kinds:
         return "nothing"
     kind = kinds.pop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +191,18 @@ def test_scales_of_an_ignored_linear_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", sorted(path.name for path in DATA.iterdir() if path.is_dir()))
-def test_what_the_programs_themselves_saved(writer: str) -> None:
+def test_what_the_programs_themselves_saved(writer: str, tmp_path: Path) -> None:
     expected = load_file(DATA / writer / "expected.safetensors")
-    checkpoint = PackedCheckpoint(DATA / writer)
+    folder = tmp_path / writer
+    shutil.copytree(DATA / writer, folder)
+    dtype = next(iter(expected.values())).dtype
+    settings = json.loads((folder / "config.json").read_text())
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(settings))
+    checkpoint = PackedCheckpoint(folder)
     assert checkpoint.stored_as.keys() == expected.keys()
     for linear, value in expected.items():
         assert torch.equal(checkpoint.weight(linear), value), linear
-    model = alphaquant.load(DATA / writer, device="cpu")
+    model = alphaquant.load(folder, device="cpu")
+    assert model.dtype == dtype
     assert model.generate(torch.arange(4)[None], max_new_tokens=2, do_sample=False).shape == (1, 6)

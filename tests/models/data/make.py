@@ -170,7 +170,8 @@ def gptqmodel(original: Path, saved: Path) -> dict[str, torch.Tensor]:
         [{"input_ids": row, "attention_mask": [1] * 32} for row in rows().tolist()], batch_size=1
     )
     model.save(str(saved))
-    loaded = GPTQModel.load(str(saved), backend=BACKEND.TORCH).model
+    # in bfloat16 it would round the stored float16 scales
+    loaded = GPTQModel.load(str(saved), backend=BACKEND.TORCH, dtype=torch.float16).model
     return {
         name: module.dequantize_weight().T
         for name, module in loaded.named_modules()
@@ -187,7 +188,7 @@ def main(writer: str, out: Path) -> None:
         for name in ("model.safetensors", "config.json"):
             shutil.copyfile(saved / name, out / name)
         kept = {
-            name: value.detach().to(torch.bfloat16).contiguous()
+            name: value.detach().contiguous()
             for name, value in values.items()
             if not torch.equal(value.bfloat16(), original_weight(original, name))
         }

@@ -1,0 +1,148 @@
+"""QuantizeConfig: how to quantize, in the terms of GPTQModel, as the config sections of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alphaquant.config import RunConfig
+from alphaquant.config_file import parse_config
+from alphaquant.errors import ConfigError, nearest
+
+EXPERT_INDEX_PLACEHOLDER = "{expert_index}"
+"""Stands for every expert's index in patterns of `dynamic`."""
+
+_BITS = (2, 3, 4, 6, 8)
+_ROW = ("bits", "group_size", "sym", "format")
+"""Keys of a row of `dynamic`."""
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """One integer format for every linear, and rows of `dynamic` for those that differ.
+
+    A wrong value raises ConfigError that names its key.
+    """
+
+    bits: int = 4
+    """2, 3, 4, 6 or 8."""
+    group_size: int = 128
+    """Weights that share one scale; -1 for one scale per output channel."""
+    desc_act: bool = True
+    """Round the columns with the largest inputs first. Groups stay where they are, so a checkpoint carries no order
+    (its own `desc_act` is false) and inference costs nothing."""
+    sym: bool = True
+    """Grids around zero; false adds a zero point per group."""
+    damp_percent: float = 0.01
+    """Share of the Hessian's mean diagonal that is added to it."""
+    damp_auto_increment: float = 0.01
+    """Any positive number: damping is raised, threefold each time, until the Hessian has a Cholesky factor."""
+    dynamic: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`{"+:regex": {"bits": 8}, "-:regex": {}}` over the names of linears on disk, from their start; the first that
+    matches counts, a minus keeps the linear. Keys: bits, group_size, sym, or format with any of AlphaQuant's, such
+    as mxfp4. A pattern that matches nothing is an error."""
+    pack_dtype: str = "int32"
+    """int32, as every format that is written has it."""
+    lm_head: bool = False
+    """Must be false: the output projection is kept."""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the config section `quantization`, such as {"tune": "block"}."""
+
+    def __post_init__(self) -> None:
+        """Refuse what a run would refuse."""
+        _check_bits("bits", self.bits)
+        _require(
+            self.damp_auto_increment > 0,
+            "damp_auto_increment",
+            self.damp_auto_increment,
+            "a positive number",
+        )
+        _require(self.pack_dtype == "int32", "pack_dtype", self.pack_dtype, "int32")
+        _require(
+            not self.lm_head,
+            "lm_head",
+            self.lm_head,
+            "False: this version keeps the output projection bf16",
+        )
+        for pattern, row in self.dynamic.items():
+            where = f"dynamic[{pattern!r}]"
+            _require(isinstance(row, Mapping), where, row, "a mapping of keys")
+            for key in row:
+                if key not in _ROW:
+                    raise ConfigError(
+                        f"QuantizeConfig: unknown key {key!r} in {where}; nearest: {nearest(key, _ROW)}; "
+                        f"allowed: {', '.join(_ROW)}"
+                    )
+            if "bits" in row:
+                _check_bits(f"{where}.bits", row["bits"])
+            if pattern.startswith("-:"):
+                _require(not row, where, dict(row), "{}: a pattern with a minus keeps its linears")
+        self.run_config()
+
+    def run_config(self) -> RunConfig:
+        """The same as the config of a run."""
+        own = {
+            "group_size": self.group_size,
+            "symmetric": self.sym,
+            "act_order": self.desc_act,
+            "static_groups": True,
+            "damping": self.damp_percent,
+        }
+        for key in self.quantization:
+            _require(
+                key not in own,
+                f"quantization[{key!r}]",
+                self.quantization[key],
+                "left to its own key",
+            )
+        try:
+            return parse_config(
+                {
+                    "quantization": own | dict(self.quantization),
+                    "allocation": {
+                        "policy": "manual",
+                        "default": {"wq": f"int{self.bits}"},
+                        # the last override that matches counts, the first row of `dynamic` does
+                        "overrides": [self._override(*item) for item in self.dynamic.items()][::-1],
+                    },
+                }
+            )
+        except ConfigError as error:
+            raise ConfigError(f"QuantizeConfig: {_in_these_terms(str(error))}") from error
+
+    def _override(self, pattern: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        expression = pattern.removeprefix("+:").removeprefix("-:")
+        expression = expression.replace(EXPERT_INDEX_PLACEHOLDER, r"\d+")
+        override: dict[str, Any] = {"pattern": f"re:{expression}"}
+        if pattern.startswith("-:"):
+            return override | {"skip": True}
+        number = str(row.get("format") or f"int{row.get('bits', self.bits)}")
+        if "sym" in row and number.startswith("int"):
+            number += "-sym" if row["sym"] else "-asym"
+        group = {"group_size": row["group_size"]} if "group_size" in row else {}
+        return override | {"wq": number} | group
+
+
+_TERMS = {
+    "quantization.damping": "damp_percent",
+    "quantization.act_order": "desc_act",
+    "quantization.symmetric": "sym",
+    "quantization.group_size": "group_size",
+}
+
+
+def _in_these_terms(message: str) -> str:
+    """A run's message with the keys that stand here."""
+    for key, name in _TERMS.items():
+        message = message.replace(repr(key), repr(name))
+    return message
+
+
+def _check_bits(where: str, bits: Any) -> None:
+    _require(bits in _BITS, where, bits, ", ".join(map(str, _BITS)))
+
+
+def _require(sound: bool, key: str, found: Any, allowed: str) -> None:
+    if not sound:
+        raise ConfigError(f"QuantizeConfig.{key}: {found!r} is not allowed; allowed: {allowed}")
