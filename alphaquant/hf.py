@@ -21,7 +21,7 @@ from alphaquant.formats.decode import unpack, weight_shape
 from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
 from alphaquant.models.rows import ARCHITECTURES
 
-SUPPORTED = ("5.23",)
+SUPPORTED = ("5.23", "5.24")
 """Releases of transformers whose method is known."""
 
 _EXPERTS = re.compile(r"(?P<projection>\w+)\.(?P<leaf>weight\w*)\$?$")
