@@ -40,8 +40,9 @@ def install() -> None:
     from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
     if not _originals:
+        quantizer = CompressedTensorsHfQuantizer
         _replace(CompressedTensorsDequantize, "convert", _convert)
-        _replace(CompressedTensorsHfQuantizer, "__init__", _decoding_zero_points)
+        _replace(quantizer, "__init__", _decoding_zero_points(quantizer.__init__))
 
 
 def remove() -> None:
@@ -56,16 +57,16 @@ def _replace(owner: Any, name: str, method: Callable[..., Any]) -> None:
     setattr(owner, name, method)
 
 
-def _decoding_zero_points(self: Any, quantization_config: Any, **kwargs: Any) -> None:
-    """`CompressedTensorsHfQuantizer.__init__`; modules that keep packed zero points have no room for them."""
-    _originals[_quantizer_class(self), "__init__"](self, quantization_config, **kwargs)
-    groups = self.compressor.quantization_config.config_groups.values()
-    if any(group.weights and not group.weights.symmetric for group in groups):
-        self.quantization_config.dequantize = True
+def _decoding_zero_points(original: Callable[..., None]) -> Callable[..., None]:
+    """The quantizer's `__init__`; modules that stay packed while they are loaded have no room for zero points."""
 
+    def init(self: Any, quantization_config: Any, **kwargs: Any) -> None:
+        original(self, quantization_config, **kwargs)
+        groups = self.compressor.quantization_config.config_groups.values()
+        if any(group.weights and not group.weights.symmetric for group in groups):
+            self.quantization_config.dequantize = True
 
-def _quantizer_class(quantizer: Any) -> Any:
-    return next(kind for kind in type(quantizer).__mro__ if (kind, "__init__") in _originals)
+    return init
 
 
 def _convert(

@@ -79,8 +79,8 @@ class PackedCheckpoint(Checkpoint):
         return weight.dequantize().to(self._dtype)
 
     def _required(self, rule: Rule, linear: str) -> StoredAs:
-        """How a linear with scales is stored."""
-        found = rule(linear)
+        """How a linear with scales is stored; a config may use the names of transformers' modules."""
+        found = rule(linear) or rule(self.architecture.module_name(linear))
         if found is None:
             raise ModelError(
                 f"{self.path} has scales of {linear}, but its quantization_config ignores it, or names it in no "

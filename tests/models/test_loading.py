@@ -95,6 +95,25 @@ def test_what_lies_beside_the_weights_comes_along(export: str, tmp_path: Path) -
     assert type(alphaquant.load(out, device="cpu")).__name__ == "LlamaForCausalLM"
 
 
+def test_a_config_may_use_the_names_of_modules(tmp_path: Path) -> None:
+    """llm-compressor writes tensors under the names on disk, and targets as patterns over those in memory."""
+    checkpoint = make_wide(tmp_path / "model", "mixtral")
+    dense, packed = exported(checkpoint, by_role, "compressed-tensors", tmp_path)
+    text = (packed / "config.json").read_text()
+    for disk, module in (
+        ("block_sparse_moe", "mlp"),
+        ("w1|w3", "gate_proj|up_proj"),
+        ("(w2)", "(down_proj)"),
+    ):
+        assert disk in text
+        text = text.replace(disk, module)
+    (packed / "config.json").write_text(text)
+    models = [alphaquant.load(folder, device="cpu") for folder in (dense, packed)]
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+
+
 def test_the_dtype_can_be_chosen(tmp_path: Path) -> None:
     checkpoint = make_wide(tmp_path / "model", "llama")
     _, packed = exported(checkpoint, by_role, "compressed-tensors", tmp_path)
