@@ -62,7 +62,8 @@ def _decoding_zero_points(original: Callable[..., None]) -> Callable[..., None]:
 
     def init(self: Any, quantization_config: Any, **kwargs: Any) -> None:
         original(self, quantization_config, **kwargs)
-        groups = self.compressor.quantization_config.config_groups.values()
+        settings = self.compressor.quantization_config  # None: nothing but sparsity
+        groups = settings.config_groups.values() if settings else ()
         if any(group.weights and not group.weights.symmetric for group in groups):
             self.quantization_config.dequantize = True
 

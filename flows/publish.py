@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 CHECKPOINT_SUMMARY = "alphaquant.json"
 _LINKED = ".safetensors"
+_PLAN_FIGURE = "figures/formats_by_role.png"
+"""Of the report; where there is none, it is drawn for the card."""
 
 
 def check_target(out: Path) -> None:
@@ -91,7 +93,9 @@ def _write_card(
     plan = pd.read_parquet(store.path(products.plan) / "plan.parquet")
     scores = products.scores and pd.read_parquet(store.path(products.scores) / "scores.parquet")
     facts = facts_of(Path(request.model.path), request.model.source, plan, scores)
-    write_card(checkpoint, facts, figure=plan_figure(plan), run=summary)
+    drawn = products.report and store.path(products.report) / _PLAN_FIGURE
+    figure = drawn.read_bytes() if drawn and drawn.is_file() else plan_figure(plan)
+    write_card(checkpoint, facts, figure=figure, run=summary)
 
 
 def copy_artifact(source: Path, target: Path, *, tensors: bool = True) -> None:

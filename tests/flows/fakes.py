@@ -68,7 +68,7 @@ def _allocate(out: Path, store: Workbench, *, allocation: Any, **inputs: Any) ->
     bits = allocation.target_bits
     columns = {"role": "q", "block": 0, "format": "int4", "group_size": 16, "symmetric": True}
     columns |= {"linear": LINEARS, "rows": 16, "cols": 16, "bits_per_weight": bits}
-    table = pd.DataFrame(columns)
+    table = pd.DataFrame(columns).assign(expert=pd.array([None] * len(LINEARS), "Int64"))
     table.to_parquet(out / "plan.parquet")
     (out / "plan.json").write_text(json.dumps({"bits": bits}))
 

@@ -41,8 +41,11 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "model-4.25"
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert found == {
+        "checkpoint/README.md",
+        "checkpoint/alphaquant.json",
         "checkpoint/config.json",
         "checkpoint/model.safetensors",
+        "checkpoint/plan.png",
         "alpha.parquet",
         "errors.parquet",
         "figures/alpha.png",
@@ -56,6 +59,9 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
     }
     assert "runs/model-4.25/checkpoint" in ending.stdout
     assert "10.00 original, 11.00 quantized" in ending.stdout
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "to 4.25 bits per weight" in card
+    assert "| perplexity, held-out text | 10 | 11 |" in card
 
 
 def test_json_is_exactly_the_summary(cli: Cli, tmp_path: Path) -> None:
@@ -315,9 +321,11 @@ def test_quantize_names_its_folder_after_the_model_and_the_scheme(cli: Cli, tmp_
     out = tmp_path / "model_RTN_w8_g128_headbf16"
     assert ending.json["checkpoint"] == out.name
     assert {path.name for path in out.iterdir()} == {
+        "README.md",
         "alphaquant.json",
         "config.json",
         "model.safetensors",
+        "plan.png",
     }
     assert list(ending.states) == ["calibration", "allocate", "quantize", "export"]
     assert ending.states["calibration"] == "skipped"
