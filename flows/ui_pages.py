@@ -162,12 +162,12 @@ Open the report there in a browser (`xdg-open {report}`), or fetch it:
 scp {host}:{report} .
 ```
 
-Load the checkpoint:
+Load the checkpoint (its README.md tells other ways):
 
 ```python
-from transformers import AutoModelForCausalLM
+import alphaquant
 
-model = AutoModelForCausalLM.from_pretrained("{checkpoint}")
+model = alphaquant.load("{checkpoint}")
 ```
 """
     return Page("report", f"{report} on {host}", text)

@@ -150,7 +150,7 @@ def test_the_report_is_found_by_host_and_absolute_path(
     near = summary | {"report": "report.html", "checkpoint": "checkpoint"}
     assert {page.key: page for page in pages(near)} == shown
     assert f"scp {socket.gethostname()}:{tmp_path}/report.html" in shown["report"].markdown
-    assert f'from_pretrained("{tmp_path}/checkpoint")' in shown["report"].markdown
+    assert f'alphaquant.load("{tmp_path}/checkpoint")' in shown["report"].markdown
 
 
 @pytest.fixture
