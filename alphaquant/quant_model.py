@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
+from alphaquant.algorithms.allocation_groups import menu
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_errors
+from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import EvaluationConfig, ModelConfig
 from alphaquant.errors import ConfigError, ModelError, UserError
 from alphaquant.evaluation.evaluate import evaluate_checkpoint
@@ -111,23 +113,37 @@ class AlphaQuantModel:
 
         Raises:
             DataError: Calibration is empty or too short.
-            PlanError: A pattern of `dynamic` matches no linear.
+            PlanError: A pattern of `dynamic` matches no linear, or `target_bits` is below the smallest plan.
             ModelError: The model is quantized already.
         """
         checkpoint = self._original()
         run = (self.quantize_config or QuantizeConfig()).run_config()
-        plan = allocate(checkpoint.specs, run.allocation, run.quantization, None, None)
+        rounding, device = run.quantization, compute_device(self._device)
         length = min(sequence_length, checkpoint.context_length)
         tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
         check_vocabulary(checkpoint, tokens)
+        losses = None
+        if run.allocation.policy == "budget":
+            losses = sensitivity_table(
+                checkpoint,
+                tokens,
+                menu(run.allocation, rounding),
+                damping=rounding.damping,
+                scale_search=rounding.scale_search,
+                expert_shrinkage=rounding.expert_shrinkage,
+                routing_weight=rounding.routing_weight,
+                device=device,
+                batch_size=batch_size,
+            )
+        plan = allocate(checkpoint.specs, run.allocation, rounding, None, losses)
         root = self._scratch / uuid.uuid4().hex[:8]
         root.mkdir()
         self._blocks = quantize_blocks(
             checkpoint,
             plan,
             tokens,
-            run.quantization,
-            device=compute_device(self._device),
+            rounding,
+            device=device,
             batch_size=batch_size,
             blocks=FreshBlocks(root),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,13 @@ _ROW = ("bits", "group_size", "sym", "format")
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """One integer format for every linear, and rows of `dynamic` for those that differ.
+    """One integer format for every linear, or a budget of bits, and rows of `dynamic` for those that differ.
 
     A wrong value raises ConfigError that names its key.
     """
 
     bits: int = 4
-    """2, 3, 4, 6 or 8."""
+    """2, 3, 4, 6 or 8; with `target_bits` for rows of `dynamic` only."""
     group_size: int = 128
     """Weights that share one scale; -1 for one scale per output channel."""
     desc_act: bool = True
@@ -46,6 +46,10 @@ class QuantizeConfig:
     """int32, as every format that is written has it."""
     lm_head: bool = False
     """Must be false: the output projection is kept."""
+    target_bits: float | None = None
+    """Stored bits per weight to spend where the predicted loss is largest: mixed precision, as runs have it."""
+    formats: Sequence[str] = ()
+    """With `target_bits`, what to choose from, such as ("int3", "int4", "mxfp8"); empty means what compressed-tensors stores."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the config section `quantization`, such as {"tune": "block"}."""
 
@@ -78,7 +82,19 @@ class QuantizeConfig:
                 _check_bits(f"{where}.bits", row["bits"])
             if pattern.startswith("-:"):
                 _require(not row, where, dict(row), "{}: a pattern with a minus keeps its linears")
-        self.run_config()
+        _require(
+            not self.formats or self.target_bits is not None,
+            "formats",
+            self.formats,
+            "with target_bits only",
+        )
+        found = self.run_config().quantization.tune
+        _require(
+            found != "model",
+            "quantization['tune']",
+            found,
+            "none, block; model is a stage of `alphaquant run`",
+        )
 
     def run_config(self) -> RunConfig:
         """The same as the config of a run."""
@@ -96,16 +112,22 @@ class QuantizeConfig:
                 self.quantization[key],
                 "left to its own key",
             )
+        allocation: dict[str, Any] = {
+            "policy": "manual",
+            "default": {"wq": f"int{self.bits}"},
+            # the last override that matches counts, the first row of `dynamic` does
+            "overrides": [self._override(*item) for item in self.dynamic.items()][::-1],
+        }
+        if self.target_bits is not None:
+            allocation |= {"policy": "budget", "target_bits": self.target_bits}
+        if self.formats:
+            allocation["formats"] = list(self.formats)
         try:
             return parse_config(
                 {
                     "quantization": own | dict(self.quantization),
-                    "allocation": {
-                        "policy": "manual",
-                        "default": {"wq": f"int{self.bits}"},
-                        # the last override that matches counts, the first row of `dynamic` does
-                        "overrides": [self._override(*item) for item in self.dynamic.items()][::-1],
-                    },
+                    "allocation": allocation,
+                    "export": {"format": "compressed-tensors"},
                 }
             )
         except ConfigError as error:
@@ -129,6 +151,8 @@ _TERMS = {
     "quantization.act_order": "desc_act",
     "quantization.symmetric": "sym",
     "quantization.group_size": "group_size",
+    "allocation.target_bits": "target_bits",
+    "allocation.formats": "formats",
 }
 
 

@@ -59,7 +59,8 @@ def publish_run(
     summary["report"] = str(out / "report.html")
     with whole_folder(out) as draft:
         copy_artifact(store.path(products.checkpoint), draft / "checkpoint")
-        _write_card(draft / "checkpoint", request, products, {"run_id": summary["run_id"]})
+        run = {"run_id": summary["run_id"]}
+        _write_card(draft / "checkpoint", request, products, run, "checkpoint")
         for result in results:
             tables = result.name not in UNPUBLISHED and result.ref != products.checkpoint
             if result.ref and tables:
@@ -77,12 +78,12 @@ def publish_checkpoint(
     summary["checkpoint"] = str(request.out)
     with whole_folder(request.out) as draft:
         copy_artifact(request.store.path(products.checkpoint), draft)
-        _write_card(draft, request, products, summary)
+        _write_card(draft, request, products, summary, request.out.name)
     return summary
 
 
 def _write_card(
-    checkpoint: Path, request: Request, products: Products, summary: dict[str, Any]
+    checkpoint: Path, request: Request, products: Products, run: dict[str, Any], name: str
 ) -> None:
     """README.md, the figure and alphaquant.json of a checkpoint; the original's README, copied before, is replaced."""
     import pandas as pd
@@ -95,7 +96,7 @@ def _write_card(
     facts = facts_of(Path(request.model.path), request.model.source, plan, scores)
     drawn = products.report and store.path(products.report) / _PLAN_FIGURE
     figure = drawn.read_bytes() if drawn and drawn.is_file() else plan_figure(plan)
-    write_card(checkpoint, facts, figure=figure, run=summary)
+    write_card(checkpoint, facts, figure=figure, run=run, name=name)
 
 
 def copy_artifact(source: Path, target: Path, *, tensors: bool = True) -> None:

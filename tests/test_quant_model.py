@@ -99,6 +99,24 @@ def test_quantizing_reports_every_linear(original: Path) -> None:
     assert (errors["error"] > 0).all()
 
 
+def test_bits_are_spent_as_a_run_spends_them(original: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(target_bits=5, group_size=32, formats=["int3", "int4", "int8"])
+    model = AlphaQuantModel.load(original, config, device="cpu")
+    model.quantize(list(TOKENS))
+    assert 4.5 < model.bits_per_weight <= 5
+    assert model.plan is not None
+    formats = {scheme.format for scheme in model.plan.schemes.values()}
+    assert len(formats - {"bf16"}) > 1
+    # what serving kernels fuse has one format
+    for names in (("q", "k", "v"), ("gate", "up", "down")):
+        schemes = {
+            model.plan.schemes[s.name] for s in model.plan.specs if s.role in names and s.block == 1
+        }
+        assert len(schemes) == 1
+    saved = model.save(tmp_path / "out")
+    assert f"{model.bits_per_weight:.2f} bits per weight" in (saved / "README.md").read_text()
+
+
 def test_an_interrupted_save_leaves_nothing(
     quantized: AlphaQuantModel, tmp_path: Path, monkeypatch: Any
 ) -> None:

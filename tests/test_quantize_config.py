@@ -83,12 +83,25 @@ def test_the_first_row_that_matches_counts() -> None:
             {"quantization": {"tunes": 1}},
             r"unknown config key 'quantization\.tunes'; nearest: tune",
         ),
+        ({"quantization": {"tune": "model"}}, r"quantization\['tune'\]: 'model' is not allowed"),
+        ({"formats": ["int4"]}, r"formats: \['int4'\] is not allowed; allowed: with target_bits"),
+        ({"target_bits": 20}, "config key 'target_bits'"),
         ({"quantization": {"damping": 1}}, r"quantization\['damping'\].*left to its own key"),
     ],
 )
 def test_a_wrong_key_is_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         QuantizeConfig(**settings)
+
+
+def test_a_budget_is_that_of_a_run() -> None:
+    found = QuantizeConfig(target_bits=3.5, dynamic={"-:.*q_proj": {}}).run_config().allocation
+    assert (found.policy, found.target_bits) == ("budget", 3.5)
+    assert set(found.formats) == {
+        *("int2", "int3", "int4", "int6", "int8", "mxfp4", "mxfp6", "mxfp8", "bf16")
+    }
+    chosen = QuantizeConfig(target_bits=3.5, formats=["int3", "int8"]).run_config().allocation
+    assert chosen.formats == ("int3", "int8")
 
 
 def test_an_unknown_key_is_refused() -> None:

@@ -131,9 +131,9 @@ def model_card(
     stored = "plain values of the model's own type" if method == "dense" else f"format {method}"
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {shown.rpartition('/')[2]}",
-        f"`{facts.base_model}`, compressed by AlphaQuant to {facts.bits_per_weight:.2f} bits per weight of its "
-        f"decoder, scales included; stored as {stored}.",
+        f"# {facts.base_model.rpartition('/')[2]} in {facts.bits_per_weight:.2f} bits per weight",
+        f"`{facts.base_model}`, compressed by AlphaQuant. The bits are those of the decoder's linears, scales "
+        f"included; stored as {stored}.",
         _table(
             ("format", "share of weights"),
             [(f"`{name}`", f"{share:.1%}") for name, share in facts.shares.items()],

@@ -125,7 +125,7 @@ def test_a_card_tells_what_was_measured(packed: Path, tmp_path: Path) -> None:
         "license": "apache-2.0",
         "language": ["en"],
     }
-    assert "compressed by AlphaQuant to 6.50 bits per weight" in body
+    assert "# OLMoE in 6.50 bits per weight" in body
     assert "| `int8-g32` | 50.0% |" in body
     assert "| perplexity, held-out text | 26.57 | 26.68 |" in body
     assert "| KL to the original, nats per token |  | 0.00695 |" in body

@@ -60,7 +60,8 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
     assert "runs/model-4.25/checkpoint" in ending.stdout
     assert "10.00 original, 11.00 quantized" in ending.stdout
     card = (out / "checkpoint" / "README.md").read_text()
-    assert "to 4.25 bits per weight" in card
+    assert "# model in 4.25 bits per weight" in card
+    assert 'alphaquant.load("checkpoint")' in card
     assert "| perplexity, held-out text | 10 | 11 |" in card
 
 
