@@ -5,6 +5,7 @@ Run in an environment with that software: `python make.py llmcompressor|autoroun
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -185,8 +186,11 @@ def main(writer: str, out: Path) -> None:
         make_original(original)
         values = globals()[writer](original, saved)
         out.mkdir(parents=True)
-        for name in ("model.safetensors", "config.json"):
-            shutil.copyfile(saved / name, out / name)
+        shutil.copyfile(saved / "model.safetensors", out / "model.safetensors")
+        config = json.loads((saved / "config.json").read_text())
+        # GPTQModel notes a folder of the machine that it ran on
+        config["quantization_config"].get("meta", {}).pop("offload_to_disk_path", None)
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         kept = {
             name: value.detach().contiguous()
             for name, value in values.items()
