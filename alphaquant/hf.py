@@ -2,8 +2,8 @@
 
 transformers decodes all experts of a compressed-tensors checkpoint by one config group. This replaces the method
 that does it by one that asks for the scheme of every expert by its name on disk, and decodes it as `alphaquant.load`
-does. Checkpoints with zero points, which transformers refuses, are decoded while they are loaded. `alphaquant.load`
-needs none of this.
+does. Checkpoints with zero points, which transformers refuses, are decoded while they are loaded. Model types that
+this package brings become known. `alphaquant.load` needs none of this.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from alphaquant.errors import ModelError
 from alphaquant.formats.carriers import leaf_names
 from alphaquant.formats.decode import unpack, weight_shape
+from alphaquant.models.native import TAUGHT, teach_transformers
 from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
 from alphaquant.models.rows import ARCHITECTURES
 
@@ -39,6 +40,8 @@ def install() -> None:
     from transformers.integrations.compressed_tensors import CompressedTensorsDequantize
     from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
+    for model_type in TAUGHT:
+        teach_transformers(model_type)
     if not _originals:
         quantizer = CompressedTensorsHfQuantizer
         _replace(CompressedTensorsDequantize, "convert", _convert)

@@ -27,10 +27,11 @@ from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
 from alphaquant.export.model_card import FACTS, facts_of, plan_figure, write_card
 from alphaquant.export.packed import export_packed
-from alphaquant.models.checkpoint import Checkpoint, check_vocabulary, tokenizer_in
+from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_device
-from alphaquant.models.loading import load
+from alphaquant.models.loading import load, load_tokenizer
 from alphaquant.models.resolve import model_folder, read_config
+from alphaquant.models.rows import architecture_of
 from alphaquant.plan import QuantPlan
 from alphaquant.quantize_config import QuantizeConfig
 from alphaquant.store.files import read_json
@@ -72,19 +73,25 @@ class AlphaQuantModel:
         device: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
+        architecture: Literal["auto", "generic"] = "auto",
     ) -> AlphaQuantModel:
         """Open a folder or hub id: an original to quantize, or any checkpoint that `alphaquant.load` reads.
 
-        Weights are read when they are needed. Raises ModelError for a model that is missing or not supported.
+        Weights are read when they are needed. `architecture` is generic for a type without a row of its own. Raises ModelError for a model that is missing or not supported.
         """
-        source = ModelConfig(path=str(path), revision=revision, trust_remote_code=trust_remote_code)
+        source = ModelConfig(
+            path=str(path),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            architecture=architecture,
+        )
         compute_device(device)
         return cls(model_folder(source), source, quantize_config, device)
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return tokenizer_in(self.folder, self._source.trust_remote_code)
+        return load_tokenizer(self.folder, trust_remote_code=self._source.trust_remote_code)
 
     @property
     def bits_per_weight(self) -> float:
@@ -135,7 +142,7 @@ class AlphaQuantModel:
                 device=device,
                 batch_size=batch_size,
             )
-        plan = allocate(checkpoint.specs, run.allocation, rounding, None, losses)
+        plan = allocate(checkpoint.plannable, run.allocation, rounding, None, losses)
         root = self._scratch / uuid.uuid4().hex[:8]
         root.mkdir()
         self._blocks = quantize_blocks(
@@ -181,7 +188,10 @@ class AlphaQuantModel:
         if self._loaded is None:
             folder = self._dense() if self._blocks else self.folder
             self._loaded = load(
-                folder, device=self._device, trust_remote_code=self._source.trust_remote_code
+                folder,
+                device=self._device,
+                trust_remote_code=self._source.trust_remote_code,
+                architecture=self._source.architecture,
             )
         return self._loaded
 
@@ -246,12 +256,15 @@ class AlphaQuantModel:
             return push_to_hub(folder, repo_id, private=private, token=token, consumers=consumers)
 
     def _original(self) -> Checkpoint:
-        if read_config(self.folder).get("quantization_config"):
+        source, raw = self._source, read_config(self.folder)
+        row = architecture_of(raw, source.architecture, trust_remote_code=source.trust_remote_code)
+        quantized = raw.get("quantization_config")
+        if quantized and quantized.get("quant_method") not in row.decodes:
             raise ModelError(
                 f"{self.folder} is already quantized. Start from the original weights; a quantized model can be "
                 "loaded and generate"
             )
-        return Checkpoint(self.folder, self._source.trust_remote_code)
+        return Checkpoint(self.folder, source.trust_remote_code, source.architecture)
 
     def _planned(self) -> QuantPlan:
         if self.plan is None:

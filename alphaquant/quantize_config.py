@@ -26,7 +26,7 @@ class QuantizeConfig:
     """
 
     bits: int = 4
-    """2, 3, 4, 6 or 8; with `target_bits` for rows of `dynamic` only."""
+    """2, 3, 4, 6 or 8; with `target_bits` for rows of `dynamic` and `lm_head` only."""
     group_size: int = 128
     """Weights that share one scale; -1 for one scale per output channel."""
     desc_act: bool = True
@@ -45,7 +45,7 @@ class QuantizeConfig:
     pack_dtype: str = "int32"
     """int32, as every format that is written has it."""
     lm_head: bool = False
-    """Must be false: the output projection is kept."""
+    """Quantize the output projection to `bits` too; a tied one becomes a matrix of its own."""
     target_bits: float | None = None
     """Stored bits per weight to spend where the predicted loss is largest: mixed precision, as runs have it."""
     formats: Sequence[str] = ()
@@ -63,12 +63,6 @@ class QuantizeConfig:
             "a positive number",
         )
         _require(self.pack_dtype == "int32", "pack_dtype", self.pack_dtype, "int32")
-        _require(
-            not self.lm_head,
-            "lm_head",
-            self.lm_head,
-            "False: this version keeps the output projection bf16",
-        )
         for pattern, row in self.dynamic.items():
             where = f"dynamic[{pattern!r}]"
             _require(isinstance(row, Mapping), where, row, "a mapping of keys")
@@ -120,6 +114,8 @@ class QuantizeConfig:
         }
         if self.target_bits is not None:
             allocation |= {"policy": "budget", "target_bits": self.target_bits}
+        if self.lm_head:
+            allocation["lm_head"] = f"int{self.bits}"
         if self.formats:
             allocation["formats"] = list(self.formats)
         try:

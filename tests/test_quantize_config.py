@@ -39,6 +39,11 @@ def test_every_key_has_its_place() -> None:
     assert str(plan(config).schemes["model.layers.0.self_attn.q_proj"]) == "int3-perchannel-asym"
 
 
+def test_the_head_is_quantized_on_request() -> None:
+    assert "lm_head" not in plan(QuantizeConfig()).schemes
+    assert str(plan(QuantizeConfig(bits=8, lm_head=True)).schemes["lm_head"]) == "int8-g128"
+
+
 def test_activation_order_leaves_groups_where_they_are() -> None:
     found = QuantizeConfig(desc_act=True).run_config().quantization
     assert found.act_order
@@ -74,7 +79,6 @@ def test_the_first_row_that_matches_counts() -> None:
         ({"damp_percent": 2.0}, "config key 'damp_percent'"),
         ({"damp_auto_increment": 0}, r"damp_auto_increment: 0 is not allowed; allowed: a positive"),
         ({"pack_dtype": "int16"}, r"pack_dtype: 'int16' is not allowed; allowed: int32"),
-        ({"lm_head": True}, r"lm_head: True .*keeps the output projection"),
         ({"dynamic": {"x": {"bitz": 4}}}, r"unknown key 'bitz' in dynamic\['x'\]; nearest: bits"),
         ({"dynamic": {"x": {"bits": 16}}}, r"dynamic\['x'\]\.bits: 16 is not allowed"),
         ({"dynamic": {"-:x": {"bits": 4}}}, r"dynamic\['-:x'\].*keeps its linears"),

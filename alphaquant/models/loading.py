@@ -61,6 +61,7 @@ def load_tokenizer(
 ) -> Any:
     """The tokenizer of a folder or hub id, chat template included. Raises ModelError when none loads."""
     folder = model_folder(ModelConfig(path=str(path), revision=revision))
+    teach_transformers(str(read_config(folder).get("model_type")))
     return tokenizer_in(folder, trust_remote_code)
 
 

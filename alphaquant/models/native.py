@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+TAUGHT = ("deepseek",)
+
 
 def teach_transformers(model_type: str) -> None:
     """Let transformers' Auto classes load `model_type`; nothing happens for a type that they know."""

@@ -6,19 +6,20 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from alphaquant.models.native import TAUGHT
 from alphaquant.models.packed_config import storage_rule
 from alphaquant.models.resolve import read_config
-from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 
 Need = Literal["nothing", "alphaquant.hf", "alphaquant.load"]
 """nothing: from_pretrained alone. alphaquant.hf: after importing that. alphaquant.load: no from_pretrained does."""
 
+_EXPERT = re.compile(r"(.+\.experts\.\d+\.\w+)\.weight(_packed)?")
 _DECODED = ("pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
 _SCALED = ("naive-quantized", "float-quantized")
 
 
-def transformers_needs(folder: Path, trust_remote_code: bool = False) -> Need:
+def transformers_needs(folder: Path) -> Need:
     """What the checkpoint in `folder` needs. Raises ModelError for one that is not read at all.
 
     transformers decodes all experts by one scheme: they must have the same one, of a kind that it decodes right.
@@ -26,17 +27,18 @@ def transformers_needs(folder: Path, trust_remote_code: bool = False) -> Need:
     config = read_config(folder)
     settings = config.get("quantization_config")
     if not settings:
-        return "nothing"
+        return "alphaquant.hf" if config.get("model_type") in TAUGHT else "nothing"
     if settings.get("quant_method") != "compressed-tensors":
         return "alphaquant.load"
     names = tensor_index(folder)
-    rule, row = storage_rule(settings), architecture_of(config, trust_remote_code)
+    rule = storage_rule(settings)
     packed = {n.removesuffix(".weight_scale") for n in names if n.endswith(".weight_scale")}
     found = {linear: rule(linear) for linear in packed}
-    if any(stored and not stored.scheme.symmetric for stored in found.values()):
+    if config.get("model_type") in TAUGHT or any(
+        stored and not stored.scheme.symmetric for stored in found.values()
+    ):
         return "alphaquant.hf"
-    expert = re.compile(rf"(.+\.{re.escape(row.experts)}\.\d+\.\w+)\.weight(_packed)?")
-    kinds = {found.get(match[1]) for name in names if (match := expert.fullmatch(name))}
+    kinds = {found.get(match[1]) for name in names if (match := _EXPERT.fullmatch(name))}
     if not kinds:
         return "nothing"
     kind = kinds.pop()
