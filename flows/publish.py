@@ -96,7 +96,8 @@ def _write_card(
     facts = facts_of(Path(request.model.path), request.model.source, plan, scores)
     drawn = products.report and store.path(products.report) / _PLAN_FIGURE
     figure = drawn.read_bytes() if drawn and drawn.is_file() else plan_figure(plan)
-    write_card(checkpoint, facts, figure=figure, run=run, name=name)
+    passed = request.config.export.consumers  # a run ends where a check of one fails
+    write_card(checkpoint, facts, figure=figure, run=run, name=name, consumers=passed)
 
 
 def copy_artifact(source: Path, target: Path, *, tensors: bool = True) -> None:
