@@ -17,6 +17,7 @@ from flows.contents import file_digests
 from tasks.allocate import allocate
 from tasks.alpha import alpha
 from tasks.analyze import analyze
+from tasks.balance import balance
 from tasks.calibration import calibration
 from tasks.compare import compare
 from tasks.evaluate import evaluate
@@ -29,6 +30,7 @@ from tasks.tune import tune
 
 StageName: TypeAlias = Literal[
     "calibration",
+    "balance",
     "alpha",
     "rotate",
     "sensitivity",
@@ -214,12 +216,12 @@ def needs_calibration(config: RunConfig) -> bool:
 
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
+    text = config.calibration
+    drawn = call(calibration, model=model, calibration=text, files=file_digests([text.dataset]))
+    if text.balance == 1:
+        return call.skip(balance, "calibration.balance is 1", tokens=drawn) or drawn
     return call(
-        calibration,
-        model=model,
-        calibration=config.calibration,
-        files=file_digests([config.calibration.dataset]),
-        execution=config.execution,
+        balance, model=model, tokens=drawn, samples=text.samples, execution=config.execution
     )
 
 

@@ -18,6 +18,7 @@ from flows.contents import file_digests
 from flows.dag import sensitivity_settings
 from tasks.alpha import alpha
 from tasks.arm import arm
+from tasks.balance import balance
 from tasks.calibration import calibration
 from tasks.conclude import conclude
 from tasks.evaluate import evaluate
@@ -185,10 +186,12 @@ def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number
                 "model": model,
                 "calibration": text,
                 "files": file_digests([text.dataset]),
-                "execution": here,
             },
         )
     )
+    if text.balance > 1:
+        choice = {"model": model, "tokens": tokens, "samples": text.samples, "execution": here}
+        tokens = calls.step(Step(f"balance, seed {number}", balance, choice))
     losses = calls.step(
         Step(
             f"sensitivity, seed {number}",

@@ -10,10 +10,7 @@ from tasks.inputs import TOKENS, open_model
 from tasks.stage import stage
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from alphaquant.config import CalibrationConfig, ExecutionConfig
-    from alphaquant.models.checkpoint import Checkpoint
+    from alphaquant.config import CalibrationConfig
     from alphaquant.models.resolve import ModelRef
     from alphaquant.store.stage import Workbench
 
@@ -26,11 +23,10 @@ def calibration(
     model: ModelRef,
     calibration: CalibrationConfig,
     files: dict[str, str],
-    execution: ExecutionConfig,
 ) -> None:
     """Write `tokens.safetensors`: int64 [samples, length]. `files`, the text's digest, is for the key.
 
-    The model runs only where windows are chosen by how they load its experts.
+    With `calibration.balance` there are up to so many times more windows, for the stage balance to choose from.
     """
     from safetensors.torch import save_file
 
@@ -53,30 +49,4 @@ def calibration(
         calibration.balance,
     )
     check_vocabulary(checkpoint, tokens)
-    if calibration.balance > 1:
-        tokens = _balanced(checkpoint, tokens, calibration.samples, execution)
     save_file({"tokens": tokens}, out / TOKENS)
-
-
-def _balanced(
-    checkpoint: Checkpoint, pool: Tensor, samples: int, execution: ExecutionConfig
-) -> Tensor:
-    """The windows `[samples, length]` of a pool that load the experts most evenly."""
-    from alphaquant.algorithms.balance import balanced_choice, expert_loads, idlest_share
-    from alphaquant.models.device import compute_device
-
-    if not any(spec.expert is not None for spec in checkpoint.specs):
-        reporter().note(
-            "calibration.balance: the model is dense, its windows are those drawn first"
-        )
-        return pool[:samples].contiguous()
-    # with a pool, this runs in the run's own process, which may lack the pool's device
-    device = compute_device("auto" if execution.where == "pool" else execution.device)
-    loads = expert_loads(checkpoint, pool, device, execution.batch_size)
-    chosen = balanced_choice(loads, min(samples, pool.shape[0]))
-    reporter().note(
-        f"calibration.balance: with {len(chosen)} of {pool.shape[0]} windows the idlest expert sees "
-        f"{idlest_share(loads[chosen]):.2f} of an even load, with the first {len(chosen)} "
-        f"{idlest_share(loads[:samples]):.2f}"
-    )
-    return pool[sorted(chosen)]  # in the order they were drawn, which is random

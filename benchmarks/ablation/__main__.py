@@ -13,16 +13,15 @@ it stopped. All models and formats get their ingredients before any gets another
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from alphaquant.errors import AlphaQuantError, ConfigError
+from alphaquant.errors import ConfigError
 from benchmarks.ablation.figure import draw
 from benchmarks.ablation.measured import long_table
 from benchmarks.ablation.page import page
 from benchmarks.ablation.recipes import Row, rows
 from benchmarks.rivals.formats import FORMATS
-from benchmarks.rivals.options import add_inputs, models_of, parsed
+from benchmarks.rivals.options import add_inputs, models_of, parsed, run
 from benchmarks.rivals.provenance import made
 from benchmarks.rivals.study import Study
 from benchmarks.rivals.table import Result
@@ -30,10 +29,7 @@ from benchmarks.rivals.table import Result
 
 def main() -> None:
     """Command line."""
-    try:
-        ablate(_options())
-    except AlphaQuantError as error:
-        sys.exit(f"{error}")
+    run(ablate, _options())
 
 
 def ablate(options: argparse.Namespace) -> None:

@@ -14,10 +14,9 @@ rounded by GPTQ before anything is rounded by the full recipe.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 
-from alphaquant.errors import AlphaQuantError, PlanError
+from alphaquant.errors import PlanError
 from benchmarks.budgets.figure import draw
 from benchmarks.budgets.knowledge import knowledge
 from benchmarks.budgets.measured import Trial, long_table
@@ -32,17 +31,14 @@ from benchmarks.budgets.spending import (
     plans_of,
 )
 from benchmarks.rivals.formats import MIXED
-from benchmarks.rivals.options import add_inputs, models_of, parsed
+from benchmarks.rivals.options import add_inputs, models_of, parsed, run
 from benchmarks.rivals.provenance import made
 from benchmarks.rivals.study import Study
 
 
 def main() -> None:
     """Command line."""
-    try:
-        compare(_options())
-    except AlphaQuantError as error:
-        sys.exit(f"{error}")
+    run(compare, _options())
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -14,13 +14,12 @@ when its code changes.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from alphaquant.errors import AlphaQuantError, ConfigError
+from alphaquant.errors import ConfigError
 from benchmarks.rivals.catalogue import CONTESTANTS, OWN, RIVALS, Contestant, chosen
 from benchmarks.rivals.figure import draw
 from benchmarks.rivals.formats import FORMATS
-from benchmarks.rivals.options import add_inputs, models_of, parsed
+from benchmarks.rivals.options import add_inputs, models_of, parsed, run
 from benchmarks.rivals.provenance import preface
 from benchmarks.rivals.study import Study
 from benchmarks.rivals.table import Result, long_table, page
@@ -28,10 +27,7 @@ from benchmarks.rivals.table import Result, long_table, page
 
 def main() -> None:
     """Command line."""
-    try:
-        compare(_options())
-    except AlphaQuantError as error:
-        sys.exit(f"{error}")
+    run(compare, _options())
 
 
 def compare(options: argparse.Namespace) -> None:

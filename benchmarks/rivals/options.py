@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from alphaquant.demo import DEMO_LENGTH, demo_model_path
-from alphaquant.errors import ConfigError
+from alphaquant.errors import AlphaQuantError, ConfigError
 from benchmarks.rivals.inputs import Model
 from benchmarks.rivals.models import DESIGNS, SMALL, train
 
@@ -40,6 +41,14 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     options.cache = options.cache.resolve()
     return options
+
+
+def run(work: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Do it; what the user got wrong ends the program with a message instead of a traceback."""
+    try:
+        work(options)
+    except AlphaQuantError as error:
+        sys.exit(f"{error}")
 
 
 def models_of(options: argparse.Namespace) -> list[Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -20,7 +21,7 @@ from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.models.checkpoint import Checkpoint
-from benchmarks.rivals import cells, process
+from benchmarks.rivals import cells, own, process
 from benchmarks.rivals.catalogue import CONTESTANTS
 from benchmarks.rivals.cells import Cell, weights_file
 from benchmarks.rivals.formats import FORMATS, Format, quantized_linears
@@ -134,6 +135,30 @@ def test_calibration_windows_are_made_once_and_are_the_same_again(
     assert calibration_file(llama, 4, tmp_path) == first
     assert first.stat().st_mtime_ns == changed
     assert load_tokens(first).shape == (4, 16)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_run_may_choose_among_more_windows_that_begin_with_the_rivals(
+    llama: Model, tmp_path: Path, foreign: bool
+) -> None:
+    file = calibration_file(llama, 4, tmp_path / "tokens")
+    pool = torch.cat([load_tokens(file) + foreign, torch.zeros(4, 16, dtype=torch.int64)])
+    cell_folder, drawn = tmp_path / "cell", tmp_path / "drawn"
+    for place in (cell_folder / "store", drawn):
+        place.mkdir(parents=True)
+    save_file({"tokens": pool}, drawn / "tokens.safetensors")
+    stages = [
+        {"name": "calibration", "artifact": str(drawn), "seconds": 1},
+        {"name": "balance", "artifact": str(drawn), "seconds": 2},
+        {"name": "export", "artifact": None, "seconds": 4},
+    ]
+    (cell_folder / own.LOG).write_text(json.dumps({"stages": stages}))
+    (cell_folder / "report.json").write_text(json.dumps({"cpu_seconds": 5}))
+    if foreign:
+        with pytest.raises(ValueError, match="other tokens than the rivals"):
+            own.harvest(cell_folder, file)
+    else:
+        assert own.harvest(cell_folder, file)["seconds"] == 3
 
 
 def test_the_original_scores_no_divergence_and_coarse_values_some(

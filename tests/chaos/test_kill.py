@@ -36,7 +36,7 @@ KILLS = int(os.environ.get("ALPHAQUANT_CHAOS_KILLS", "5"))
 SEED = int(os.environ.get("ALPHAQUANT_CHAOS_SEED", "0"))
 CONFIG = """
 model: {path: null}
-calibration: {dataset: builtin, samples: 8, sequence_length: 128}
+calibration: {dataset: builtin, samples: 8, sequence_length: 128, balance: 2}
 rotation: {kind: hadamard}
 quantization: {tune: model, tune_steps: 4, tune_model_steps: 8}
 router: {method: kl, epochs: 1, batch_size: 4}

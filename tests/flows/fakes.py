@@ -134,9 +134,10 @@ def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
     (out / "report.html").write_text(f"<h1>{name}</h1>")
 
 
-GPU_STAGES = ("sensitivity", "quantize", "tune", "router", "evaluate", "compare")
+GPU_STAGES = ("balance", "sensitivity", "quantize", "tune", "router", "evaluate", "compare")
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
+    "balance": _calibration,
     "alpha": _alpha,
     "rotate": _rotate,
     "sensitivity": _sensitivity,

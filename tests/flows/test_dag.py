@@ -16,6 +16,7 @@ MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" 
 
 WHOLE = parse_config(
     {
+        "calibration": {"balance": 2},
         "router": {"method": "kl"},
         "comparison": {"random": 1},
         "rotation": {"kind": "hadamard"},
@@ -57,23 +58,25 @@ def test_the_whole_pipeline() -> None:
     recorder = _drawn(WHOLE)
     assert recorder.given == {
         "calibration": set(),
+        "balance": {"calibration"},
         "alpha": set(),
         "rotate": set(),
-        "sensitivity": {"calibration", "rotate"},
+        "sensitivity": {"balance", "rotate"},
         "allocate": {"alpha", "sensitivity"},
-        "quantize": {"calibration", "rotate", "allocate"},
-        "tune": {"calibration", "rotate", "quantize"},
-        "router": {"calibration", "rotate", "allocate", "tune"},
+        "quantize": {"balance", "rotate", "allocate"},
+        "tune": {"balance", "rotate", "quantize"},
+        "router": {"balance", "rotate", "allocate", "tune"},
         "export": {"allocate", "rotate", "tune", "router"},
         "evaluate": {"allocate", "export"},
-        "compare": {"calibration", "rotate", "allocate", "quantize"},
-        "analyze": {*STAGE_NAMES} - {"calibration", "export", "analyze"},
+        "compare": {"balance", "rotate", "allocate", "quantize"},
+        "analyze": {*STAGE_NAMES} - {"calibration", "balance", "export", "analyze"},
     }
 
 
 def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     recorder = _drawn(RunConfig())
     assert recorder.skipped == {
+        "balance": "calibration.balance is 1",
         "rotate": "rotation.kind is none",
         "tune": "quantization.tune is not model",
         "router": "router.method is none",
@@ -88,7 +91,7 @@ def test_the_short_way_scores_nothing() -> None:
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
     recorder = _drawn(WHOLE, quantize_only)
     assert list(recorder.given) == [
-        "calibration", "allocate", "rotate", "quantize", "tune", "export"
+        "calibration", "balance", "allocate", "rotate", "quantize", "tune", "export"
     ]  # fmt: skip
 
 

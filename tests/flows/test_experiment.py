@@ -70,6 +70,10 @@ def _calibration(out: Path, store: Workbench, **inputs: Any) -> None:
     (out / "tokens").write_text(str(inputs["calibration"].seed))
 
 
+def _balance(out: Path, store: Workbench, **inputs: Any) -> None:
+    (out / "tokens").write_text(f"{inputs['samples']} of {inputs['tokens'].digest}")
+
+
 def _sensitivity(out: Path, store: Workbench, **inputs: Any) -> None:
     (out / "losses").write_text(str(inputs["tokens"].digest))
 
@@ -78,6 +82,7 @@ def use_fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put fakes in the place of every stage of an experiment."""
     bodies = {
         "calibration": _calibration,
+        "balance": _balance,
         "alpha": fakes.BODIES["alpha"],
         "sensitivity": _sensitivity,
         "rotate": fakes.BODIES["rotate"],
@@ -211,6 +216,21 @@ def test_without_an_oracle_its_arm_is_left_out(
     options = config.experiment.model_copy(update={"oracle": False})
     summary = _run(config.model_copy(update={"experiment": options}), store)
     assert "oracle, seed 0" not in [stage["name"] for stage in summary["stages"]]
+
+
+def test_windows_of_every_seed_are_chosen_from_a_larger_pool(
+    config: RunConfig, store: ArtifactStore
+) -> None:
+    calibration = config.calibration.model_copy(update={"balance": 2})
+    summary = _run(config.model_copy(update={"calibration": calibration}), store)
+    found = {stage["name"]: Path(stage["artifact"]) for stage in summary["stages"]}
+    refs = load_run(store, "last")["refs"]
+    for seed in range(2):
+        drawn, chosen = (
+            refs[f"{name}, seed {seed}"]["digest"] for name in ("calibration", "balance")
+        )
+        assert (found[f"balance, seed {seed}"] / "tokens").read_text() == f"128 of {drawn}"
+        assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == chosen
 
 
 def test_a_rotated_model_is_rounded_and_the_original_is_the_yardstick(

@@ -38,6 +38,7 @@ WHOLE = parse_config(
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
         (["tune"], ["tune", "router", "export", "evaluate", "analyze"]),
+        (["balance"], ["balance", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
         (["alpha"], ["alpha", *STAGE_NAMES[STAGE_NAMES.index("allocate") :]]),
         (["rotate"], ["rotate", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
         (["compare", "export"], ["export", "evaluate", "compare", "analyze"]),
@@ -52,6 +53,7 @@ def test_from_here_on_means_every_stage_that_is_given_the_result(
 
 def test_a_skipped_stage_stands_in_line_too() -> None:
     assert "export" in from_here_on(RunConfig(), ["router"])
+    assert {"balance", "sensitivity"} <= {*from_here_on(RunConfig(), ["calibration"])}
     assert {"tune", "export"} <= {*from_here_on(RunConfig(), ["quantize"])}
 
 
@@ -63,6 +65,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactSto
     model = make_model_folder(tmp_path / "model")
     settings = {
         "model": {"path": str(model)},
+        "calibration": {"balance": 2},
         "rotation": {"kind": "hadamard"},
         "quantization": {"tune": "model"},
     }
@@ -113,10 +116,12 @@ def test_removed_tokens_and_rotated_models_are_not_needed_until_a_stage_that_rea
 ) -> None:
     _remove(request_.store, "calibration")
     assert _states(request_)["calibration"] == "cached"
+    _remove(request_.store, "balance")
     _remove(request_.store, "rotate")
     assert _states(request_)["rotate"] == "cached"
     _remove(request_.store, "sensitivity")
-    assert (_states(request_)["calibration"], _states(request_)["rotate"]) == ("run", "run")
+    states = _states(request_)
+    assert [states[name] for name in UNPUBLISHED] == ["run"] * 3
 
 
 def test_only_stages_of_which_nothing_is_published_are_called_so(request_: Request) -> None:
@@ -172,7 +177,7 @@ def test_what_was_left_out_is_computed_when_a_stage_comes_out_otherwise(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alpha was planned to come out as before; when it does not, the tokens are read after all."""
-    for kind in ("quantize-block", "calibration", "alpha"):
+    for kind in ("quantize-block", "calibration", "balance", "alpha"):
         _remove(request_.store, kind)
 
     def other_alpha(out: Path, store: Any, **inputs: Any) -> None:
@@ -189,5 +194,5 @@ def test_what_was_left_out_is_computed_when_a_stage_comes_out_otherwise(
 
     use_fake_stages(monkeypatch, alpha=other_alpha, allocate=other_plan, quantize=reading)
     calls = Calls(request_)
-    assert calls.order[:4] == ["alpha", "allocate", "calibration", "quantize"]
+    assert calls.order[:5] == ["alpha", "allocate", "calibration", "balance", "quantize"]
     assert calls.results["calibration"].reason == "artifact missing"

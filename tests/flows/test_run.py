@@ -21,6 +21,7 @@ from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
 RUN = ("run", "--model", "model", "--no-prefect")
 ALL = [
     "calibration",
+    "balance",
     "alpha",
     "rotate",
     "sensitivity",
@@ -32,7 +33,7 @@ ALL = [
     "evaluate",
 ]
 ALL += ["compare", "analyze"]
-SKIPPED = dict.fromkeys(("rotate", "tune", "router", "compare"), "skipped")
+SKIPPED = dict.fromkeys(("balance", "rotate", "tune", "router", "compare"), "skipped")
 
 
 def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_json_is_exactly_the_summary(cli: Cli, tmp_path: Path) -> None:
     }
     assert ending.json["checkpoint"] == "out/checkpoint"
     assert ending.json["report"] == "out/report.html"
-    stage = ending.json["stages"][1]
+    stage = next(stage for stage in ending.json["stages"] if stage["name"] == "alpha")
     assert {"name", "state", "reason", "seconds", "key", "artifact"} <= set(stage)
     assert stage["device"] == "cpu"
     assert stage["started"] <= stage["ended"]
@@ -226,7 +227,7 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--force", "quantise"], ["nearest: quantize", "calibration, alpha"]),
+        (["--force", "quantise"], ["nearest: quantize", "calibration, balance, alpha"]),
         (["--set", "quantization.foo=1"], ["unknown config key 'quantization.foo'", "damping"]),
         (["--set", "allocation.formats=[int5]"], ["unknown number format 'int5'", "mxfp4"]),
         (

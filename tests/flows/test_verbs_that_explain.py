@@ -72,7 +72,7 @@ def test_accept_all_takes_every_stage_of_which_only_code_changed(cli: Cli, edit:
     states = dict.fromkeys(("calibration", "quantize", "analyze"), "accepted")
     cached = dict.fromkeys(("alpha", "sensitivity", "allocate", "export", "evaluate"), "cached")
     assert ending.states == states | cached | dict.fromkeys(
-        ("rotate", "tune", "router", "compare"), "nothing"
+        ("balance", "rotate", "tune", "router", "compare"), "nothing"
     )
     assert _ran(cli(*RUN, "--json")) == []
     again = cli("accept", "--all", *MODEL, "--json")
@@ -113,7 +113,7 @@ def _keys(folder: Path) -> list[Path]:
             ["allocate (changed: allocation.target_bits 4.25 -> 5.0", "accept allocate quantize"],
         ),
         (["quantise"], ["neither a stage nor a config", "nearest: quantize"]),
-        ([], ["name the stages", "--all", "calibration, alpha"]),
+        ([], ["name the stages", "--all", "calibration, balance, alpha"]),
         (["quantize", "--all"], ["not both"]),
         (["quantize", "a.yaml", "b.yaml"], ["one run config", "a.yaml, b.yaml"]),
     ],
