@@ -238,8 +238,8 @@ def train_model(
             even = imbalance(output.router_logits, model.config.num_experts_per_tok)
             loss, said = loss + recipe.balance * even, f" imbalance {even.item():.2f}"
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            optimizer.step()  # one bad batch in bf16 would make every weight NaN
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         if minutes is not None and step == _PACE:

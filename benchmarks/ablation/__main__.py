@@ -4,6 +4,7 @@
     python -m benchmarks.ablation --model demo=alphaquant/demo/model@256 --formats int3 mxfp4
     python -m benchmarks.ablation --texts builtin,builtin,FILE.txt    # a second text, which nothing was chosen on
     python -m benchmarks.ablation --only rotation tuning              # compute these rows and the two recipes
+    python -m benchmarks.ablation --only correction --recipes full    # what it is missed for, and the full recipe
     python -m benchmarks.ablation --only                              # compute nothing, write the page again
 
 Rows are those of `recipes.py`. Cells are kept as those of `benchmarks.rivals`: the same command goes on where
@@ -19,7 +20,7 @@ from alphaquant.errors import ConfigError
 from benchmarks.ablation.figure import draw
 from benchmarks.ablation.measured import long_table
 from benchmarks.ablation.page import page
-from benchmarks.ablation.recipes import Row, rows
+from benchmarks.ablation.recipes import BASES, Row, rows
 from benchmarks.rivals.formats import FORMATS
 from benchmarks.rivals.options import add_inputs, models_of, parsed, run
 from benchmarks.rivals.provenance import made
@@ -35,7 +36,7 @@ def main() -> None:
 def ablate(options: argparse.Namespace) -> None:
     """Compute what is missing, then write the page, the table and the figure; also after every format."""
     table = rows()
-    wanted = chosen(table, options.only)
+    wanted = [row for row in chosen(table, options.only) if row.base in options.recipes]
     studies = [Study(model, options) for model in models_of(options)]
     words = {study.model.name: study.described() for study in studies}
     cells: dict[tuple[str, str, str], Result] = {}
@@ -124,6 +125,13 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", nargs="*", metavar="ROW", help="compute these and both recipes; others as kept")
+    add(
+        "--recipes",
+        nargs="+",
+        choices=BASES,
+        default=list(BASES),
+        help="compute rows of these alone",
+    )
     add("--formats", nargs="+", choices=tuple(FORMATS), default=list(FORMATS))
     add_inputs(parser)
     return parsed(parser)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from benchmarks.rivals.catalogue import OWN, Contestant
 
 Settings: TypeAlias = Mapping[str, str]
 Base: TypeAlias = Literal["plain", "full"]
+BASES: tuple[Base, ...] = get_args(Base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,17 @@ CHANGES = (
     Change("full", "next block", "judges a tuned one too", {"quantization.tune_ahead": "true"}),
     Change("full", "whole model", "scales and norms, at last", {"quantization.tune": "model"}),
     Change("full", "inputs by p²", "not p", {"quantization.routing_weight": "p2"}, experts=True),
+    Change(
+        "full",
+        "fitted less",
+        "neither activation order nor correction nor routing weights",
+        {
+            "quantization.act_order": "false",
+            "quantization.static_groups": "false",
+            "quantization.correction": "none",
+            "quantization.routing_weight": "none",
+        },
+    ),
     Change("full", "25 steps", "of tuning, not 100", {"quantization.tune_steps": "25"}),
     Change("full", "400 steps", "of tuning, not 100", {"quantization.tune_steps": "400"}),
     Change("full", "steps of 8", "windows, not 4", {"quantization.tune_batch_size": "8"}),
@@ -173,7 +185,7 @@ def rows(
     """Recipes, ingredients alone, ingredients left out, changes; in the order of the tables."""
     plain, full = recipe("plain", ingredients), recipe("full", ingredients)
     found: list[Row] = []
-    for base, settings in (("plain", plain), ("full", full)):
+    for base, settings in zip(BASES, (plain, full), strict=True):
         told = "all" if base == "full" else "none"
         found.append(Row(base, base, f"GPTQ with {told} of the ingredients", settings))
         for one in ingredients:

@@ -65,6 +65,26 @@ def test_training_serves_dense_models_and_repeats_itself(squared: bool) -> None:
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_step_whose_gradient_is_not_finite_is_left_out() -> None:
+    calls = 0
+
+    def sometimes(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return gradient * (float("nan") if calls == 2 else 1)
+
+    def make(end: int) -> PreTrainedModel:
+        model = _tiny(end)
+        model.get_input_embeddings().weight.register_hook(sometimes)
+        return model
+
+    recipe = Recipe(vocabulary=300, length=32, batch=2, dropout=0.0, squared=False, threads=1)
+    model, _ = train_model(make, [_TEXT], [_TEXT], seed=0, steps=3, recipe=recipe)
+    assert calls == 3
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 def test_a_text_file_becomes_several_documents_and_loses_nothing(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("".join(f"line {number}\n" for number in range(450)))
