@@ -93,16 +93,16 @@ def main() -> None:
         tokens = torch.randint(
             checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
         )
-        rows = [
-            measure(checkpoint, tokens, name, device, options.batch, Path(folder))
-            for name in options.settings
-        ]
-    report = {"shape": options.shape, "windows": options.samples, "length": options.length}
-    report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    text = table(rows)
-    print(text)
-    if options.out:
-        options.out.write_text(json.dumps(report | {"rows": rows}, indent=1), encoding="utf-8")
+        report = {"shape": options.shape, "windows": options.samples, "length": options.length}
+        report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        rows: list[dict[str, Any]] = []
+        for name in options.settings:
+            rows.append(measure(checkpoint, tokens, name, device, options.batch, Path(folder)))
+            print(f"{name}: {rows[-1]['block']:.2f} s per block", flush=True)
+            if options.out:  # after every setting: time on a GPU may end at any moment
+                text = json.dumps(report | {"rows": rows}, indent=1)
+                options.out.write_text(text, encoding="utf-8")
+    print(table(rows))
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

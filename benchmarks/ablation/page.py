@@ -31,7 +31,8 @@ def page(
     parts = ["# What every ingredient is worth", preface, standing_words(), "![](ablation.png)"]
     for base, head in _HEADS.items():
         own = [row for row in rows if row.base == base]
-        parts += [head, _overview(scored, own)]
+        if (scored["base"] == base).any():
+            parts += [head, _overview(scored, own)]
     parts += ["## Recipes", _recipes(rows)]
     for model, words in models.items():
         parts += [f"## {model}", words, _details(scored[scored["model"] == model])]
@@ -44,7 +45,7 @@ def page(
 
 
 def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
-    """Geometric means of ratios over models and texts, by format and standing."""
+    """Geometric means of ratios over models and texts, by format and standing, of rows that have results."""
     formats = list(scored["format"].unique())
     columns = [
         (name, kind)
@@ -56,6 +57,8 @@ def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
     lines = [_rule(header, 2, "seconds")]
     for row in rows:
         own = scored[scored["row"] == row.name]
+        if own.empty:
+            continue
         cells = [row.name, row.words]
         for name, kind in columns:
             chosen = own[(own["format"] == name) & (own["standing"] == kind)]

@@ -20,7 +20,7 @@ def preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         f"Everybody quantized the same bf16 checkpoints with the same {options.samples} windows, symmetric, weights only, every linear of the decoder but routers. One "
         f"scorer put everybody's dequantized values into the original and compared in fp32 on the first "
         f"{options.windows} windows of each text. KL is that of next-token distributions, in nats per token, with its "
-        f"95 % interval over windows; the lowest comes first.",
+        f"95 % interval over windows, as has its ratio to AutoRound's, in pairs; the lowest comes first.",
         "Seconds and CPU seconds are those of the quantization alone, without imports, loading and saving (for "
         "AlphaQuant, CPU seconds include both latter); `CPU s of all` and peak memory are those of the whole command. "
         "Other programs shared the cores, so that ratios are those of CPU seconds. AlphaQuant's checkpoints are "

@@ -12,6 +12,7 @@ import pandas as pd
 
 from benchmarks.rivals.catalogue import Contestant
 from benchmarks.rivals.formats import Format
+from benchmarks.rivals.paired import kl_ratio
 from benchmarks.rivals.standing import standing
 
 BAR = "autoround:default"
@@ -128,7 +129,7 @@ def _cells(result: Result, bar: Result | None, texts: Sequence[str]) -> list[str
         low, high = result.interval(text, "kl_mean")
         kl = result.value(text, "kl_mean")
         cells.append(f"{short(kl)} ({short(low)} to {short(high)})")
-        cells.append(_ratio(kl, bar.value(text, "kl_mean") if bar else math.nan))
+        cells.append(_against(result, bar, text))
     cells.append(f"{result.value(texts[0], 'perplexity_ratio'):.4f}")
     cells.append(f"{result.value(texts[0], 'top1_agreement'):.1%}")
     cells += [f"{took['seconds']:.0f}", f"{took['cpu_seconds']:.1f}"]
@@ -137,6 +138,16 @@ def _cells(result: Result, bar: Result | None, texts: Sequence[str]) -> list[str
     cells.append(f"{took['peak_bytes'] / 2**30:.2f}")
     cells.append(f"{took['saved_bytes'] / 1e6:.2f}")
     return cells
+
+
+def _against(result: Result, bar: Result | None, text: str) -> str:
+    """Divergence as a multiple of the bar's, with its interval over windows in pairs where they are known."""
+    if bar is None:
+        return ""
+    if result is bar or text not in result.kl or text not in bar.kl:
+        return _ratio(result.value(text, "kl_mean"), bar.value(text, "kl_mean"))
+    ratio = kl_ratio(result.kl[text], bar.kl[text])
+    return f"{ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _legend(results: Iterable[Result]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -60,6 +61,26 @@ def test_the_lowest_divergence_comes_first_with_its_ratios(results: list[Result]
     assert "0.00100 (0.000900 to 0.00110) | 0.50 |" in rows[0]
     assert "| 25 | 12.5 | 0.25 | 50 |" in rows[0]
     assert "12.00 on builtin" in text
+
+
+def test_a_ratio_has_an_interval_over_pairs_of_windows() -> None:
+    windows = [0.001, 0.002, 0.006]
+    bar, half, mixed = (
+        replace(_result(key, sum(kl) / 3, 10), kl={"builtin": kl})
+        for key, kl in (
+            ("autoround:default", windows),
+            ("alphaquant:tuned", [kl / 2 for kl in windows]),
+            ("alphaquant:full", [0.002, 0.002, 0.004]),
+        )
+    )
+    text = page([bar, half, mixed], {"tiny": "A model."}, {"tiny": {"builtin": 12.0}}, "")
+    rows = {
+        line.split(" | ")[2]: line.split(" | ")[5] for line in text.splitlines() if "| int4" in line
+    }
+    # windows differ sixfold, but those of `tuned` are all half of AutoRound's
+    assert rows["tuned"] == "0.50 (0.50 to 0.50)"
+    assert rows["default"] == "1.00"
+    assert rows["full"].startswith("0.89 (0.67 to ")
 
 
 def test_figures_say_whether_choices_were_made_on_them(results: list[Result]) -> None:
