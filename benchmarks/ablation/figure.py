@@ -17,6 +17,8 @@ _MARKS = (("#0072B2", "o"), (ACCENT, "D"), ("#009E73", "s"), ("#CC79A7", "^"), (
 _SPREAD = 0.5
 """Of a line's height, that the marks of its models take."""
 _TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3)
+_FINE = (0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.2)
+"""Where all ratios lie between the first and the last of them."""
 _FAR = 3.0
 """Ratio beyond which marks are drawn at the edge, as arrows: one failure must not press the rest together."""
 
@@ -31,11 +33,13 @@ def draw(table: pd.DataFrame, rows: Sequence[Row]) -> bytes:
         raise ValueError("no ratio is known: the recipes themselves have no result")
     formats, models = list(scored["format"].unique()), list(texts)
     places = _places(lines)
+    fine = scored["ratio"].between(_FINE[0], _FINE[-1]).all()
     with drawing():
         figure = new_figure(0.3 * (max(places.values()) + 1) + 1.6)
         axes = figure.subplots(1, len(formats), sharex=True, sharey=True, squeeze=False)[0]
         for axis, name in zip(axes, formats, strict=True):
             _panel(axis, scored[scored["format"] == name], places, models)
+            axis.xaxis.set_major_locator(FixedLocator(_FINE if fine else _TICKS))
             axis.set_title(name)
         axes[0].set_yticks(list(places.values()), list(places))
         handles = [
@@ -88,7 +92,6 @@ def _panel(
             axis.plot(one["ratio"], place, mark, color=colour, markersize=4.5, zorder=3)
     axis.margins(x=0.06)
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator(_TICKS))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(max(places.values()) + 0.6, -0.6)

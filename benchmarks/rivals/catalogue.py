@@ -193,6 +193,16 @@ CONTESTANTS = (
     ),
     Contestant(
         OWN,
+        "mixed",
+        "the same, rotated, and blocks tuned",
+        {
+            "allocation.policy": "budget",
+            "rotation.kind": "hadamard",
+            "quantization.tune": "block",
+        },
+    ),
+    Contestant(
+        OWN,
         "alpha",
         "mixed formats of the same bits per weight, chosen from spectra as AlphaQ does",
         {"allocation.policy": "alpha"},
