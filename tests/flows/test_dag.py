@@ -106,7 +106,7 @@ def test_a_point_of_a_comparison_is_quantized_and_measured() -> None:
     blind = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_and_measure)
     assert blind.given["quantize"] == {"allocate"}
     whole = _drawn(WHOLE, quantize_and_measure)
-    assert whole.given["compare"] == {"calibration", "rotate", "allocate", "tune"}
+    assert whole.given["compare"] == {"balance", "rotate", "allocate", "tune"}
 
 
 def test_without_a_rotation_no_stage_is_told_of_one() -> None:

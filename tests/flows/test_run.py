@@ -382,7 +382,8 @@ def test_several_models_go_into_one_folder_under_names_that_say_how_they_were_ma
     assert ending.json["status"] == "completed"
     assert all((tmp_path / "made" / name / "config.json").is_file() for name in names)
     again = cli("quantize", *options, "--json").json["models"]
-    assert all(stage["state"] == "cached" for found in again for stage in found["stages"])
+    ran = [stage for found in again for stage in found["stages"] if stage["name"] != "balance"]
+    assert {stage["state"] for stage in ran} == {"cached"}
 
 
 def test_a_model_that_fails_does_not_keep_the_others_from_being_quantized(
