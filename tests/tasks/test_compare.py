@@ -36,9 +36,9 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
         overrides=(Override(pattern="*.q_proj", skip=True),),
         default=DefaultScheme(aq="fp8", group_size=16),
     )
-    checkpoint: Any = SimpleNamespace(specs=moe_specs())
+    checkpoint: Any = SimpleNamespace(plannable=moe_specs())
     comparison = ComparisonConfig(uniform=("int4",), methods=("rtn",))
-    plan: Any = SimpleNamespace(bits_per_weight=3.5)
+    plan: Any = SimpleNamespace(decoder_bits=3.5)
     ((_, uniform, _),) = rivals._rivals(checkpoint, plan, own, QuantizationConfig(), comparison)
     assert set(map(str, uniform.schemes.values())) == {"int4-g128"}
     assert not uniform.activations
@@ -47,8 +47,8 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
 
 
 def test_nf4_stands_once_beside_formats_of_its_bits() -> None:
-    checkpoint: Any = SimpleNamespace(specs=moe_specs())
-    plan: Any = SimpleNamespace(bits_per_weight=4.0)
+    checkpoint: Any = SimpleNamespace(plannable=moe_specs())
+    plan: Any = SimpleNamespace(decoder_bits=4.0)
 
     def labels(*formats: str) -> list[str]:
         comparison = ComparisonConfig(uniform=formats, methods=("nf4", "awq"))
@@ -63,9 +63,9 @@ def test_nf4_stands_once_beside_formats_of_its_bits() -> None:
 
 
 def test_other_methods_stay_as_published_in_a_run_that_tunes() -> None:
-    checkpoint: Any = SimpleNamespace(specs=moe_specs())
+    checkpoint: Any = SimpleNamespace(plannable=moe_specs())
     comparison = ComparisonConfig(uniform=("int4",), methods=("gptq", "awq", "rtn"))
-    plan: Any = SimpleNamespace(bits_per_weight=4.0)
+    plan: Any = SimpleNamespace(decoder_bits=4.0)
     found = rivals._rivals(
         checkpoint, plan, AllocationConfig(), QuantizationConfig(tune="block"), comparison
     )
