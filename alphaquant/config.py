@@ -387,6 +387,17 @@ class ExportConfig(Section):
     """Serving stacks that the checkpoint must load in; checked before anything is quantized."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs that a consumer spreads each linear over."""
+    kv_cache: Literal["fp8"] | None = None
+    """compressed-tensors: ask consumers to keep keys and values in fp8, with scales of 1; scores do not include what that costs. Empty: as the consumer likes."""
+
+    @model_validator(mode="after")
+    def _cache_has_a_place(self) -> ExportConfig:
+        if self.kv_cache and self.format != "compressed-tensors":
+            raise ValueError(
+                f"kv_cache={self.kv_cache} is written by format=compressed-tensors only, found format={self.format}; "
+                "consumers have options of their own for it"
+            )
+        return self
 
 
 class ExecutionConfig(Section):

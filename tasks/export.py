@@ -44,4 +44,5 @@ def export(
         export.format,
         activations=QuantPlan.load(store.path(plan), weights.plannable).activations,
         module_names="gptqmodel" in export.consumers,
+        kv_cache=export.kv_cache,
     )

@@ -67,6 +67,11 @@ def test_ratios_above_one_together_are_an_error() -> None:
         load_config(None, ["allocation.mxfp4_ratio=0.7", "allocation.bf16_ratio=0.7"])
 
 
+def test_a_quantized_cache_needs_a_checkpoint_that_asks_for_it() -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache=fp8 is written by format=compressed-tensors"):
+        parse_config({"export": {"kv_cache": "fp8"}})
+
+
 def test_broken_yaml_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("a: [1")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alphaquant.algorithms.allocation_groups import BF16, Granularity
+from alphaquant.algorithms.allocation_groups import BF16, Granularity, group_linears
 from alphaquant.config import AllocationConfig, Override, QuantizationConfig
 from alphaquant.errors import PlanError
 from alphaquant.formats.scheme import Scheme
@@ -47,7 +47,8 @@ def resolve_rules(
 ) -> Rules:
     """Apply skip_router, skip_attention, lm_head and the overrides, in that order.
 
-    Raises PlanError for a pattern that matches nothing and for an override that says nothing.
+    Raises PlanError for a pattern that matches nothing, for an override that says nothing, and under granularity
+    fused for activations that one kernel cannot have.
     """
     head = None if config.lm_head is None else _head_scheme(config.lm_head, quantization)
     rows = tuple(spec for spec in specs if spec.role != "lm_head")
@@ -70,6 +71,8 @@ def resolve_rules(
                 fixed[name] = scheme
             if override.aq is not None:
                 activations[name] = override.aq
+    if granularity_of(config) == "fused":
+        _check_kernels([s for s in rows if fixed.get(s.name) != BF16], activations, config)
     if head is None or head == BF16:
         if Scheme.parse(activations.pop(HEAD, "bf16")) != BF16:
             raise PlanError(
@@ -81,6 +84,21 @@ def resolve_rules(
     if spec is None:
         raise ValueError(f"{HEAD} is to be quantized, and is not among the linears")
     return Rules(rows, fixed, activations, (spec, head))
+
+
+def _check_kernels(
+    quantized: Sequence[LinearSpec], activations: Mapping[str, str], config: AllocationConfig
+) -> None:
+    """Raise PlanError where linears that one kernel computes, from one input, would round it differently."""
+    for group in group_linears(quantized, "fused"):
+        wanted = {s.name: activations.get(s.name) or config.default.aq or "bf16" for s in group.specs}
+        (name, form), *others = wanted.items()
+        for other, found in others:
+            if found != form:
+                raise PlanError(
+                    f"{name} and {other} are one kernel and read one input; found aq {form} and aq {found} (bf16: "
+                    "none). Use one pattern for both, or allocation.granularity=linear"
+                )
 
 
 def default_scheme(config: AllocationConfig, quantization: QuantizationConfig) -> Scheme:

@@ -1,20 +1,27 @@
 """Activation formats, simulated: a linear's input is rounded on the fly before it multiplies.
 
-Every token is scaled by itself (dynamic); MX formats scale groups of 32 features.
+Every token is scaled by itself (dynamic); MX formats scale groups of 32 features. Scales are fp32 and never stored, so
+they are rounded to no type, as compressed-tensors has it in fp32.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from alphaquant.errors import ModelError
+from alphaquant.formats.grid import fake_quantize
+from alphaquant.formats.scales import rule_scales, split_groups
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.weight import quantize_weight
 from alphaquant.models.architecture import Architecture
 from alphaquant.models.experts import unfuse
+from alphaquant.models.packed import PackedCheckpoint
+from alphaquant.models.resolve import read_config
 
 
 @contextlib.contextmanager
@@ -34,17 +41,49 @@ def simulated_activations(
         for linear, text in activations.items():
             module = model.get_submodule(architecture.module_name(linear))
             scheme = Scheme.parse(text, group_size=None)
-            hooks.callback(module.register_forward_pre_hook(_round_input(scheme)).remove)
+            hooks.callback(module.register_forward_pre_hook(_round_input(linear, scheme)).remove)
         yield
 
 
-def _round_input(scheme: Scheme) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def asked_activations(folder: Path, trust_remote_code: bool = False) -> dict[str, str]:
+    """The activation formats, by linear name, that a checkpoint asks its consumer for; none for a dense one.
+
+    Raises ModelError for one that cannot be simulated, such as scales that were fixed by calibration.
+    """
+    if not read_config(folder).get("quantization_config"):
+        return {}
+    return PackedCheckpoint(folder, trust_remote_code).activations
+
+
+def round_tokens(x: Tensor, scheme: Scheme) -> Tensor:
+    """Values `[..., features]` as a consumer sees them that quantizes each token by itself; fp32."""
+    fmt, features = scheme.number_format, x.shape[-1]
+    groups = split_groups(x.detach().float(), scheme.group_width(features))
+    if fmt.kind in ("int", "float") and scheme.symmetric:
+        top = groups.abs().amax(-1, keepdim=True)
+        span = fmt.max_value + (0.5 if fmt.is_integer else 0.0)
+        scale, zero = torch.where(top > 0, top / span, 1.0), None
+    else:
+        found = rule_scales(groups, scheme)
+        scale = found.effective.unsqueeze(-1)
+        zero = None if found.zero is None else found.zero.unsqueeze(-1)
+    return fake_quantize(groups, scale, zero, fmt).flatten(-2)[..., :features]
+
+
+def _round_input(
+    linear: str, scheme: Scheme
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x: Tensor = args[0]
-        tokens = x.reshape(-1, x.shape[-1])
-        if not tokens.shape[0]:
+        if not x.numel():
             return args
-        rounded = quantize_weight(tokens.float(), scheme, name="activation").dequantize()
-        return (rounded.to(x.dtype).view_as(x), *args[1:])
+        if not bool(torch.isfinite(x).all()):
+            raise ModelError(
+                f"the input of {linear} holds NaN or infinite values, so its activations cannot be simulated: "
+                "the compressed model overflows. Give the linears before it more bits."
+            )
+        # one matrix of tokens: nvfp4 scales a matrix as a whole
+        tokens = x.reshape(-1, x.shape[-1])
+        return (round_tokens(tokens, scheme).to(x.dtype).view_as(x), *args[1:])
 
     return hook

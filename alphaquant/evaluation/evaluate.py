@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from alphaquant.config import EvaluationConfig
-from alphaquant.evaluation.activations import simulated_activations
+from alphaquant.evaluation.activations import asked_activations, simulated_activations
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import answer_tasks, paired_changes
 from alphaquant.evaluation.scores import ORIGINAL, QUANTIZED, Score, scores_table
@@ -35,8 +35,11 @@ def evaluate_checkpoint(
 ) -> pd.DataFrame:
     """The rows of `scores.parquet`, for the original and for the checkpoint in `compressed`.
 
-    `activations` (format by linear name) are simulated in the compressed model.
+    `activations` (format by linear name) are simulated in the compressed model; None means those that the checkpoint
+    asks its consumer for.
     """
+    if activations is None:
+        activations = asked_activations(compressed, original.trust_remote_code)
     scores: list[Score] = []
     first = load_model(original.path, device, original.trust_remote_code)
     second = load_model(

@@ -73,6 +73,12 @@ def config_group(scheme: Scheme, activation: str | None, targets: Sequence[str])
     }
 
 
+def kv_cache_scheme(form: str) -> dict[str, Any]:
+    """`QuantizationArgs` of keys and values with one fixed scale per layer, as consumers want it."""
+    arguments = _arguments(Scheme.parse(form, group_size=None))
+    return arguments | {"strategy": "tensor", "dynamic": False}
+
+
 def _arguments(scheme: Scheme) -> dict[str, Any]:
     """`QuantizationArgs` of a weight."""
     fmt = scheme.number_format

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import (
@@ -44,13 +45,14 @@ def export_packed(
     *,
     activations: Mapping[str, str] | None = None,
     module_names: bool = False,
+    kv_cache: str | None = None,
 ) -> None:
     """Write a checkpoint folder in format `export` under the original's names and shards, one block in memory.
 
     `routers` (by linear name) replace the kept ones; `activations` (format by linear name) are what consumers are
     asked to quantize. `module_names` writes experts under transformers' names where those on disk differ, as
-    GPTQModel wants. Every file that is no weight is copied. Raises FormatError naming a linear that `export` cannot
-    store.
+    GPTQModel wants. `kv_cache` (fp8) asks for keys and values in that format, with scales of 1. Every file that is no
+    weight is copied. Raises FormatError naming a linear that `export` cannot store.
     """
     checkpoint = with_own_head(checkpoint, blocks)
     stored = {name: s for folder in blocks for name, s in load_schemes(folder).items()}
@@ -58,9 +60,13 @@ def export_packed(
     activations = activations or {}
     rename = checkpoint.architecture.module_name if module_names else str
     writer = _Writer(checkpoint, blocks, routers, schemes, export, activations, rename)
+    if kv_cache and schemes:
+        writer.add_cache_scales()
     copy_small_files(checkpoint.path, out)
     if schemes:  # with everything kept it is a model like any other
         settings = _settings(export, checkpoint.specs, schemes, activations, rename)
+        if kv_cache:
+            settings["kv_cache_scheme"] = compressed_tensors.kv_cache_scheme(kv_cache)
         write_json(out / "config.json", checkpoint.raw_config | {"quantization_config": settings})
         if export == "gptq":
             write_json(out / "quantize_config.json", settings)
@@ -111,6 +117,11 @@ class _Writer:
         self._small: dict[str, Tensor] = {}
         self.entries: dict[str, TensorEntry] = {}
         """Every tensor that is written, by its name there."""
+        if unquantized := sorted(activations.keys() - schemes.keys()):
+            raise FormatError(
+                f"{unquantized[0]} is kept bf16 and has activations as {activations[unquantized[0]]}: no checkpoint asks "
+                "for that. Leave aq out for it, or quantize it; export.format=dense simulates it"
+            )
         for linear in (spec.name for spec in checkpoint.specs if spec.name in schemes):
             found = carrier_of(schemes[linear], export, activations.get(linear))
             if not isinstance(found, Carrier):
@@ -134,6 +145,18 @@ class _Writer:
         ).items():
             self.entries[f"{written}.{leaf}"] = TensorEntry(entry.file, dtype, shape)
             self._leaf[f"{written}.{leaf}"] = (linear, leaf)
+
+    def add_cache_scales(self) -> None:
+        """Write scales of 1 for keys and values beside every block's attention.
+
+        vLLM takes 1 where there are none; transformers takes whatever memory held.
+        """
+        for spec in (spec for spec in self._checkpoint.specs if spec.role == "o"):
+            entry = self._checkpoint.entries[f"{spec.name}.weight"]
+            attention = spec.name.rpartition(".")[0]
+            for name in (f"{attention}.k_scale", f"{attention}.v_scale"):
+                self.entries[name] = TensorEntry(entry.file, entry.dtype, (1,))
+                self._small[name] = torch.ones(1)
 
     def value(self, name: str) -> Tensor:
         """One tensor, by its written name."""

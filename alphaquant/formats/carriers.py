@@ -18,8 +18,8 @@ Layout = Literal["words", "elements", "bytes", "columns", "quark", "interleaved"
 bytes: fp4 and fp6 bit stream in `weight_packed`. quark: the same in `weight`. columns: int32 bit stream along the
 input channels, `qweight`, `qzeros`, `scales`, `g_idx`. interleaved: int32 words of eight output channels in AWQ's order."""
 
-ACTIVATIONS = ("int8", "fp8", "mxfp4", "mxfp6", "mxfp8")
-"""Activation formats that a compressed-tensors checkpoint can ask its consumer for."""
+ACTIVATIONS = ("int4", "int8", "fp8", "mxfp4", "mxfp6", "mxfp8")
+"""Activation formats that a compressed-tensors checkpoint can ask its consumer for, with scales found as it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,14 @@ _SIMULATED: Mapping[str, str] = {
 def carrier_of(
     scheme: Scheme, export: PackedFormat, activation: str | None = None
 ) -> Carrier | str:
-    """The way in which `export` stores a linear of `scheme`, or the reason why it cannot."""
+    """The way in which `export` stores a linear of `scheme`, or the reason why it cannot.
+
+    `activation` is the format of its inputs, which the checkpoint asks the consumer for.
+    """
+    if activation is not None:
+        activation = _name_of_inputs(activation)
+        if reason := _unasked(export, activation):
+            return reason
     rows = [row for row in CARRIERS if row.export == export]
     for row in rows:
         if scheme.format not in row.formats:
@@ -107,6 +114,26 @@ def can_store(export: PackedFormat, number_format: str) -> bool:
     return number_format == "bf16" or any(
         row.export == export and number_format in row.formats for row in CARRIERS
     )
+
+
+def _unasked(export: PackedFormat, activation: str) -> str | None:
+    """Why a checkpoint cannot ask for inputs in a format; None: it can."""
+    if export != "compressed-tensors":
+        return (
+            f"{export} checkpoints ask for no activation format, found aq {activation}; "
+            "use compressed-tensors, or leave aq out"
+        )
+    if activation in ACTIVATIONS:
+        return None
+    return (
+        f"no checkpoint asks for activations as {activation}, only as {', '.join(ACTIVATIONS)} (a scale per "
+        "token, or per 32 features of mx formats). As they are, they can be simulated only (export.format=dense)"
+    )
+
+
+def _name_of_inputs(activation: str) -> str:
+    """The scheme of inputs as `ACTIVATIONS` writes it: one scale per token needs no word."""
+    return str(Scheme.parse(activation, group_size=None)).removesuffix("-perchannel")
 
 
 def misfit(carrier: Carrier, scheme: Scheme, rows: int, cols: int) -> str | None:

@@ -12,7 +12,7 @@ from alphaquant.errors import FormatError, ModelError
 from alphaquant.formats.decode import unpack, weight_shape
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import Layout, layout_of
-from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
+from alphaquant.models.packed_config import Rule, StoredAs, activation_rule, storage_rule
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 _DTYPES = {
@@ -21,6 +21,8 @@ _DTYPES = {
     "bfloat16": ("BF16", torch.bfloat16),
 }
 _SCALES = ("weight_scale", "scales")
+_CACHE_SCALES = ("k_scale", "v_scale")
+"""Of keys and values as they are served; no tensors of the model."""
 
 
 class PackedCheckpoint(Checkpoint):
@@ -40,6 +42,8 @@ class PackedCheckpoint(Checkpoint):
         entries: dict[str, TensorEntry] = {}
         for written, entry in stored.items():
             linear, _, leaf = written.rpartition(".")
+            if leaf in _CACHE_SCALES:
+                continue
             if linear not in packed or leaf == "bias":
                 name = self.architecture.disk_name(written)
                 entries[name], self._written[name] = entry, written
@@ -59,6 +63,19 @@ class PackedCheckpoint(Checkpoint):
         config = super().config
         del config.quantization_config
         return config
+
+    @property
+    def activations(self) -> dict[str, str]:
+        """The formats that consumers are asked to round inputs to, by linear name.
+
+        Raises ModelError for one that is not simulated.
+        """
+        rule = activation_rule(self.raw_config["quantization_config"])
+        asked = {
+            name: rule(next(iter(leaves.values()))[0].rpartition(".")[0])
+            for name, leaves in self._leaves.items()
+        }
+        return {name: activation for name, activation in asked.items() if activation}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the dense model, by its full name on disk. Raises ModelError when it cannot be decoded."""

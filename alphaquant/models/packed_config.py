@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alphaquant.errors import ModelError
-from alphaquant.formats.carriers import AWQ, CARRIERS, GPTQ_V2, Carrier, PackedFormat
+from alphaquant.formats.carriers import ACTIVATIONS, AWQ, CARRIERS, GPTQ_V2, Carrier, PackedFormat
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
 
@@ -50,7 +50,46 @@ def storage_rule(config: Mapping[str, Any]) -> Rule:
         ) from error
 
 
+def activation_rule(config: Mapping[str, Any]) -> Callable[[str], str | None]:
+    """The rule of compressed-tensors' config: the format that a consumer is asked to round a linear's input to.
+
+    The rule raises ModelError for one that is not simulated: only scales that are found as it runs are, one per
+    token or mx group.
+    """
+    group_of = _groups(config)
+
+    def rule(name: str) -> str | None:
+        inputs = (group_of(name) or {}).get("input_activations")
+        return _activation(name, inputs) if inputs else None
+
+    return rule
+
+
+def _activation(name: str, inputs: Mapping[str, Any]) -> str:
+    bits, kind, strategy = inputs["num_bits"], inputs["type"], inputs["strategy"]
+    mx = strategy == "group" and inputs.get("group_size") == 32 and kind == "float"
+    found = f"mxfp{bits}" if mx else {"int": f"int{bits}", "float": f"fp{bits}"}.get(kind, kind)
+    known = found in ACTIVATIONS and (mx or strategy == "token") and inputs.get("symmetric", True)
+    if inputs.get("dynamic") is True and known:
+        return found
+    raise ModelError(
+        f"{name} asks for inputs as {kind}{bits} with {strategy} scales "
+        f"({'found as it runs' if inputs.get('dynamic') else 'fixed'}), which is not simulated; simulated are "
+        f"{', '.join(ACTIVATIONS)} with a scale per token or mx group"
+    )
+
+
 def _compressed_tensors(config: Mapping[str, Any]) -> Rule:
+    group_of = _groups(config)
+
+    def rule(name: str) -> StoredAs | None:
+        group = group_of(name)
+        return None if group is None else _of_group(name, group, config)
+
+    return rule
+
+
+def _groups(config: Mapping[str, Any]) -> Callable[[str], Mapping[str, Any] | None]:
     """`ignore` goes first, then exact names, patterns and the class; the first that matches counts."""
     entries = [
         (target, group)
@@ -64,14 +103,14 @@ def _compressed_tensors(config: Mapping[str, Any]) -> Rule:
     kept = {target for target in ignored if not target.startswith("re:")}
     kept_patterns = [re.compile(t.removeprefix("re:")) for t in ignored if t.startswith("re:")]
 
-    def rule(name: str) -> StoredAs | None:
+    def rule(name: str) -> Mapping[str, Any] | None:
         if name in kept or any(pattern.match(name) for pattern in kept_patterns):
             return None
-        group = exact.get(name)
+        group: Mapping[str, Any] | None = exact.get(name)
         if group is None:
             found = (group for pattern, group in patterns if pattern.match(name))
             group = next(found, exact.get(_CLASS))
-        return None if group is None else _of_group(name, group, config)
+        return group
 
     return rule
 

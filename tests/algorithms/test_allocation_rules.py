@@ -68,6 +68,17 @@ def test_an_override_without_a_weight_format_leaves_the_weight_to_others() -> No
     assert rules.activations[f"{ROOT}.self_attn.k_proj"] == "fp8"
 
 
+def test_activations_of_one_kernel_agree_where_formats_do() -> None:
+    apart = (Override(pattern="*.q_proj", aq="int8"),)
+    with pytest.raises(PlanError, match=r"q_proj and .*k_proj are one kernel.*aq int8 and aq bf16"):
+        resolve_rules(SPECS, AllocationConfig(overrides=apart), QuantizationConfig())
+    linear = AllocationConfig(overrides=apart, granularity="linear")
+    assert len(resolve_rules(SPECS, linear, QuantizationConfig()).activations) == 2
+    # a kept linear is no part of the kernel
+    kept = (*apart, *(Override(pattern=f"*.{name}_proj", skip=True) for name in "kv"))
+    resolve_rules(SPECS, AllocationConfig(overrides=kept), QuantizationConfig())
+
+
 def test_an_override_beats_kept_routers_and_attention() -> None:
     schemes = fixed(
         {"pattern": "*.mlp.gate", "wq": "int8"},

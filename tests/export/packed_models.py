@@ -74,6 +74,7 @@ def exported(
     tokens: Tensor | None = None,
     method: Any = "rtn",
     head: bool = False,
+    kv_cache: str | None = None,
 ) -> tuple[Path, Path]:
     """The dense and the packed folder of a model that was rounded, to nearest unless told otherwise."""
     kept = ("router",) if head else ("router", "lm_head")
@@ -102,6 +103,7 @@ def exported(
         export,
         activations=activations,
         module_names=module_names,
+        kv_cache=kv_cache,
     )
     return folders["dense"], folders["packed"]
 
@@ -110,8 +112,10 @@ def logits(folder: Path) -> Tensor:
     return answers(load_model(folder, CPU, dtype=torch.bfloat16))
 
 
-def stock_logits(folder: Path, **options: Any) -> Tensor:
-    """As plain transformers loads it, with nothing missing or left over."""
+def stock_logits(
+    folder: Path, *, computed: torch.dtype = torch.bfloat16, **options: Any
+) -> Tensor:
+    """As plain transformers loads it, with nothing missing or left over, and computes in the dtype `computed`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -120,7 +124,8 @@ def stock_logits(folder: Path, **options: Any) -> Tensor:
         assert not any(
             info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         )
-        return answers(model)
+        found = answers(model)  # decodes the weights, to bf16
+        return found if computed == torch.bfloat16 else answers(model.to(computed))
 
 
 @torch.no_grad()
