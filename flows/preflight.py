@@ -84,10 +84,10 @@ def check_windows(config: RunConfig, stages: Stages) -> None:
             )
 
 
-def find_model(config: RunConfig, store: ArtifactStore) -> ModelRef:
-    """The model that is meant; remembers file digests only in a store that exists already."""
+def find_model(config: RunConfig, store: ArtifactStore, *, packed: bool = False) -> ModelRef:
+    """The model that is meant, quantized only where `packed`; remembers file digests in a store that exists already."""
     cache = store.root / "cache" / "models.json" if store.root.is_dir() else None
-    return resolve_model(config.model, cache)
+    return resolve_model(config.model, cache, packed=packed)
 
 
 def check_places(store: ArtifactStore, out: Path | None) -> None:

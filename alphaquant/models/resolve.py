@@ -43,11 +43,14 @@ class ModelRef(BaseModel):
         return {"digest": self.digest} | generic
 
 
-def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> ModelRef:
+def resolve_model(
+    config: ModelConfig, digest_cache: Path | None = None, *, packed: bool = False
+) -> ModelRef:
     """Find a model folder (or fetch a hub id), check it whole from its headers, and digest it.
 
-    `digest_cache` is a JSON file that remembers sha256 sums by size, time and inode.
-    Raises ModelError for a missing, damaged or unsupported model.
+    `digest_cache` is a JSON file that remembers sha256 sums by size, time and inode. `packed` lets quantized models
+    pass, whose tensors are checked when they are decoded. Raises ModelError for a missing, damaged or unsupported
+    model.
     """
     folder = model_folder(config)
     raw = read_config(folder)
@@ -55,13 +58,16 @@ def resolve_model(config: ModelConfig, digest_cache: Path | None = None) -> Mode
         raw, config.architecture, trust_remote_code=config.trust_remote_code
     )
     quantized = raw.get("quantization_config")
-    if quantized and quantized.get("quant_method") not in architecture.decodes:
+    decoded = not quantized or quantized.get("quant_method") in architecture.decodes
+    if not decoded and not packed:
         raise ModelError(
             f"{folder} is already quantized (quantization_config in config.json). Start from the "
             "original weights."
         )
-    layout = layout_of(architecture, tensor_index(folder))
-    architecture.fitted(layout.shapes).linears(raw, layout.shapes)
+    index = tensor_index(folder)
+    if decoded:
+        layout = layout_of(architecture, index)
+        architecture.fitted(layout.shapes).linears(raw, layout.shapes)
     name = folder.name if _is_folder(config) else config.path
     return ModelRef(
         path=str(folder),

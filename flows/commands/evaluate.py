@@ -92,8 +92,9 @@ def _score(config: RunConfig, store: ArtifactStore, checkpoint: str, original: s
         find_model(
             config.model_copy(update={"model": config.model.model_copy(update={"path": path})}),
             store,
+            packed=packed,
         )
-        for path in (original, checkpoint)
+        for path, packed in ((original, False), (checkpoint, True))
     ]
     display = current_display()
     display.begin(stage.name)

@@ -15,12 +15,14 @@ from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from alphaquant.config import EvaluationConfig
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.evaluation.activations import (
     asked_activations,
     round_tokens,
     simulated_activations,
 )
+from alphaquant.evaluation.evaluate import evaluate_checkpoint
 from alphaquant.export.compressed_tensors import config_group
 from alphaquant.formats.carriers import ACTIVATIONS, carrier_of
 from alphaquant.formats.scheme import Scheme
@@ -134,6 +136,23 @@ def test_experts_are_asked_and_simulated_one_by_one(model_type: str, tmp_path: P
     assert seen.keys() & experts
     for name, x in seen.items():
         assert torch.equal(x, round_tokens(x, Scheme.parse("mxfp4"))), name
+
+
+def test_scores_of_a_packed_folder_include_the_activations_it_asks_for(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "model", "llama", **SIZES))
+    asked, scores = everywhere(checkpoint, "int4"), {}
+    config = EvaluationConfig(tasks=(), limit=2, sequence_length=64)
+    for name, activations in (("both", asked), ("weights", {})):
+        _, packed = exported(
+            checkpoint, lambda spec: "int8-g32", CT, tmp_path / name, activations=activations
+        )
+        told = [None, activations] if name == "both" else [None]
+        for given in told:
+            table = evaluate_checkpoint(
+                checkpoint, packed, config, device=CPU, batch_size=1, activations=given
+            )
+            scores[name, given is None] = table.set_index("metric")["value"]["kl_mean"]
+    assert scores["both", True] == scores["both", False] > 10 * scores["weights", True] > 0
 
 
 def test_a_dense_checkpoint_asks_for_nothing(tmp_path: Path) -> None:

@@ -429,6 +429,15 @@ def test_quantize_refuses_bits_that_no_integer_format_has(cli: Cli) -> None:
     assert "int5" in ending.stderr
 
 
+def test_a_packed_checkpoint_can_be_evaluated_but_is_no_original(cli: Cli, tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"x": 1}}))
+    assert cli("evaluate", "packed", "--original", "model").status == 0
+    ending = cli("evaluate", "model", "--original", "packed")
+    assert (ending.status, "already quantized" in ending.stderr) == (2, True)
+
+
 def test_evaluate_scores_any_checkpoint(cli: Cli, tmp_path: Path) -> None:
     ending = cli("evaluate", "model", "--original", "model", "--json", "--out", "scores")
     assert ending.json["scores"]["kl"] == 0.01
