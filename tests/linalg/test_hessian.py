@@ -100,6 +100,23 @@ def test_output_error_equals_the_error_on_the_inputs() -> None:
     torch.testing.assert_close(output_error(d, 2 * x.T @ x / 50), expected)
 
 
+def test_diagonal_hessians_take_the_short_way_to_the_same_numbers() -> None:
+    energy = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    energy[1, 2] = 0  # a dead column
+    hessian = torch.diag_embed(energy)
+    difference = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+    factor, error = inverse_factor(hessian), output_error(difference, hessian)
+    almost = hessian.clone()
+    almost[..., 0, 1] = almost[..., 1, 0] = 1e-30  # the long way
+    long = inverse_factor(almost)
+    for ours, theirs in ((factor.root, long.root), (factor.upper, long.upper)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-29)
+    assert torch.equal(factor.energy, long.energy)
+    torch.testing.assert_close(error, output_error(difference, almost), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="NaN"):
+        inverse_factor(torch.full((2, 2), float("nan")))
+
+
 def test_dead_columns_get_the_damping_of_all() -> None:
     hessian = 1e-3 * gram(64, 6)
     hessian[2] = 0
