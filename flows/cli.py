@@ -18,6 +18,7 @@ from types import FrameType
 from alphaquant.errors import AlphaQuantError, UserError, described
 from flows.commands import (
     accept,
+    benchmark,
     compare,
     diff,
     evaluate,
@@ -33,7 +34,21 @@ from flows.commands import (
 from flows.logs import keep_traceback
 from flows.preflight import open_store
 
-VERBS = (run, sweep, compare, plan, why, accept, diff, evaluate, quantize, fsck, gc, server)
+VERBS = (
+    run,
+    sweep,
+    compare,
+    plan,
+    why,
+    accept,
+    diff,
+    evaluate,
+    benchmark,
+    quantize,
+    fsck,
+    gc,
+    server,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -93,6 +93,7 @@ def summarize(
         "run_id": request.run_id,
         "status": "completed",
         "model": request.model.name,
+        "original": request.model.source.path or request.model.path,
         "bits_per_weight": bits_per_weight(store, products.plan),
         "stages": stage_entries(store, results),
         "blocks": block_counts(results),

@@ -27,6 +27,7 @@ FLOORS = {
     "evaluation": 5,
     "reporting": 5,
     "export": 5,
+    "serving": 5,
     "api": 6,
     "hf": 6,
     "quantize_config": 6,
