@@ -174,7 +174,8 @@ class _Walker:
         if not specs:
             return {}
         if self._tokens is None:
-            return {spec.input_key: white(spec.cols, self._device) for spec in specs}
+            same = {cols: white(cols, self._device) for cols in {spec.cols for spec in specs}}
+            return {spec.input_key: same[spec.cols] for spec in specs}
         model = self._advanced(index, folders)
         block = model.block(index)
         return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]

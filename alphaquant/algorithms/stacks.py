@@ -39,7 +39,7 @@ def stacks(
     """
     for members in _families(specs):
         seen = [accumulators[spec.input_key] for spec in members]
-        hessian = torch.stack([accumulator.hessian for accumulator in seen])
+        hessian = _hessians(seen)
         tokens = [accumulator.tokens for accumulator in seen]
         if members[0].expert is not None:
             effective, mass = (
@@ -48,7 +48,16 @@ def stacks(
             )
             hessian = shrink(hessian, effective, expert_shrinkage, mass)
         for chosen in _split(members, sort_key):
-            yield Stack([members[i] for i in chosen], hessian[chosen], [tokens[i] for i in chosen])
+            some = hessian[: len(chosen)] if hessian.stride(0) == 0 else hessian[chosen]
+            yield Stack([members[i] for i in chosen], some, [tokens[i] for i in chosen])
+
+
+def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
+    """One Hessian per accumulator `[n, in, in]`; a single one, in memory once, where all are the same."""
+    first = seen[0]
+    if len(seen) > 1 and all(accumulator is first for accumulator in seen):
+        return first.hessian.expand(len(seen), -1, -1)
+    return torch.stack([accumulator.hessian for accumulator in seen])
 
 
 def _families(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:

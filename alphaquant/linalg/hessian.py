@@ -153,6 +153,14 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
         raise ValueError(
             "the Hessian holds NaN or infinite values: the calibration inputs overflowed"
         )
+    if hessian.dim() == 3 and _repeated(hessian):
+        one, count = inverse_factor(hessian[0], damping), len(hessian)
+        return InverseFactor(
+            one.root.expand(count, -1, -1),
+            one.damped.expand(count, -1, -1),
+            one.damping.expand(count),
+            one.energy.expand(count, -1),
+        )
     share = torch.full(hessian.shape[:-2], damping, dtype=hessian.dtype, device=hessian.device)
     energy = _diagonal(hessian)
     if energy is not None and bool(((damping > 0) | (energy > 0)).all() & (energy >= 0).all()):
@@ -179,7 +187,15 @@ def _diagonal(hessian: Tensor) -> Tensor | None:
 
     Products with them are those with a vector, which saves nearly all of rounding to nearest without tokens.
     """
+    if _repeated(hessian):
+        one = _diagonal(hessian[0])
+        return None if one is None else one.expand(len(hessian), *one.shape)
     if bool(hessian[..., 0, 1:].any()):
         return None
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     return None if hessian.count_nonzero() != diagonal.count_nonzero() else diagonal
+
+
+def _repeated(hessian: Tensor) -> bool:
+    """Whether all entries of the first dimension are one matrix in memory."""
+    return hessian.dim() > 2 and len(hessian) > 1 and hessian.stride(0) == 0

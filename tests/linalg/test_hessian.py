@@ -117,6 +117,20 @@ def test_diagonal_hessians_take_the_short_way_to_the_same_numbers() -> None:
         inverse_factor(torch.full((2, 2), float("nan")))
 
 
+def test_a_repeated_hessian_is_factored_once() -> None:
+    hessian = gram(20, 6)
+    difference = torch.randn(3, 5, 6, dtype=hessian.dtype)
+    for one in (hessian, torch.eye(6, dtype=hessian.dtype)):
+        together, apart = one.expand(3, -1, -1), one.repeat(3, 1, 1)
+        factor = inverse_factor(together)
+        assert factor.root.stride(0) == 0
+        torch.testing.assert_close(factor.root, inverse_factor(apart).root)
+        assert factor.damping.shape == (3,)
+        assert factor.energy.shape == (3, 6)
+        error = output_error(difference, together)
+        torch.testing.assert_close(error, output_error(difference, apart))
+
+
 def test_dead_columns_get_the_damping_of_all() -> None:
     hessian = 1e-3 * gram(64, 6)
     hessian[2] = 0
