@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from alphaquant.config_section import Section, offer, offer_list
-from alphaquant.formats.carriers import can_store
+from alphaquant.formats.carriers import can_store, unasked
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.support import all_load
 from alphaquant.formats.table import FORMATS
@@ -82,7 +82,7 @@ class Override(Section):
     wq: str | None = Field(None, title="Weight format (wq)")
     """Such as int4, mxfp8 or int4-g64-asym."""
     aq: str | None = Field(None, title="Activation format (aq)")
-    """Activation format simulated in evaluation."""
+    """Format that inputs are rounded to as the model runs, such as int8 or mxfp8: simulated in evaluation, asked for by compressed-tensors checkpoints."""
     group_size: int | None = Field(None, ge=-1)
     """Weights that share one scale; -1 for one scale per output channel."""
     skip: bool = False
@@ -105,7 +105,7 @@ class DefaultScheme(Section):
     wq: Annotated[str, offer(_NAMES)] = Field("mxfp4", title="Weight format (wq)")
     """A name, or a name with group and zero point such as int4-g64-asym."""
     aq: str | None = Field(None, title="Activation format (aq)")
-    """Activation format simulated in evaluation."""
+    """Format that inputs are rounded to as the model runs, such as int8 or mxfp8: simulated in evaluation, asked for by compressed-tensors checkpoints."""
     group_size: int | None = Field(None, ge=-1)
     """Weights per scale; empty means quantization.group_size."""
 
@@ -449,6 +449,18 @@ class RunConfig(Section):
             )
             narrowed = self.allocation.model_copy(update={"formats": menu})
             object.__setattr__(self, "allocation", narrowed)
+        return self
+
+    @model_validator(mode="after")
+    def _activations_can_be_asked_for(self) -> RunConfig:
+        if self.export.format == "dense":
+            return self
+        plan = self.allocation
+        for text in (plan.default.aq, *(rule.aq for rule in plan.overrides)):
+            if text is None or Scheme.parse(text).format == "bf16":
+                continue
+            if reason := unasked(self.export.format, text):
+                raise ValueError(f"export.format={self.export.format}: {reason}")
         return self
 
     @model_validator(mode="after")

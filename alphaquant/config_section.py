@@ -39,10 +39,11 @@ class Section(BaseModel):
             field["position"] = position  # databases may give the keys back in another order
             if field.get("title", "").lower().replace(" ", "_") in ("", name):  # named by nobody
                 field["title"] = f"{name[0].upper()}{name[1:]}".replace("_", " ")
+            for choice in (field, *field.get("anyOf", ())):
+                if "const" in choice:
+                    choice["enum"] = [choice.pop("const")]
             _let_be_empty(field)
             _say_range(field)
-            if "const" in field:
-                field["enum"] = [field.pop("const")]
         return schema
 
 

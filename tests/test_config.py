@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,27 @@ def test_ratios_above_one_together_are_an_error() -> None:
 def test_a_quantized_cache_needs_a_checkpoint_that_asks_for_it() -> None:
     with pytest.raises(ConfigError, match=r"kv_cache=fp8 is written by format=compressed-tensors"):
         parse_config({"export": {"kv_cache": "fp8"}})
+
+
+@pytest.mark.parametrize(
+    ("export", "allocation", "message"),
+    [
+        ("gptq", {"default": {"aq": "int8"}}, "gptq checkpoints ask for no activation format"),
+        (
+            "compressed-tensors",
+            {"overrides": [{"pattern": "*", "aq": "nvfp4"}]},
+            "no checkpoint asks for activations as nvfp4",
+        ),
+    ],
+)
+def test_activations_that_a_checkpoint_cannot_ask_for_are_refused_at_once(
+    export: str, allocation: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"export": {"format": export}, "allocation": allocation})
+    parse_config({"export": {"format": "dense"}, "allocation": allocation})
+    kept = {"default": {"aq": "bf16"}}
+    parse_config({"export": {"format": export}, "allocation": kept})
 
 
 def test_broken_yaml_is_an_error(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def carrier_of(
     `activation` is the format of its inputs, which the checkpoint asks the consumer for.
     """
     if activation is not None:
-        activation = _name_of_inputs(activation)
-        if reason := _unasked(export, activation):
+        if reason := unasked(export, activation):
             return reason
+        activation = _name_of_inputs(activation)
     rows = [row for row in CARRIERS if row.export == export]
     for row in rows:
         if scheme.format not in row.formats:
@@ -116,8 +116,9 @@ def can_store(export: PackedFormat, number_format: str) -> bool:
     )
 
 
-def _unasked(export: PackedFormat, activation: str) -> str | None:
+def unasked(export: PackedFormat, activation: str) -> str | None:
     """Why a checkpoint cannot ask for inputs in a format; None: it can."""
+    activation = _name_of_inputs(activation)
     if export != "compressed-tensors":
         return (
             f"{export} checkpoints ask for no activation format, found aq {activation}; "
