@@ -91,7 +91,9 @@ def _check_kernels(
 ) -> None:
     """Raise PlanError where linears that one kernel computes, from one input, would round it differently."""
     for group in group_linears(quantized, "fused"):
-        wanted = {s.name: activations.get(s.name) or config.default.aq or "bf16" for s in group.specs}
+        wanted = {
+            s.name: activations.get(s.name) or config.default.aq or "bf16" for s in group.specs
+        }
         (name, form), *others = wanted.items()
         for other, found in others:
             if found != form:
