@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,19 @@ def simulated_activations(
         yield
 
 
-def asked_activations(folder: Path, trust_remote_code: bool = False) -> dict[str, str]:
-    """The activation formats, by linear name, that a checkpoint asks its consumer for; none for a dense one.
+def asked_activations(
+    folder: Path,
+    trust_remote_code: bool = False,
+    architecture: Literal["auto", "generic"] = "auto",
+) -> dict[str, str]:
+    """The activation formats, by linear name, that a checkpoint asks its consumer for; only compressed-tensors asks.
 
     Raises ModelError for one that cannot be simulated, such as scales that were fixed by calibration.
     """
-    if not read_config(folder).get("quantization_config"):
+    settings = read_config(folder).get("quantization_config") or {}
+    if settings.get("quant_method") != "compressed-tensors":
         return {}
-    return PackedCheckpoint(folder, trust_remote_code).activations
+    return PackedCheckpoint(folder, trust_remote_code, architecture).activations
 
 
 def round_tokens(x: Tensor, scheme: Scheme) -> Tensor:

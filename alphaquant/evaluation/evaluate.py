@@ -39,7 +39,9 @@ def evaluate_checkpoint(
     asks its consumer for.
     """
     if activations is None:
-        activations = asked_activations(compressed, original.trust_remote_code)
+        activations = asked_activations(
+            compressed, original.trust_remote_code, original.architecture.kind
+        )
     scores: list[Score] = []
     first = load_model(original.path, device, original.trust_remote_code)
     second = load_model(

@@ -62,7 +62,10 @@ def _with_alphaquant(job: Job) -> dict[str, Any]:
     import torch
 
     from alphaquant.models.loading import load_model
+    from alphaquant.models.native import teach_transformers
 
+    raw = json.loads((Path(job["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+    teach_transformers(str(raw.get("model_type")))
     _import_model(job)
     dtype = getattr(torch, job["dtype"])
 
