@@ -20,11 +20,12 @@ from alphaquant.errors import AlphaQuantError, ConfigError
 from alphaquant.models.resolve import model_folder
 from alphaquant.serving.consumers import CONSUMERS, pythons
 from alphaquant.serving.measure import Contender, Load, measure_all, summaries
+from alphaquant.store.whole import check_writable
 from flows.commands.options import Verbs, add_json, add_verb
 from flows.display import showing_progress
 from flows.logs import send_to_stderr, stdout_kept_clean
 from flows.preflight import check_device
-from flows.publish import SUMMARY, check_writable
+from flows.publish import SUMMARY
 
 _EXAMPLE = """  alphaquant benchmark runs/demo-4.25
   alphaquant benchmark my-int4 --original Qwen/Qwen3-0.6B --consumers transformers,vllm --out measured

@@ -112,9 +112,7 @@ def logits(folder: Path) -> Tensor:
     return answers(load_model(folder, CPU, dtype=torch.bfloat16))
 
 
-def stock_logits(
-    folder: Path, *, computed: torch.dtype = torch.bfloat16, **options: Any
-) -> Tensor:
+def stock_logits(folder: Path, *, computed: torch.dtype = torch.bfloat16, **options: Any) -> Tensor:
     """As plain transformers loads it, with nothing missing or left over, and computes in the dtype `computed`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
