@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from alphaquant.reporting.document import Document, Grid, Picture
+from alphaquant.reporting.document import Document, Grid, Picture, Section
 
 
 def to_markdown(document: Document) -> str:
@@ -17,18 +17,23 @@ def to_markdown(document: Document) -> str:
         rows = [[card.label, card.value, card.note] for card in document.cards]
         parts.append(table(Grid("", ["measure", "value", "note"], rows, frozenset({1}))))
     parts += [plain(text) for text in document.answer]
-    for section in document.sections:
-        parts.append(f"## {section.title}")
-        for item in section.items:
-            if isinstance(item, Picture):
-                parts.append(f"![{plain(item.alt)}](figures/{item.name}.png)")
-                parts.append(f"*{plain(item.alt)}.* {plain(item.caption)}")
-            elif isinstance(item, Grid):
-                parts.append(f"**{plain(item.title)}**")
-                parts.append(table(item))
-            else:
-                parts.append(plain(item))
+    parts += [section_text(section) for section in document.sections]
     return "\n\n".join(parts) + "\n"
+
+
+def section_text(section: Section) -> str:
+    """One section, its heading first."""
+    parts = [f"## {section.title}"]
+    for item in section.items:
+        if isinstance(item, Picture):
+            parts.append(f"![{plain(item.alt)}](figures/{item.name}.png)")
+            parts.append(f"*{plain(item.alt)}.* {plain(item.caption)}")
+        elif isinstance(item, Grid):
+            parts.append(f"**{plain(item.title)}**")
+            parts.append(table(item))
+        else:
+            parts.append(plain(item))
+    return "\n\n".join(parts)
 
 
 def table(grid: Grid) -> str:

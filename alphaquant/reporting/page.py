@@ -96,11 +96,12 @@ def to_html(document: Document) -> str:
         cards="\n".join(_card(card) for card in document.cards),
         answer="\n".join(_paragraph(text) for text in document.answer),
         links="".join(f'<a href="#{s.key}">{html.escape(s.title)}</a>' for s in document.sections),
-        sections="\n".join(_section(section) for section in document.sections),
+        sections="\n".join(section_html(section) for section in document.sections),
     )
 
 
-def _section(section: Section) -> str:
+def section_html(section: Section) -> str:
+    """One section of the page."""
     parts = [f'<section id="{section.key}">', f"<h2>{html.escape(section.title)}</h2>"]
     for item in section.items:
         if isinstance(item, Picture):

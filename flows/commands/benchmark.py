@@ -18,6 +18,7 @@ from alphaquant.config import ModelConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.errors import AlphaQuantError, ConfigError
 from alphaquant.models.resolve import model_folder
+from alphaquant.reporting.sections_serving import serving_row
 from alphaquant.serving.consumers import CONSUMERS, pythons
 from alphaquant.serving.measure import Contender, Load, measure_all, summaries
 from alphaquant.store.whole import check_writable
@@ -120,16 +121,20 @@ def find_contenders(checkpoint: str, original: str | None) -> tuple[list[Contend
 
 
 def keep(out: Path, rows: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
-    """Write the table of all repeats, the figure and the answer."""
+    """Write the table of all repeats, the figure and the answer; a run's report gets a section of them."""
     import pandas as pd
 
     from alphaquant.reporting.figures_serving import serving
+    from alphaquant.reporting.sections_serving import add_to_report, serving_section
     from alphaquant.reporting.style import drawing, png
 
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(out / TABLE, index=False)
     with drawing():
-        (out / FIGURE).write_bytes(png(serving(answer["rows"])))
+        picture = png(serving(answer["rows"]))
+    (out / FIGURE).write_bytes(picture)
+    if (out / "report.html").is_file() and (out / "report.md").is_file():
+        add_to_report(out, serving_section(answer, picture))
     (out / ANSWER).write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
 
 
@@ -215,26 +220,5 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="left" if words else "right", no_wrap=words)
     table.add_column("computed with", overflow="fold")
     for entry in entries:
-        memory = entry["device_peak_bytes"] or entry["peak_bytes"]
-        table.add_row(
-            entry["model"],
-            entry["consumer"],
-            _size(entry["bytes_on_disk"]),
-            _span(entry["load_seconds"]),
-            _size(memory["median"]),
-            _span(entry["prefill"]),
-            _span(entry["decode"]),
-            entry["computed_with"],
-        )
+        table.add_row(*serving_row(entry))
     return table
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def _span(found: Mapping[str, float]) -> str:
-    """The median, and the range where there is one."""
-    values = [found[key] for key in ("low", "median", "high")]
-    low, middle, high = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in values)
-    return middle if low == high else f"{middle} ({low} to {high})"

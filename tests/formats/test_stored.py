@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 import pytest
@@ -142,3 +143,41 @@ def quantize(text: str, export: str, weight: torch.Tensor) -> tuple[Carrier, Qua
     carrier = carrier_of(scheme, export)  # type: ignore[arg-type]
     assert isinstance(carrier, Carrier), carrier
     return carrier, quantize_weight(weight, scheme, search="mse")
+
+
+GOLDEN = {
+    ("compressed-tensors", "int2-g32"): "ec2053effde28389",
+    ("compressed-tensors", "int3-g32"): "58f85fae219df7ef",
+    ("compressed-tensors", "int4-g32"): "3fc08e4367f6ee4d",
+    ("compressed-tensors", "int6-g32"): "7d2d10098bdfd98f",
+    ("compressed-tensors", "int8-g32"): "42acaf3c54cc3439",
+    ("compressed-tensors", "int4-g32-asym"): "603dd5e26422e326",
+    ("compressed-tensors", "fp8-perchannel"): "62b6a755c568d38e",
+    ("compressed-tensors", "mxfp4"): "ab9f34495da867e4",
+    ("compressed-tensors", "mxfp6"): "3afa3671f0e17fb3",
+    ("compressed-tensors", "mxfp8"): "d16b9e8086cf40c6",
+    ("compressed-tensors", "nvfp4"): "89fd012c9b10f84a",
+    ("gptq", "int2-g32"): "0a39f7c6bfab9d8d",
+    ("gptq", "int3-g32"): "4d8069df6d87e7c1",
+    ("gptq", "int4-g32"): "54df609d5a760bc1",
+    ("gptq", "int8-g32"): "8cebcf831ed8f299",
+    ("quark", "mxfp4"): "7fb68f3a4752172e",
+    ("quark", "mxfp6"): "5d53880cb4b42270",
+    ("quark", "mxfp6_e3m2"): "60d896f969db14bf",
+}
+
+
+@pytest.mark.parametrize(("export", "text"), GOLDEN)
+def test_golden_bytes(export: str, text: str) -> None:
+    """The bytes of every format; each was compared with its consumer's own decompression when it was written down."""
+    values = ((torch.arange(64 * 128) * 37 % 97 - 48) / 64).reshape(64, 128)
+    scheme = Scheme.parse(text)
+    carrier = carrier_of(scheme, export)  # type: ignore[arg-type]
+    assert isinstance(carrier, Carrier)
+    stored = pack(quantize_weight(values, scheme), carrier, torch.bfloat16)
+    digest = hashlib.sha256()
+    for leaf in sorted(stored):
+        value = stored[leaf].contiguous()
+        digest.update(f"{leaf} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.view(torch.uint8).numpy().tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN[export, text]
