@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.linear import LinearSpec
 from alphaquant.models.loading import load_model
 from alphaquant.models.packed import PackedCheckpoint
 from tests.export.packed_models import (
@@ -38,14 +39,23 @@ UNIFORM = [
     *(("gptq", f"int{bits}-g32") for bits in (2, 3, 4, 8)),
     *(("quark", text) for text in ("mxfp4", "mxfp6", "mxfp6_e3m2")),
 ]
-QUICK = ("llama", "olmoe")  # the others take as long again each
+FORMATS = {
+    export: [text for at, text in UNIFORM if at == export]
+    for export in ("compressed-tensors", "gptq", "quark")
+}
+QUICK = ("llama", "olmoe")
 MODELS = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PACKABLE
 ]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=QUICK)
 def checkpoint(request: Any, tmp_path_factory: Any) -> Checkpoint:
+    return make_wide(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_checkpoint(request: Any, tmp_path_factory: Any) -> Checkpoint:
     return make_wide(tmp_path_factory.mktemp("models") / request.param, request.param)
 
 
@@ -57,16 +67,39 @@ def test_a_packed_model_is_the_dense_one(
     assert torch.equal(logits(packed), logits(dense))
 
 
-@pytest.mark.parametrize("export", ["compressed-tensors", "gptq"])
-@pytest.mark.parametrize("mixture", [by_block, by_role, by_expert])
-def test_a_mixture_is_the_dense_one(
-    checkpoint: Checkpoint, mixture: Mixture, export: Any, tmp_path: Path
+@pytest.mark.parametrize("export", FORMATS)
+def test_every_format_in_one_model_is_the_dense_one(
+    any_checkpoint: Checkpoint, export: Any, tmp_path: Path
 ) -> None:
-    dense, packed = exported(checkpoint, mixture, export, tmp_path)
+    """Linears take the formats in turn, so that each of them stands somewhere in each type of model."""
+    places = {spec.name: at for at, spec in enumerate(any_checkpoint.specs)}
+    formats = FORMATS[export]
+
+    def in_turn(spec: LinearSpec) -> str:
+        return formats[places[spec.name] % len(formats)]
+
+    dense, packed = exported(any_checkpoint, in_turn, export, tmp_path)
     assert torch.equal(logits(packed), logits(dense))
 
 
-@pytest.mark.parametrize("text", ["int3-g32", "int4-g32", "mxfp4", "mxfp6", "fp8-perchannel"])
+@pytest.mark.parametrize("export", ["compressed-tensors", "gptq"])
+@pytest.mark.parametrize("mixture", [by_block, by_role, by_expert])
+def test_a_mixture_is_the_dense_one(
+    any_checkpoint: Checkpoint, mixture: Mixture, export: Any, tmp_path: Path
+) -> None:
+    dense, packed = exported(any_checkpoint, mixture, export, tmp_path)
+    assert torch.equal(logits(packed), logits(dense))
+
+
+@pytest.mark.parametrize("text", ["int4-g32", "mxfp4"])
+def test_stock_transformers_loads_any_type(
+    any_checkpoint: Checkpoint, text: str, tmp_path: Path
+) -> None:
+    dense, packed = exported(any_checkpoint, lambda spec: text, "compressed-tensors", tmp_path)
+    assert torch.equal(stock_logits(packed), logits(dense))
+
+
+@pytest.mark.parametrize("text", ["int3-g32", "mxfp6", "fp8-perchannel"])
 def test_stock_transformers_loads_one_scheme(
     checkpoint: Checkpoint, text: str, tmp_path: Path
 ) -> None:
