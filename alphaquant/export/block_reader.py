@@ -35,5 +35,6 @@ class BlockReader(Generic[Held]):
         if index is None:
             return None
         if self._held[0] != index:
+            self._held = (-1, {})  # or two blocks would be in memory while the next is read
             self._held = (index, self._read(index))
         return self._held[1].get(name)

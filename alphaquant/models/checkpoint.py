@@ -172,11 +172,11 @@ class Checkpoint:
     def block_norms(self, block: int) -> list[str]:
         """Names (without `.weight`) of a decoder block's norms: its vectors that are no biases."""
         prefix = f"{self.architecture.blocks}.{block}."
-        return [
+        return sorted(
             name.removesuffix(".weight")
-            for name, entry in sorted(self.entries.items())
+            for name, entry in self.entries.items()
             if name.startswith(prefix) and name.endswith(".weight") and len(entry.shape) == 1
-        ]
+        )
 
     def _handle(self, file: Path) -> Any:
         with self._opening:

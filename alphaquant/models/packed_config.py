@@ -5,15 +5,15 @@ Ours, and those of llm-compressor (compressed-tensors), GPTQModel (gptq), AutoRo
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from alphaquant.errors import ModelError
 from alphaquant.formats.carriers import ACTIVATIONS, AWQ, CARRIERS, GPTQ_V2, Carrier, PackedFormat
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
+from alphaquant.models.name_rules import first_match, name_or_glob, names_or_pattern
 
 
 class StoredAs(NamedTuple):
@@ -160,13 +160,14 @@ def _gptq(config: Mapping[str, Any]) -> Rule:
             f"GPTQ checkpoint_format {form!r} is not read; read are {', '.join(_GPTQ_FORMS)}. "
             "Save the model in one of these with GPTQModel"
         )
-    rows: list[tuple[re.Pattern[str], Mapping[str, Any] | None]] = [
-        (re.compile(p.removeprefix("+:").removeprefix("-:")), None if p.startswith("-:") else row)
+    row_of = first_match(
+        (key, None if p.startswith("-:") else row)
         for p, row in (config.get("dynamic") or {}).items()
-    ]
+        for key in names_or_pattern(p.removeprefix("+:").removeprefix("-:"))
+    )
 
     def rule(name: str) -> StoredAs | None:
-        changes = next((row for pattern, row in rows if pattern.match(name)), {})
+        changes: Mapping[str, Any] | None = row_of(name, {})
         return None if changes is None else _integers(name, base | dict(changes), carrier)
 
     return rule
@@ -232,12 +233,12 @@ def _integers(name: str, settings: Mapping[str, Any], carrier: Carrier) -> Store
 
 
 def _quark(config: Mapping[str, Any]) -> Rule:
-    rows: Sequence[tuple[str, Any]] = list(config["layer_quant_config"].items())
+    layers: Mapping[str, Any] = config["layer_quant_config"]
+    layer_of = first_match((name_or_glob(glob), layer) for glob, layer in layers.items())
     carrier = _carrier("quark", "quark")
 
     def rule(name: str) -> StoredAs:
-        found = (layer for glob, layer in rows if glob == name or fnmatch.fnmatch(name, glob))
-        layer = next(found, config["global_quant_config"])
+        layer = layer_of(name, config["global_quant_config"])
         number = _QUARK_FLOATS.get(layer["weight"]["dtype"])
         if number is None:
             raise ModelError(f"{name} is stored as {layer['weight']['dtype']}, which is not read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.packed_config import storage_rule
+from tests.specs import moe_specs
 from tests.tiny import make_model
 
 
@@ -113,6 +115,22 @@ def test_the_reader_understands_what_is_written(specs: list[LinearSpec], mixture
         for name, scheme in schemes.items():
             if scheme.format != "bf16":
                 assert rule(name).scheme == scheme
+
+
+@pytest.mark.parametrize("writer", [compressed_tensors, gptq, quark])
+def test_the_reader_looks_names_up_where_every_expert_has_its_own_scheme(writer: Any) -> None:
+    specs = moe_specs(blocks=16, experts=64)
+    menu = ("mxfp4", "mxfp6") if writer is quark else ("int4-g32", "int8-g32", "int2-g32")
+    schemes = {
+        spec.name: Scheme.parse(menu[zlib.crc32(spec.name.encode()) % len(menu)])
+        for spec in specs
+        if spec.role not in ("lm_head", "router")
+    }
+    rule = storage_rule(writer.quantization_config(specs, schemes))
+    began = time.process_time()
+    assert {name: rule(name).scheme for name in schemes} == schemes
+    # every name against every row would be ten million matches, and minutes for a model of 18,000 linears
+    assert time.process_time() - began < 1
 
 
 def plan(specs: list[LinearSpec], mixture: str) -> dict[str, Scheme]:

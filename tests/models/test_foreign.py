@@ -144,6 +144,37 @@ def test_rows_of_dynamic_are_heeded() -> None:
     ]
 
 
+def test_the_first_row_counts_whether_it_names_a_linear_or_a_pattern() -> None:
+    rows = {
+        r"+:^a\.x$": {"bits": 8},
+        r"+:^a\.": {"bits": 2},
+        r"+:^a\.y$": {"bits": 8},
+        r"+:^b\.(x|y)$": {"bits": 3},
+        r"-:^b.z$": {},
+        r"+:^b\.\d$": {"bits": 8},
+    }
+    rule = storage_rule(GPTQ | {"dynamic": rows})
+    found = {name: rule(name) for name in ("a.x", "a.y", "b.x", "b.y", "b.z", "b.7", "b.x.c")}
+    assert {n: s and s.scheme.format for n, s in found.items()} == {
+        "a.x": "int8",
+        "a.y": "int2",
+        "b.x": "int3",
+        "b.y": "int3",
+        "b.z": None,
+        "b.7": "int8",
+        "b.x.c": "int4",
+    }
+    layers = {"a*": "fp4", "a.x": "fp6_e2m3", "b.x": "fp4"}
+    config = {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": {"dtype": "fp6_e3m2"}},
+        "layer_quant_config": {name: {"weight": {"dtype": d}} for name, d in layers.items()},
+    }
+    rule = storage_rule(config)
+    found = {name: rule(name) for name in ("a.x", "b.x", "b.y")}
+    assert [s and s.scheme.format for s in found.values()] == ["mxfp4", "mxfp4", "mxfp6_e3m2"]
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
