@@ -19,7 +19,7 @@ from alphaquant.errors import ModelError
 from alphaquant.formats.carriers import leaf_names
 from alphaquant.formats.decode import unpack, weight_shape
 from alphaquant.models.native import TAUGHT, teach_transformers
-from alphaquant.models.packed_config import Rule, StoredAs, storage_rule
+from alphaquant.models.packed_config import Rule, StoredAs, storage_of, storage_rule
 from alphaquant.models.rows import ARCHITECTURES
 
 SUPPORTED = ("5.23", "5.24")
@@ -90,9 +90,10 @@ def _convert(
     on_disk = row.disk_name if row else str
     if any(key.startswith("weight") for key in input_dict):  # one module, with dequantize=True
         leaves = {key: _first(value) for key, value in input_dict.items()}
-        linear = on_disk(name.removesuffix(".weight"))
-        stored = rule(linear) if "weight_scale" in leaves else None
-        weight = leaves["weight"] if stored is None else _decoded(linear, leaves, stored)
+        module = name.removesuffix(".weight")
+        linear, weight = on_disk(module), leaves.get("weight")
+        if weight is None or "weight_scale" in leaves:
+            weight = _decoded(linear, leaves, storage_of(rule, linear, module))
         return {name: weight.to(parameter.dtype)}
     folder = name.rpartition(".")[0]  # of the fused parameter: the experts' own
     decoded: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from alphaquant.algorithms.allocation_groups import BF16, Granularity, group_linears
@@ -56,7 +56,7 @@ def resolve_rules(
     activations: dict[str, str] = {}
     names = {spec.name for spec in rows}
     # A tied head has no weight of its own on disk, but plans may still say that it is skipped.
-    allowed = [*names, HEAD]
+    allowed = dict.fromkeys((*(spec.name for spec in rows), HEAD))
     for override in config.overrides:
         matched = _matches(override.pattern, allowed)
         scheme = _override_scheme(override, config, quantization)
@@ -143,7 +143,9 @@ def _is_kept(spec: LinearSpec, config: AllocationConfig) -> bool:
     return skip_attention and spec.role in ATTENTION_ROLES
 
 
-def _matches(pattern: str, names: Sequence[str]) -> list[str]:
+def _matches(pattern: str, names: Collection[str]) -> list[str]:
+    if pattern in names:  # plans that name every linear, tens of thousands of them
+        return [pattern]
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern.removeprefix("re:"))
@@ -163,7 +165,7 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
     return matched
 
 
-def _nearest_names(pattern: str, names: Sequence[str], count: int = 3) -> list[str]:
+def _nearest_names(pattern: str, names: Collection[str], count: int = 3) -> list[str]:
     """Names like the pattern as a whole or in one part, each an example of those that differ in numbers."""
     wanted = _without_numbers(re.sub(r"[*?^$\\]+", "", pattern.removeprefix("re:")).strip("."))
     examples: dict[str, str] = {}

@@ -63,13 +63,15 @@ def export_packed(
     if kv_cache and schemes:
         writer.add_cache_scales()
     copy_small_files(checkpoint.path, out)
+    config = checkpoint.raw_config
     if schemes:  # with everything kept it is a model like any other
         settings = _settings(export, checkpoint.specs, schemes, activations, rename)
         if kv_cache:
             settings["kv_cache_scheme"] = compressed_tensors.kv_cache_scheme(kv_cache)
-        write_json(out / "config.json", checkpoint.raw_config | {"quantization_config": settings})
+        config = config | {"quantization_config": settings}
         if export == "gptq":
             write_json(out / "quantize_config.json", settings)
+    write_json(out / "config.json", config)  # not the copied one: an original in MXFP4 is bf16 now
     write_index(checkpoint.path, out, writer.entries)
     files = shards(writer.entries)
     for file in track(files, "shard", len(files)):

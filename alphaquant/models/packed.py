@@ -12,7 +12,12 @@ from alphaquant.errors import FormatError, ModelError
 from alphaquant.formats.decode import unpack, weight_shape
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import Layout, layout_of
-from alphaquant.models.packed_config import Rule, StoredAs, activation_rule, storage_rule
+from alphaquant.models.packed_config import (
+    StoredAs,
+    activation_rule,
+    storage_of,
+    storage_rule,
+)
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 _DTYPES = {
@@ -20,24 +25,30 @@ _DTYPES = {
     "float16": ("F16", torch.float16),
     "bfloat16": ("BF16", torch.bfloat16),
 }
+_DTYPE_NAMES = {stored: name for name, (stored, _) in _DTYPES.items()}
 _SCALES = ("weight_scale", "scales")
 _CACHE_SCALES = ("k_scale", "v_scale")
 """Of keys and values as they are served; no tensors of the model."""
 
 
 class PackedCheckpoint(Checkpoint):
-    """Its tensors are decoded when they are asked for, one at a time, into the dtype that config.json names."""
+    """Its tensors are decoded when they are asked for, one at a time, into the dtype that config.json names.
+
+    Where it names none, into that of the embedding.
+    """
 
     def _index(self) -> Layout:
         """The dense tensors; what they are decoded from is kept aside, by the linear's name on disk."""
         rule = storage_rule(self.raw_config["quantization_config"])
-        dtype = str(self.raw_config.get("dtype") or self.raw_config.get("torch_dtype"))
-        name_of_dtype, self._dtype = _DTYPES.get(dtype, _DTYPES["bfloat16"])
         self._written: dict[str, str] = {}
         self._leaves: dict[str, dict[str, tuple[str, TensorEntry]]] = {}
         self.stored_as: dict[str, StoredAs] = {}
         """How linears are stored, but those that are stored as plain values."""
         stored = tensor_index(self.path)
+        named = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+        if not named and (embedding := stored.get(f"{self.architecture.embedding}.weight")):
+            named = _DTYPE_NAMES.get(embedding.dtype)
+        name_of_dtype, self._dtype = _DTYPES.get(str(named), _DTYPES["bfloat16"])
         packed = {n.rpartition(".")[0] for n in stored if n.rpartition(".")[2] in _SCALES}
         entries: dict[str, TensorEntry] = {}
         for written, entry in stored.items():
@@ -50,7 +61,9 @@ class PackedCheckpoint(Checkpoint):
                 continue
             name = self.architecture.disk_name(linear)
             if name not in self._leaves:
-                self._leaves[name], self.stored_as[name] = {}, self._required(rule, linear)
+                module = self.architecture.module_name(linear)
+                self._leaves[name] = {}
+                self.stored_as[name] = storage_of(rule, linear, module)
             self._leaves[name][leaf] = (written, entry)
         for name in self._leaves:
             file = next(iter(self._leaves[name].values()))[1].file
@@ -94,16 +107,6 @@ class PackedCheckpoint(Checkpoint):
         except FormatError as error:
             raise ModelError(f"{linear} of {self.path} cannot be decoded: {error}") from error
         return weight.dequantize().to(self._dtype)
-
-    def _required(self, rule: Rule, linear: str) -> StoredAs:
-        """How a linear with scales is stored; a config may use the names of transformers' modules."""
-        found = rule(linear) or rule(self.architecture.module_name(linear))
-        if found is None:
-            raise ModelError(
-                f"{self.path} has scales of {linear}, but its quantization_config ignores it, or names it in no "
-                "group. Mend the config, or download the model again"
-            )
-        return found
 
     def _shape(self, linear: str) -> tuple[int, int]:
         """The dense shape [out, in], from those of the stored tensors."""

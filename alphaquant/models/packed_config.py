@@ -50,6 +50,20 @@ def storage_rule(config: Mapping[str, Any]) -> Rule:
         ) from error
 
 
+def storage_of(rule: Rule, linear: str, module: str) -> StoredAs:
+    """How a linear with scales is stored. `module` is its name in transformers, which a config may use.
+
+    Raises ModelError when the rule says that it is stored as plain values.
+    """
+    found = rule(linear) or rule(module)
+    if found is None:
+        raise ModelError(
+            f"the checkpoint has scales of {linear}, but its quantization_config ignores it, or names it in no group. "
+            "Mend the config, or download the model again"
+        )
+    return found
+
+
 def activation_rule(config: Mapping[str, Any]) -> Callable[[str], str | None]:
     """The rule of compressed-tensors' config: the format that a consumer is asked to round a linear's input to.
 
@@ -255,6 +269,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], Rule]] = {
     "awq": _awq,
     "quark": _quark,
 }
+METHODS = tuple(_READERS)
+"""Every `quant_method` that is read."""
 
 
 def _carrier(export: PackedFormat, name: str) -> Carrier:

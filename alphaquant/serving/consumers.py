@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alphaquant.errors import ConfigError
+from alphaquant.models.packed_config import METHODS
 
 DENSE = "dense"
 """The storage of a checkpoint that has no quantization_config."""
@@ -50,7 +51,7 @@ CONSUMERS = {
             "alphaquant",
             "alphaquant",
             "pip install -e .",
-            (DENSE, "compressed-tensors", "gptq", "quark"),
+            (DENSE, *METHODS),
         ),
         Consumer(
             "gptqmodel",

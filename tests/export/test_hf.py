@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,17 @@ def test_a_checkpoint_that_lost_an_expert_is_an_error(tmp_path: Path) -> None:
     save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(packed)
+
+
+def test_scales_that_no_group_speaks_of_are_an_error(tmp_path: Path) -> None:
+    checkpoint = make_wide(tmp_path / "model", "llama")
+    _, packed = exported(checkpoint, always("fp8-perchannel"), "compressed-tensors", tmp_path)
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["ignore"].append("re:.*down_proj$")
+    (packed / "config.json").write_text(json.dumps(config))
+    settings = CompressedTensorsConfig(dequantize=True)
+    with pytest.raises(RuntimeError):
+        stock_logits(packed, quantization_config=settings)
 
 
 def test_importing_it_is_enough(tmp_path: Path) -> None:

@@ -153,6 +153,19 @@ def test_a_float32_model_keeps_its_precision(tmp_path: Path) -> None:
     assert torch.equal(*(answers(model) for model in loaded))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_config_without_a_dtype_loses_nothing(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = make_model(tmp_path / "model", "llama", dtype=dtype, **SIZES)
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    dense, packed = exported(
+        Checkpoint(folder), lambda spec: "int4-g32", "compressed-tensors", tmp_path
+    )
+    loaded = [load_model(at, CPU, dtype=torch.float32) for at in (dense, packed)]
+    assert torch.equal(*(answers(model) for model in loaded))
+
+
 def test_shards_and_their_index_are_kept(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", "mixtral", shard="50KB", **SIZES)
     dense, packed = exported(

@@ -222,6 +222,17 @@ def test_packed_export_keeps_experts_whole_or_refuses_them(folder: Path, tmp_pat
         packed_as_int4(folder, tmp_path / "again", skip="router")
 
 
+def test_a_packed_model_of_which_all_is_kept_is_exported_as_the_bf16_that_it_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = packed_as_int4(packed(folder), tmp_path, skip="model.")
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    loaded = [load_model(at, torch.device("cpu")) for at in (out, tmp_path / "dense")]
+    with torch.no_grad():
+        first, second = (model(TOKENS).logits for model in loaded)
+    assert torch.equal(first, second)
+
+
 def test_a_run_that_cannot_be_exported_is_refused_at_its_start(folder: Path) -> None:
     config = parse_config(
         {
