@@ -24,14 +24,14 @@ from alphaquant.export.folder import copy_small_files, shards, write_index, writ
 from alphaquant.export.safetensors_writer import DTYPES, write_safetensors
 from alphaquant.formats.carriers import Carrier, PackedFormat, carrier_of, misfit, stored_tensors
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.stored import pack
+from alphaquant.formats.stored import pack, rounded_scales
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import check_whole
 from alphaquant.models.fused_tensors import assembled
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.tensors import TensorEntry
-from alphaquant.progress import track
+from alphaquant.progress import reporter, track
 
 _SMALL = 8  # elements of a leaf that is remembered instead of packed twice
 
@@ -76,6 +76,11 @@ def export_packed(
     files = shards(writer.entries)
     for file in track(files, "shard", len(files)):
         write_safetensors(out / file.name, files[file], writer.value)
+    if writer.rounded_scales:
+        reporter().note(
+            f"{writer.rounded_scales} scales of tiny weights were rounded to fp16, as {export} stores them; evaluation "
+            "reads what was stored"
+        )
 
 
 def _settings(
@@ -117,6 +122,7 @@ class _Writer:
         self._kept: dict[str, str] = {}  # written name -> name in the checkpoint
         self._packed: tuple[str, dict[str, Tensor]] = ("", {})
         self._small: dict[str, Tensor] = {}
+        self.rounded_scales = 0
         self.entries: dict[str, TensorEntry] = {}
         """Every tensor that is written, by its name there."""
         if unquantized := sorted(activations.keys() - schemes.keys()):
@@ -180,6 +186,7 @@ class _Writer:
             stored = pack(weight, self._carriers[linear], dtype)
         except FormatError as error:
             raise FormatError(f"{linear}: {error}") from error
+        self.rounded_scales += rounded_scales(weight, self._carriers[linear], dtype)
         self._packed = (linear, stored)
         self._small |= {f"{written}.{leaf}": t for leaf, t in stored.items() if t.numel() < _SMALL}
 

@@ -16,7 +16,7 @@ from alphaquant.export.safetensors_writer import DTYPES
 from alphaquant.formats.carriers import CARRIERS, Carrier, carrier_of, misfit, stored_tensors
 from alphaquant.formats.decode import unpack
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.stored import pack
+from alphaquant.formats.stored import pack, rounded_scales
 from alphaquant.formats.weight import QuantizedWeight, Scales, quantize_weight
 
 SCHEMES = [
@@ -81,11 +81,23 @@ def test_a_negative_scale_survives(weight: torch.Tensor) -> None:
     assert torch.equal(back.dequantize(), turned.dequantize())
 
 
+def test_tiny_scales_are_rounded_to_fp16_and_counted(weight: torch.Tensor) -> None:
+    carrier, quantized = quantize("int4-g32", "gptq", weight * 1e-4)
+    count = rounded_scales(quantized, carrier, torch.bfloat16)
+    assert 0 < count <= quantized.scales.scale.numel()
+    stored = pack(quantized, carrier, torch.bfloat16)
+    back = unpack(stored, carrier, quantized.scheme, (64, 128)).dequantize()
+    # half a step of fp16's smallest numbers, times the largest code
+    assert float((back - quantized.dequantize()).abs().max()) <= 8 * 2.0**-25
+    assert rounded_scales(quantize("int4-g32", "gptq", weight)[1], carrier, torch.bfloat16) == 0
+    packed = carrier_of(quantized.scheme, "compressed-tensors")
+    assert isinstance(packed, Carrier)
+    assert rounded_scales(quantized, packed, torch.bfloat16) == 0
+
+
 def test_a_scale_that_fp16_cannot_hold_is_refused(weight: torch.Tensor) -> None:
-    carrier, quantized = quantize("int4-g32", "gptq", weight * 1e-6)
-    with pytest.raises(
-        FormatError, match=r"cannot be stored as float16 exactly.*compressed-tensors"
-    ):
+    carrier, quantized = quantize("int4-g32", "gptq", weight * 1e7)
+    with pytest.raises(FormatError, match=r"too large for float16.*compressed-tensors"):
         pack(quantized, carrier, torch.bfloat16)
 
 
