@@ -15,9 +15,10 @@ from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 NF4 = Scheme("nf4")
 
 
-def nf4(weight: Tensor, name: str = "") -> QuantizedWeight:
+def nf4(weight: Tensor, scheme: Scheme = NF4, name: str = "") -> QuantizedWeight:
     """Quantize `[..., out, in]` under its largest magnitudes, as published: no scale search.
 
-    Raises ModelError naming the weight when it holds NaN or infinity.
+    The scheme is another one only where `allocation.lm_head` gives the head one of its own. Raises ModelError
+    naming the weight when it holds NaN or infinity.
     """
-    return quantize_weight(weight, NF4, name=name)
+    return quantize_weight(weight, scheme, name=name)

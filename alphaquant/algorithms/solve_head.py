@@ -1,7 +1,7 @@
 """The output projection: the largest matrix of a model, solved some rows at a time behind its last block.
 
-Rows are independent of each other given the Hessian, so the parts are what the whole would be; only nvfp4, whose
-scale is one for the whole matrix, is solved whole.
+Rows are independent of each other given the Hessian, so the parts are what the whole would be; only nvfp4
+and nf4, which have one scale for the whole matrix, are solved whole.
 """
 
 from __future__ import annotations

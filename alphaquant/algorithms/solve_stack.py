@@ -74,7 +74,7 @@ def solve_weight(
         case "rtn":
             quantized = rtn(weight, scheme, config.scale_search, stack.specs[0].name)
         case "nf4":
-            quantized = nf4(weight, stack.specs[0].name)
+            quantized = nf4(weight, scheme, stack.specs[0].name)
         case "awq":
             quantized = _clipped(weight, stack.hessian, scheme, config)
         case "adaround":

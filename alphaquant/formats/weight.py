@@ -57,7 +57,7 @@ class QuantizedWeight:
 
     @classmethod
     def of_rows(cls, parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-        """One matrix from its rows in order; parts of nvfp4, whose scales differ, cannot be joined."""
+        """One matrix from its rows in order; parts of nvfp4 and nf4, whose scales differ, cannot be joined."""
         if len(parts) == 1:
             return parts[0]
         codes = torch.cat([part.codes for part in parts])

@@ -91,7 +91,7 @@ def test_the_head_is_what_gptq_makes_of_it_behind_the_quantized_blocks(
     assert 0 < row["error"] < row["error_rtn"] < 0.1
 
 
-@pytest.mark.parametrize("format_", ["int4-g16", "int4-g16-asym", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize("format_", ["int4-g16", "int4-g16-asym", "mxfp4", "nvfp4", "nf4"])
 def test_parts_of_the_head_are_what_the_whole_would_be(tmp_path: Path, format_: str) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m"))
     spec, scheme = checkpoint.specs[-1], Scheme.parse(format_)
@@ -154,6 +154,26 @@ def test_rounding_to_nearest_needs_no_tokens(tmp_path: Path, tied: bool) -> None
     )
     expected = rtn(checkpoint.head_weight().float(), Scheme.parse("int4-g16"), "mse")
     assert torch.equal(load_block(folders[-1])["lm_head"].codes, expected.codes)
+
+
+@pytest.mark.parametrize("head", ["int8-g16", "nf4"])
+def test_a_head_beside_nf4_has_the_format_that_its_plan_says(tmp_path: Path, head: str) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m"))
+    folders = quantize_blocks(
+        checkpoint,
+        planned(checkpoint, head, "nf4"),
+        None,
+        CONFIG.model_copy(update={"method": "nf4"}),
+        device=CPU,
+        batch_size=4,
+        blocks=FolderCache(tmp_path / "b"),
+    )
+    found = load_block(folders[-1])["lm_head"]
+    assert str(found.scheme) == head
+    expected = rtn(checkpoint.head_weight().float(), Scheme.parse(head))
+    assert torch.equal(found.dequantize(), expected.dequantize())
+    [row] = load_errors(folders[-1]).to_dict("records")
+    assert row["format"] == found.scheme.format
 
 
 def test_an_interrupted_head_is_all_that_is_made_again(tmp_path: Path) -> None:
