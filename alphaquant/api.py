@@ -265,7 +265,7 @@ def _as_seed_config(
     ):
         return layer_config
     schemes = dict(layer_config)
-    names = [spec.name for spec in checkpoint.plannable]
+    names = {spec.name for spec in checkpoint.plannable}
     for name in schemes:
         if name not in names:
             raise PlanError(
