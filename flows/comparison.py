@@ -80,6 +80,7 @@ def entries_of(
         plain["allocation"]["default"] |= {"wq": text}
         plain["quantization"] |= {"method": method}
         plain["comparison"] |= {"uniform": [], "random": 0}
+        plain |= {"export": {}, "router": {}}  # nothing is handed over, and no router trained
         request = prepare(parse_config(plain), store, folder, force, quantize_and_measure)
         entries.append(Entry(method, text, request))
     return entries, folder
@@ -108,6 +109,7 @@ def measured(
     rows = table[table["model"] != ROTATED].to_dict("records")
     found = {str(row["metric"]): row for row in rows}
     kl, perplexity = found["kl_mean"], float(found["perplexity"]["value"])
+    quantized = next(result for result in results if result.name == "quantize")
     return {
         "status": "completed",
         "run_id": request.run_id,
@@ -119,7 +121,8 @@ def measured(
         "perplexity_original": perplexity / float(found["perplexity_ratio"]["value"]),
         "top1_agreement": float(found["top1_agreement"]["value"]),
         "seconds": _seconds(request.store, results),
-        "state": next(result.state for result in results if result.name == "quantize"),
+        "device": quantized.place.device.partition(":")[0] if quantized.place else None,
+        "state": quantized.state,
     }
 
 

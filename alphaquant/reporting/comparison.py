@@ -22,6 +22,7 @@ COLUMNS = [
     "perplexity_original",
     "top1_agreement",
     "seconds",
+    "device",
     "status",
     "error",
 ]
@@ -81,12 +82,14 @@ def comparison_markdown(model: str, table: pd.DataFrame, figure: str | None) -> 
     ]
     rivals = table.dropna(subset=["kl"]).groupby("format")["kl"]
     best = set(rivals.idxmin()[rivals.size() > 1])
+    several = table["device"].nunique() > 1
     for place, row in table.iterrows():
         if isinstance(row["error"], str):
             reason = row["error"].replace("|", "/").replace("\n", " ")
             lines.append(f"| {row['method']} | {row['format']} | failed: {reason} | | | | | |")
             continue
         kl = number(row["kl"], "#.3g")
+        where = f" ({row['device']})" if several and isinstance(row["device"], str) else ""
         cells = [
             row["method"],
             row["format"],
@@ -95,11 +98,13 @@ def comparison_markdown(model: str, table: pd.DataFrame, figure: str | None) -> 
             " to ".join(number(row[end], "#.3g") for end in ("kl_low", "kl_high")),
             number(row["perplexity"], "#.4g"),
             number(row["top1_agreement"], ".1%"),
-            number(row["seconds"], ".1f"),
+            number(row["seconds"], ".1f") + where,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     original = table["perplexity_original"].dropna()
     lines += ["", "Bold: the lowest KL of a format. Seconds are those of quantization alone."]
+    if several:
+        lines.append("Some are of results found in the store: compare those of one device only.")
     if len(original):
         lines.append(f"Perplexity of the original: {original.iloc[0]:#.4g}.")
     return "\n".join(lines) + "\n"

@@ -88,6 +88,15 @@ def test_the_table_is_shown_to_people(cli: Cli) -> None:
         assert text in ending.stdout
 
 
+def test_what_would_be_handed_over_concerns_no_method(cli: Cli) -> None:
+    settings = ("export.format=compressed-tensors", "router.method=kl", "calibration.samples=1")
+    changes = [text for setting in settings for text in ("--set", setting)]
+    ending = cli("compare", "--model", "model", "--methods", "gptq,nf4", *changes, "--json")
+    assert ending.status == 0, ending.stderr
+    assert [row["status"] for row in ending.json["methods"]] == ["completed", "completed"]
+    assert {row["device"] for row in ending.json["methods"]} == {"cpu"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

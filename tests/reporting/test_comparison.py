@@ -52,3 +52,13 @@ def test_the_page_marks_the_best_of_a_format_and_what_is_not_known() -> None:
     assert page.count("**") == 4
     assert "| 11.00 | 90.0% | – |" in page
     assert "Perplexity of the original: 10.00." in page
+
+
+def test_seconds_of_different_devices_are_told_apart() -> None:
+    same = comparison_markdown("demo", table().assign(device="cuda"), None)
+    assert "cuda" not in same
+    mixed = comparison_markdown("demo", table().assign(device=["cuda", "cpu", None, "cpu"]), None)
+    assert "| 9.8 (cuda) |" in mixed
+    assert "| 1.2 (cpu) |" in mixed
+    assert "| – |" in mixed
+    assert "compare those of one device only" in mixed
