@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -159,11 +160,17 @@ def _file_sum(path: Path, cache: dict[str, list[Any]]) -> str:
     if known and known[:3] == mark:
         return str(known[3])
     try:
-        digest = sha256_of(path)
+        digest = _sum_of(path, *mark)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     cache[str(path)] = [*mark, digest]
     return digest
+
+
+@functools.cache
+def _sum_of(path: Path, *_mark: int) -> str:
+    """A file's sha256, once per process: comparisons resolve a model many times before there is a store."""
+    return sha256_of(path)
 
 
 def _read_cache(path: Path | None) -> dict[str, list[Any]]:

@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from alphaquant.algorithms.allocation_rules import default_scheme
 from alphaquant.config import Method, RunConfig
 from alphaquant.config_file import load_config
 from alphaquant.errors import AlphaQuantError, ConfigError, described
-from alphaquant.formats.scheme import Scheme
 from alphaquant.progress import reporter
 from alphaquant.store.artifacts import ArtifactStore
 from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb, quoted
@@ -92,7 +92,7 @@ def execute(options: argparse.Namespace) -> None:
     several = len(options.src) > 1
     with stdout_kept_clean(options.json):
         configs = [config_of(options, source) for source in options.src]
-        folders = checkpoint_folders(options, configs[0].allocation.lm_head or "bf16")
+        folders = checkpoint_folders(options, configs[0])
         store = open_store(options.store)
         with showing_progress(console):
             if several:
@@ -162,16 +162,18 @@ def _format(options: argparse.Namespace) -> str:
     return "nf4"
 
 
-def checkpoint_folders(options: argparse.Namespace, head: str) -> list[Path]:
-    """Where each model goes; `head` is the format of lm_head. Raises ConfigError for two models that would share a folder."""
+def checkpoint_folders(options: argparse.Namespace, config: RunConfig) -> list[Path]:
+    """Where each model goes; `config` is what all of them share. Raises ConfigError for two that would share a folder."""
     if len(options.src) == 1 and options.dst:
         return [options.dst]
-    scheme = Scheme.parse(_format(options), group_size=options.group_size)
-    size = scheme.group_size or -1
-    names = [
-        checkpoint_name(base_name(source), options.method, options.bits, size, head)
-        for source in options.src
-    ]
+    scheme = default_scheme(config.allocation, config.quantization)
+    made = (
+        config.quantization.method,
+        scheme.number_format.bits,
+        scheme.group_size or -1,
+        config.allocation.lm_head or "bf16",
+    )
+    names = [checkpoint_name(base_name(source), *made) for source in options.src]
     if twice := _repeated(names):
         raise ConfigError(
             f"two models would both be called {twice}; quantize them one by one, each with its --dst"

@@ -339,6 +339,13 @@ def test_quantize_says_in_the_name_how_the_head_is_stored(cli: Cli) -> None:
     assert ending.json["checkpoint"] == "model_RTN_w8_g128_headint8"
 
 
+def test_quantize_names_its_folder_after_what_single_keys_change(cli: Cli) -> None:
+    keys = ("quantization.method=rtn", "quantization.group_size=32", "allocation.default.wq=int3")
+    changes = [text for key in keys for text in ("--set", key)]
+    ending = cli("quantize", "--src", "model", "--bits", "8", *changes, "--json")
+    assert ending.json["checkpoint"] == "model_RTN_w3_g32_headbf16"
+
+
 def test_quantize_names_its_folder_after_the_folder_that_a_dot_means(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
 from alphaquant.models.resolve import resolve_model
+from alphaquant.store.files import sha256_of
 from tests.tiny import make_model
 
 
@@ -51,6 +52,24 @@ def test_digest_cache_sees_a_change_of_equal_size(folder: Path, tmp_path: Path) 
     content[-1] ^= 1
     shard.write_bytes(content)
     assert resolve_model(ModelConfig(path=str(folder)), cache).digest != before
+
+
+def test_a_process_reads_a_model_once_also_without_a_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(
+        "alphaquant.models.resolve.sha256_of",
+        lambda path: read.append(path) or sha256_of(path),
+    )
+    before = resolve_model(ModelConfig(path=str(folder))).digest
+    assert len(read) > 3
+    read.clear()
+    assert resolve_model(ModelConfig(path=str(folder))).digest == before
+    assert not read
+    edit_config(folder, rms_norm_eps=1e-3)
+    assert resolve_model(ModelConfig(path=str(folder))).digest != before
+    assert [path.name for path in read] == ["config.json"]
 
 
 def test_truncated_shard_is_named_with_its_tensor(folder: Path) -> None:
