@@ -128,7 +128,7 @@ class AllocationConfig(Section):
     target_bits: float = Field(4.25, gt=0, le=16)
     """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded; lm_head does not count."""
     formats: Annotated[tuple[str, ...], offer_list(_NAMES)] = DEFAULT_MENU
-    """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store and export.consumers load."""
+    """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store and export.consumers load, if there are any."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
     """Which end of alpha is taken as sensitive; measured follows the model's own rank correlation."""
     granularity: Literal["linear", "expert", "fused"] | None = None
@@ -442,11 +442,10 @@ class RunConfig(Section):
         """A menu that nobody chose offers what the checkpoint can hold and its consumers load; a chosen one is taken at its word."""
         form = self.export.format
         if form != "dense" and self.allocation.formats == DEFAULT_MENU:
-            menu = tuple(
-                name
-                for name in DEFAULT_MENU
-                if can_store(form, name) and all_load(self.export.consumers, form, name)
-            )
+            stored = tuple(name for name in DEFAULT_MENU if can_store(form, name))
+            menu = tuple(n for n in stored if all_load(self.export.consumers, form, n))
+            if menu == ("bf16",):  # the check of consumers says why none of the others will do
+                menu = stored
             narrowed = self.allocation.model_copy(update={"formats": menu})
             object.__setattr__(self, "allocation", narrowed)
         return self

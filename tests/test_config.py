@@ -145,6 +145,8 @@ def test_the_menu_nobody_chose_is_what_the_export_can_store() -> None:
     assert parse_config({}).allocation.formats == DEFAULT_MENU
     served = parse_config({"export": {"format": "compressed-tensors", "consumers": ["vllm"]}})
     assert set(DEFAULT_MENU) - set(served.allocation.formats) == {"mxfp6"}
+    nowhere = {"export": {"format": "gptq", "consumers": ["transformers", "vllm"]}}
+    assert parse_config(nowhere).allocation.formats == gptq.allocation.formats
     chosen = {"export": {"format": "gptq"}, "allocation": {"formats": ["int4", "mxfp4"]}}
     assert parse_config(chosen).allocation.formats == ("int4", "mxfp4")
     again = RunConfig.model_validate(gptq.model_dump(mode="json"))

@@ -39,6 +39,15 @@ def test_a_broken_plan_ends_with_2_and_writes_nothing(cli: Cli, verb: str, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_consumer_that_loads_no_format_of_the_menu_is_told_instead_of_the_budget(cli: Cli) -> None:
+    asked = ("--set", "export.format=gptq", "--set", "export.consumers=[transformers]")
+    ending = cli("plan", "--model", "model", *asked)
+    assert ending.status == 2
+    assert "transformers: found int2-g128; allowed" in ending.stderr
+    assert "export.format=compressed-tensors" in ending.stderr
+    assert "target_bits" not in ending.stderr
+
+
 def test_plan_tells_the_checkpoint(cli: Cli) -> None:
     sound = ("plan", "--model", "model", *_VLLM, "--set", "allocation.default.wq=int4")
     found = cli(*sound, "--json").json["checkpoint"]
