@@ -48,7 +48,8 @@ def stacks(
             )
             hessian = shrink(hessian, effective, expert_shrinkage, mass)
         for chosen in _split(members, sort_key):
-            some = hessian[: len(chosen)] if hessian.stride(0) == 0 else hessian[chosen]
+            whole = len(chosen) == len(members) or hessian.stride(0) == 0
+            some = hessian[: len(chosen)] if whole else hessian[chosen]  # choosing copies
             yield Stack([members[i] for i in chosen], some, [tokens[i] for i in chosen])
 
 

@@ -21,6 +21,7 @@ from alphaquant.config import (
     ComparisonConfig,
     DefaultScheme,
     Method,
+    Override,
     QuantizationConfig,
 )
 from alphaquant.errors import PlanError
@@ -29,6 +30,7 @@ from alphaquant.evaluation.ruler import Ruler
 from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.linear import HEAD
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, track
 
@@ -75,13 +77,16 @@ def _rivals(
     quantization: QuantizationConfig,
     comparison: ComparisonConfig,
 ) -> Iterator[tuple[str, QuantPlan, QuantizationConfig]]:
+    # a head that the own plan quantizes, by allocation.lm_head or by name, is the same in every rival
+    head = [Override(pattern=HEAD, **own.seed_form(HEAD))] if HEAD in own.schemes else []
     for text, method in _uniform(comparison):
         # every value from the given section or spelled out: defaults of the config are in no key
         uniform = allocation.model_copy(
             update={
                 "policy": "uniform",
                 "default": DefaultScheme(wq=text, aq=None, group_size=None),
-                "overrides": (),
+                "lm_head": None,
+                "overrides": tuple(head),
                 "skip_attention": False,
             }
         )

@@ -214,7 +214,9 @@ def test_a_plan_that_names_every_linear_of_a_large_mixture_is_read_at_once() -> 
     config = AllocationConfig(overrides=rules)  # type: ignore[arg-type]
     started = time.process_time()
     found = resolve_rules(specs, config, QuantizationConfig()).fixed
-    assert time.process_time() - started < 2  # 4,000 patterns held against 4,000 names take 5 seconds
+    assert (
+        time.process_time() - started < 2
+    )  # 4,000 patterns held against 4,000 names take 5 seconds
     assert len([scheme for scheme in found.values() if scheme.format == "int4"]) == len(rules)
 
 

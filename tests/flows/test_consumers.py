@@ -39,7 +39,9 @@ def test_a_broken_plan_ends_with_2_and_writes_nothing(cli: Cli, verb: str, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_consumer_that_loads_no_format_of_the_menu_is_told_instead_of_the_budget(cli: Cli) -> None:
+def test_a_consumer_that_loads_no_format_of_the_menu_is_told_instead_of_the_budget(
+    cli: Cli,
+) -> None:
     asked = ("--set", "export.format=gptq", "--set", "export.consumers=[transformers]")
     ending = cli("plan", "--model", "model", *asked)
     assert ending.status == 2

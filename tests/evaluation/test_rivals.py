@@ -1,0 +1,56 @@
+"""Rivals stand beside a run's own plan on equal terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alphaquant.algorithms.allocation import allocate
+from alphaquant.algorithms.quantize_model import quantize_blocks
+from alphaquant.config import AllocationConfig, ComparisonConfig, QuantizationConfig
+from alphaquant.evaluation.rivals import OWN_PLAN, rival_scores
+from alphaquant.models.checkpoint import Checkpoint
+from tests.algorithms.test_quantize_model import CPU, FolderCache, windows
+from tests.tiny import make_model
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"lm_head": "int6-g16"},
+        {"overrides": [{"pattern": "lm_head", "wq": "int8-asym", "group_size": -1}]},
+    ],
+)
+def test_the_own_plan_and_its_uniform_twin_are_one(tmp_path: Path, head: dict[str, Any]) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m"))
+    rounding = QuantizationConfig(method="rtn", group_size=16)
+    allocation = AllocationConfig.model_validate(
+        {"policy": "uniform", "default": {"wq": "int4"}} | head
+    )
+    own = allocate(checkpoint.plannable, allocation, rounding)
+    blocks = quantize_blocks(
+        checkpoint,
+        own,
+        windows(),
+        rounding,
+        device=CPU,
+        batch_size=4,
+        blocks=FolderCache(tmp_path / "b"),
+    )
+    scores = rival_scores(
+        checkpoint,
+        own,
+        blocks,
+        windows(),
+        windows(),
+        allocation,
+        rounding,
+        ComparisonConfig(uniform=("int4",), methods=("rtn",)),
+        device=CPU,
+        batch_size=4,
+    )
+    found = {(score.model, score.metric): score.value for score in scores}
+    for metric in ("bits_per_weight", "kl_mean", "perplexity"):
+        assert found["uniform int4, rtn", metric] == pytest.approx(found[OWN_PLAN, metric])
