@@ -19,7 +19,9 @@ class HessianAccumulator:
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.total = torch.zeros(cols, cols, dtype=torch.float32, device=device)  # [in, in]
-        self.magnitude_total = torch.zeros(cols, dtype=torch.float32, device=device)  # [in]
+        self.magnitude_total = torch.zeros(
+            cols, dtype=torch.float32, device=device
+        )  # [in] sum of |x|
         self.tokens = 0
         # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
         self._mass: Tensor | float = 0.0
@@ -58,11 +60,6 @@ class HessianAccumulator:
     def hessian(self) -> Tensor:
         """2/n XᵀX `[in, in]`, with n the sum of the weights; zero when no token arrived."""
         return self.total * (2.0 / self.mass if self.mass > 0 else 2.0)
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Mean absolute value of each input `[in]`; zero when no token arrived."""
-        return self.magnitude_total / (self.mass if self.mass > 0 else 1.0)
 
     @property
     def mass(self) -> float:

@@ -89,6 +89,7 @@ def _table(summary: dict[str, Any]) -> Table:
     for name in ("method", "format", "bits", "KL", "perplexity", "same top token", "seconds"):
         left = name in ("method", "format")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
+    several = len({row["device"] for row in summary["methods"] if not row["error"]}) > 1
     for row in summary["methods"]:
         if row["error"]:
             table.add_row(row["method"], row["format"], "failed")
@@ -101,6 +102,8 @@ def _table(summary: dict[str, Any]) -> Table:
             f"{row['kl']:#.3g}",
             f"{row['perplexity']:#.4g}",
             f"{row['top1_agreement']:.1%}",
-            "" if seconds is None else f"{seconds:.1f}",
+            ""
+            if seconds is None
+            else f"{seconds:.1f}" + (f" ({row['device']})" if several else ""),
         )
     return table
