@@ -22,8 +22,6 @@ from alphaquant.models.linear import ATTENTION_ROLES, HEAD, LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
 
-_WILD = re.compile(r"[*?\[]")
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -156,10 +154,8 @@ def _matches(pattern: str, names: Collection[str]) -> list[str]:
                 f"override pattern {pattern!r} is not a regular expression: {error}"
             ) from error
         matched = [name for name in names if expression.match(name)]
-    elif _WILD.search(pattern):
+    else:
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    else:  # a plan of a mixture names tens of thousands of linears: each is looked up
-        matched = [pattern] if pattern in names else []
     if not matched:
         raise PlanError(
             f"override pattern {pattern!r} matches no linear; nearest names: "
