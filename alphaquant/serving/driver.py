@@ -47,6 +47,8 @@ def prompts(job: Job, vocabulary: int, seed: int) -> list[list[int]]:
 def _with_transformers(job: Job) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
+    if job["patched"]:  # without it, experts of several formats are decoded wrongly and in silence
+        importlib.import_module("alphaquant.hf")
     _import_model(job)
 
     def load(device: Any) -> Any:

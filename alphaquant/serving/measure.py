@@ -14,6 +14,7 @@ from typing import Any
 
 from alphaquant.errors import AlphaQuantError
 from alphaquant.models.resolve import read_config
+from alphaquant.models.stock import transformers_needs
 from alphaquant.progress import reporter
 from alphaquant.serving.consumers import CONSUMERS, DENSE, Consumer, obstacle
 
@@ -46,6 +47,8 @@ class Contender:
     bytes_on_disk: int
     context: int | None
     """Positions that it was made for, where config.json says so."""
+    patched: bool
+    """Whether plain transformers decodes it rightly only after `import alphaquant.hf`."""
 
     @classmethod
     def of(cls, label: str, folder: Path) -> Contender:
@@ -60,6 +63,8 @@ class Contender:
             str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
             sum(weights),
             raw.get("max_position_embeddings"),
+            packed.get("quant_method") == "compressed-tensors"
+            and transformers_needs(folder) == "alphaquant.hf",
         )
 
 
@@ -120,6 +125,7 @@ def measure(
             "checkpoint": str(contender.folder.absolute()),
             "storage": contender.storage,
             "dtype": contender.dtype,
+            "patched": contender.patched,
             "report": str(folder / "report.json"),
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

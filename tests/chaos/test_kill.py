@@ -38,6 +38,7 @@ CONFIG = """
 model: {path: null}
 calibration: {dataset: builtin, samples: 8, sequence_length: 128, balance: 2}
 rotation: {kind: hadamard}
+allocation: {target_bits: 2.75} # so few that tuning the whole model finds something to do
 quantization: {tune: model, tune_steps: 4, tune_model_steps: 8}
 router: {method: kl, epochs: 1, batch_size: 4}
 evaluation: {sequence_length: 128, tasks: [builtin_rolling, builtin_cloze], limit: 10}
