@@ -161,6 +161,7 @@ def test_work_that_begins_anew_is_timed_anew(
     monkeypatch.setattr("flows.display.time.monotonic", lambda: now[0])
     display = PlainDisplay()
     display.begin("quantize")
+    caplog.clear()  # a test before this one may have left the level at INFO
     with caplog.at_level(logging.INFO, "alphaquant.run"):
         for _block in range(2):
             for step in range(11):

@@ -38,7 +38,7 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
     )
     checkpoint: Any = SimpleNamespace(plannable=moe_specs())
     comparison = ComparisonConfig(uniform=("int4",), methods=("rtn",))
-    plan: Any = SimpleNamespace(decoder_bits=3.5)
+    plan: Any = SimpleNamespace(decoder_bits=3.5, schemes={})
     ((_, uniform, _),) = rivals._rivals(checkpoint, plan, own, QuantizationConfig(), comparison)
     assert set(map(str, uniform.schemes.values())) == {"int4-g128"}
     assert not uniform.activations
@@ -48,7 +48,7 @@ def test_a_uniform_rival_takes_nothing_from_the_configs_defaults(
 
 def test_nf4_stands_once_beside_formats_of_its_bits() -> None:
     checkpoint: Any = SimpleNamespace(plannable=moe_specs())
-    plan: Any = SimpleNamespace(decoder_bits=4.0)
+    plan: Any = SimpleNamespace(decoder_bits=4.0, schemes={})
 
     def labels(*formats: str) -> list[str]:
         comparison = ComparisonConfig(uniform=formats, methods=("nf4", "awq"))
@@ -65,7 +65,7 @@ def test_nf4_stands_once_beside_formats_of_its_bits() -> None:
 def test_other_methods_stay_as_published_in_a_run_that_tunes() -> None:
     checkpoint: Any = SimpleNamespace(plannable=moe_specs())
     comparison = ComparisonConfig(uniform=("int4",), methods=("gptq", "awq", "rtn"))
-    plan: Any = SimpleNamespace(decoder_bits=4.0)
+    plan: Any = SimpleNamespace(decoder_bits=4.0, schemes={})
     found = rivals._rivals(
         checkpoint, plan, AllocationConfig(), QuantizationConfig(tune="block"), comparison
     )
