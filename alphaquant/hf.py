@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import transformers
 from torch import Tensor
@@ -27,6 +28,7 @@ SUPPORTED = ("5.23", "5.24")
 
 _EXPERTS = re.compile(r"(?P<projection>\w+)\.(?P<leaf>weight\w*)\$?$")
 _originals: dict[tuple[Any, str], Any] = {}
+_rules: WeakKeyDictionary[Any, Rule] = WeakKeyDictionary()
 
 
 def install() -> None:
@@ -85,7 +87,7 @@ def _convert(
     model: Any = kwargs["model"]
     name = str(full_layer_name)
     parameter: Tensor = model.get_parameter(name)
-    rule = storage_rule(_settings(self.hf_quantizer))
+    rule = _rule_of(self.hf_quantizer)
     row = ARCHITECTURES.get(model.config.model_type)
     on_disk = row.disk_name if row else str
     if any(key.startswith("weight") for key in input_dict):  # one module, with dequantize=True
@@ -103,10 +105,12 @@ def _convert(
     return decoded
 
 
-def _settings(quantizer: Any) -> dict[str, Any]:
-    """The checkpoint's quantization_config as plain values."""
-    settings: dict[str, Any] = quantizer.compressor.quantization_config.model_dump(mode="json")
-    return settings | {"quant_method": "compressed-tensors"}
+def _rule_of(quantizer: Any) -> Rule:
+    """How the checkpoint's linears are stored, read once for all of its parameters."""
+    if quantizer not in _rules:
+        settings: dict[str, Any] = quantizer.compressor.quantization_config.model_dump(mode="json")
+        _rules[quantizer] = storage_rule(settings | {"quant_method": "compressed-tensors"})
+    return _rules[quantizer]
 
 
 def _by_projection(

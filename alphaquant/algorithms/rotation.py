@@ -8,7 +8,6 @@ tensor by tensor.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from alphaquant.models.linear import HEAD, LinearSpec
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.rotatable import HEAD_WEIGHT, Basis, Turn, head_block, heads, turns
 from alphaquant.models.tensors import TensorEntry
+from alphaquant.models.untied import untied_config
 from alphaquant.progress import track
 
 _PEAK_GROUP = 128
@@ -81,9 +81,7 @@ class RotatedCheckpoint(Checkpoint):
     @functools.cached_property
     def config(self) -> Any:
         """The transformers config of the untied model."""
-        config = copy.deepcopy(self._source.config)
-        config.tie_word_embeddings = False
-        return config
+        return untied_config(self._source)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as the turned model has it, on the CPU; in its stored dtype unless told otherwise."""

@@ -30,10 +30,15 @@ class UntiedCheckpoint(Checkpoint):
     @functools.cached_property
     def config(self) -> Any:
         """The transformers config of the untied model."""
-        config = copy.deepcopy(self._source.config)
-        config.tie_word_embeddings = False
-        return config
+        return untied_config(self._source)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the source; its embedding under the name of the head."""
         return self._source.head_weight() if name == f"{HEAD}.weight" else self._source.tensor(name)
+
+
+def untied_config(source: Checkpoint) -> Any:
+    """The transformers config of `source` with a head of its own."""
+    config = copy.deepcopy(source.config)
+    config.tie_word_embeddings = False
+    return config

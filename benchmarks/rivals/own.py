@@ -17,21 +17,12 @@ import transformers
 from benchmarks.rivals.catalogue import Contestant
 from benchmarks.rivals.formats import Format
 from benchmarks.rivals.inputs import SEED, Model, files_digest, load_tokens
+from flows.dag import STAGE_NAMES
 
 ROOT = Path(__file__).parents[2]
 _DRIVER = Path(__file__).parent / "drivers" / "with_alphaquant.py"
 LOG, _REPORT = "log.txt", "report.json"
-_WORK = (
-    "calibration",
-    "balance",
-    "alpha",
-    "rotate",
-    "sensitivity",
-    "allocate",
-    "quantize",
-    "tune",
-    "router",
-)
+_WORK = STAGE_NAMES[: STAGE_NAMES.index("export")]
 """Stages that make the quantized weights; loading, exporting and scoring are left out, as for rivals."""
 CHOOSING = ("budget", "alpha")
 """Policies that choose formats themselves, and are given the bits of the uniform plan."""
