@@ -24,7 +24,7 @@ from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_block
 from alphaquant.algorithms.rotation import rotate_model
 from alphaquant.config import AlphaConfig, QuantizationConfig, RotationConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.device import compute_device, dtype_named

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import ConfigError, nearest
 
 EXPERT_INDEX_PLACEHOLDER = "{expert_index}"

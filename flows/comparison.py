@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from alphaquant.config import Method, RunConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import AlphaQuantError, ConfigError, described, nearest
 from alphaquant.formats.scheme import Scheme
 from alphaquant.progress import reporter

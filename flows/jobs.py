@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 import alphaquant.errors
 import flows.dag
-from alphaquant.config_section import Section
+from alphaquant.config.section import Section
 from alphaquant.errors import AlphaQuantError, DataError, ModelError, StoreError
 from alphaquant.models.resolve import ModelRef, resolve_model
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import assign, parse_config
-from alphaquant.config_section import Section
+from alphaquant.config.file import assign, parse_config
+from alphaquant.config.section import Section
 from alphaquant.errors import ConfigError, first_line
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.keys import digest_of

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from alphaquant.config import DEFAULT_MENU, RunConfig
-from alphaquant.config_file import load_config, parse_config
+from alphaquant.config.file import load_config, parse_config
 from alphaquant.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent

@@ -24,8 +24,6 @@ INFRASTRUCTURE = (
     "alphaquant.store",
     "alphaquant.upkeep",
     "alphaquant.config",
-    "alphaquant.config_file",
-    "alphaquant.config_section",
     "alphaquant.errors",
     "alphaquant.progress",
     "alphaquant.demo",  # a model like any other: its content enters keys as the model's digest

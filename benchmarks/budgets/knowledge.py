@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from alphaquant.algorithms.arm_table import Knowledge
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.errors import ConfigError
 from benchmarks.budgets.spending import RECIPES, RecipeName
 from benchmarks.rivals import own

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.runs import new_run_id
 from alphaquant.store.stage import StageResult, run_stage

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.demo import demo_config_path
 from flows.dag import StageName
 from flows.planned import from_here_on

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from alphaquant.algorithms.allocation_rules import default_scheme
 from alphaquant.config import Method, RunConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.errors import AlphaQuantError, ConfigError, described
 from alphaquant.progress import reporter
 from alphaquant.store.artifacts import ArtifactStore

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alphaquant.algorithms.nf4 import nf4
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import ConfigError
 from alphaquant.formats.grid import to_codes
 from alphaquant.formats.table import FORMATS

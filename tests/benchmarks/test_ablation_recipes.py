@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.errors import ConfigError
 from benchmarks.ablation.__main__ import chosen
 from benchmarks.ablation.recipes import INGREDIENTS, Ingredient, Row, recipe, rows

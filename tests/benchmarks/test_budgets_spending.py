@@ -15,7 +15,7 @@ from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_groups import BF16, menu
 from alphaquant.algorithms.arm_table import Knowledge
 from alphaquant.config import AllocationConfig, QuantizationConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.models.checkpoint import Checkpoint
 from benchmarks.budgets import knowledge as measuring
 from benchmarks.budgets.spending import POLICIES, contestant_of, plans_of

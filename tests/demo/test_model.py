@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.demo import demo_config_path, demo_model_path
 from alphaquant.demo.measure import (
     COARSE,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from flows.cli import main
 from tests.flows.fakes import make_model_folder, use_fake_stages
 

@@ -7,7 +7,7 @@ from typing import Any
 import flows.dag
 import tasks.alpha
 from alphaquant.config import RunConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.dag import STAGE_NAMES, pipeline, quantize_and_measure, quantize_only

@@ -14,7 +14,7 @@ import pytest
 import flows.experiment_dag
 from alphaquant.algorithms.arms import ARM_NAMES, ARMS
 from alphaquant.config import RunConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.errors import PlanError, UserError
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.runs import load_run, run_ids

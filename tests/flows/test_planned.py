@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alphaquant.config import RunConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.planning import NOT_NEEDED
 from alphaquant.store.stage import Stage, StageResult, run_stage

@@ -14,7 +14,7 @@ from alphaquant.algorithms.allocation_groups import group_linears
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.config import AllocationConfig, ModelConfig, QuantizationConfig, RotationConfig
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.export.dense import export_dense
 from alphaquant.export.packed import export_packed

@@ -12,7 +12,7 @@ import pytest
 
 from alphaquant.algorithms.arms import ARM_NAMES
 from alphaquant.config import ExecutionConfig, QuantizationConfig
-from alphaquant.config_file import load_config
+from alphaquant.config.file import load_config
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.runs import load_run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.store.artifacts import ArtifactStore
 from flows.dag import quantize_only
 from flows.preflight import prepare

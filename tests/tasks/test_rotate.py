@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.rivals import ROTATED
 from alphaquant.models.checkpoint import Checkpoint

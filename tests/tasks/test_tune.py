@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from alphaquant.config_file import parse_config
+from alphaquant.config.file import parse_config
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.store.artifacts import ArtifactStore
 from flows.dag import quantize_only

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from alphaquant.formats.scheme import Scheme
+
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -45,6 +47,20 @@ class Section(BaseModel):
             _let_be_empty(field)
             _say_range(field)
         return schema
+
+
+def checked_format(value: str | None) -> str | None:
+    """The name of a format as it is. Raises ValueError that lists what is known when it is none."""
+    if value is not None:
+        Scheme.parse(value)
+    return value
+
+
+def checked_group(value: int | None) -> int | None:
+    """A group size as it is. Raises ValueError when it is none."""
+    if value == 0:
+        raise ValueError("0 is not a group size; use a positive number, or -1 for per channel")
+    return value
 
 
 def offer(names: tuple[str, ...]) -> WithJsonSchema:

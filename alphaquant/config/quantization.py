@@ -1,0 +1,119 @@
+"""Config sections quantization, rotation and router: what is done to weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator
+
+from alphaquant.config.section import Section, checked_group
+
+Method: TypeAlias = Literal["gptq", "awq", "adaround", "nf4", "rtn"]
+"""How a weight becomes codes; each is a file in `alphaquant/algorithms/`."""
+UNCALIBRATED: frozenset[Method] = frozenset({"nf4", "rtn"})
+"""Methods that look at nothing but the weight."""
+
+
+class QuantizationConfig(Section):
+    """How weights are rounded."""
+
+    method: Method = "gptq"
+    """gptq: error-compensating rounding on calibration inputs. awq: channels with large inputs scaled up, then to nearest. adaround: learns of every weight whether it is rounded up or down. nf4: to nearest in QLoRA's codebook; the format is nf4. rtn: round to nearest."""
+    group_size: int = Field(128, ge=-1)
+    """Weights that share one scale (int and fp formats); -1 for one scale per output channel."""
+    symmetric: bool = True
+    """Integer grids around zero; false adds a zero point per group."""
+    block_size: int = Field(128, ge=1)
+    """Columns that GPTQ rounds before it updates the rest."""
+    damping: float = Field(0.01, ge=0, le=1)
+    """Share of the Hessian's mean diagonal added to it; raised until a Cholesky factor exists."""
+    act_order: bool = True
+    """Round the columns with the largest inputs first."""
+    static_groups: bool = True
+    """Fix every group's scale before the first column is rounded."""
+    scale_search: Literal["none", "mse", "hessian"] = "hessian"
+    """none: scales from the largest weight. mse: of least squared error. hessian: that, weighted by the square root of input energy."""
+    refit: bool = True
+    """After GPTQ, move every scale to where its codes fit best."""
+    sweeps: int = Field(2, ge=0)
+    """Times that every code is looked at again after GPTQ."""
+    correction: Literal["none", "inputs"] = "none"
+    """inputs: GPTQ also makes up for what inputs have lost before; kept where a block comes closer to the original's on held-out windows."""
+    correction_prior: float = Field(0.5, ge=0)
+    """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
+    learned_rounding_steps: int = Field(500, ge=1)
+    """Steps in which adaround learns."""
+    expert_shrinkage: float = Field(1.0, ge=0)
+    """Pull of an expert's Hessian towards its block's, in multiples of the input width."""
+    routing_weight: Literal["none", "p", "p2"] = "p"
+    """How much a token counts in an expert's Hessian. none: once. p, p2: by the weight that the router gave the expert, or by its square, which is what an error costs in the block's output."""
+    tune: Literal["none", "block", "model"] = "none"
+    """block: after GPTQ, move codes and scales until each block answers as the original's does; slower, better. model: then move scales and norms once more until the whole model predicts as the original; the model must fit into memory, and rival plans and the experiment are tuned by block."""
+    tune_ahead: bool = False
+    """Judge a tuned block also by what the original's next block makes of its output, and the last one by the predictions; half as much time again."""
+    tune_steps: int = Field(100, ge=1)
+    """Steps of tuning per block."""
+    tune_batch_size: int = Field(4, ge=1)
+    """Windows per step of tuning."""
+    tune_rate: float = Field(5e-3, gt=0)
+    """Largest move of a code's latent per step, in steps of the grid."""
+    tune_scale_rate: float = Field(5e-3, ge=0)
+    """Largest relative move of a scale per step."""
+    tune_model_steps: int = Field(60, ge=1)
+    """Steps of tuning the whole model; it ends sooner when held-out windows stop improving."""
+    tune_model_rate: float = Field(3e-3, gt=0)
+    """Largest relative move of a scale per step of tuning the whole model; norms move by a quarter of it."""
+
+    def by_block(self) -> QuantizationConfig:
+        """The same without what concerns the whole model alone."""
+        whole = {"tune_model_steps", "tune_model_rate"}
+        defaults = {name: type(self).model_fields[name].default for name in whole}
+        tune = "none" if self.tune == "none" else "block"
+        return self.model_copy(update=defaults | {"tune": tune})
+
+    @field_validator("scale_search", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return (
+            {True: "hessian", False: "none"}.get(value, value) if isinstance(value, bool) else value
+        )
+
+    @field_validator("group_size")
+    @classmethod
+    def _not_zero(cls, value: int | None) -> int | None:
+        return checked_group(value)
+
+
+class RotationConfig(Section):
+    """Rotation of outliers before quantization.
+
+    Takes about 25 seconds of one core per billion weights, and the model's size once more in the store.
+    """
+
+    kind: Literal["none", "hadamard"] = "none"
+    """none: weights keep their own basis. hadamard: the residual stream is turned by signs times a Hadamard matrix, and norms are folded, all inside the weights: nothing is added at inference."""
+    block: int | None = Field(None, ge=2)
+    """Channels that are mixed with each other, such as 32 for mx formats or 16 for nvfp4; empty means all."""
+    heads: bool | None = None
+    """Turn the values inside each attention head too; empty means yes where that is exact."""
+    seed: int = Field(0, ge=0)
+    """Seed of the random signs."""
+    candidates: int = Field(1, ge=1)
+    """Seeds that are tried, counted from seed; the one that leaves the smallest largest weights is used."""
+
+
+class RouterConfig(Section):
+    """Repair of the routers after quantization."""
+
+    method: Literal["none", "align", "block", "kl", "ce", "align+block", "align+kl"] = "none"
+    """none: leave them. align: closed form, no training. block: train each for its block's output, one block in memory. kl: train all together for the original's next-token distribution. ce: for next tokens of the calibration text. With a plus: one after the other."""
+    epochs: int = Field(4, ge=1)
+    """Passes of training over the calibration windows."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate of training on fp32 router weights."""
+    batch_size: int = Field(8, ge=1)
+    """Windows per training step."""
+    patience: int = Field(4, ge=1)
+    """Held-out checks without a gain before training stops."""
+    seed: int = Field(0, ge=0)
+    """Seed of the order of windows."""
