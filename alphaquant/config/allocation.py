@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from alphaquant.config.section import Section, checked_format, checked_group, offer, offer_list
-from alphaquant.formats.scheme import Scheme
+from alphaquant.config.section import FormatName, GroupSize, Section, offer, offer_list
 from alphaquant.formats.table import FORMATS
 
 DEFAULT_MENU = ("int2", "int3", "int4", "int6", "int8", "mxfp4", "mxfp6", "mxfp8", "bf16")
@@ -19,45 +18,25 @@ class Override(Section):
 
     pattern: str
     """Glob over linear names, such as model.layers.0.*, or a regular expression after re:"""
-    wq: str | None = Field(None, title="Weight format (wq)")
+    wq: FormatName | None = Field(None, title="Weight format (wq)")
     """Such as int4, mxfp8 or int4-g64-asym."""
-    aq: str | None = Field(None, title="Activation format (aq)")
+    aq: FormatName | None = Field(None, title="Activation format (aq)")
     """Format that inputs are rounded to as the model runs, such as int8 or mxfp8: simulated in evaluation, asked for by compressed-tensors checkpoints."""
-    group_size: int | None = Field(None, ge=-1)
+    group_size: GroupSize | None = None
     """Weights that share one scale; -1 for one scale per output channel."""
     skip: bool = False
     """Keep the weight as it is (bf16)."""
-
-    @field_validator("wq", "aq")
-    @classmethod
-    def _known_format(cls, value: str | None) -> str | None:
-        return checked_format(value)
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        return checked_group(value)
 
 
 class DefaultScheme(Section):
     """The format of every linear that no override names."""
 
-    wq: Annotated[str, offer(_NAMES)] = Field("mxfp4", title="Weight format (wq)")
+    wq: Annotated[FormatName, offer(_NAMES)] = Field("mxfp4", title="Weight format (wq)")
     """A name, or a name with group and zero point such as int4-g64-asym."""
-    aq: str | None = Field(None, title="Activation format (aq)")
+    aq: FormatName | None = Field(None, title="Activation format (aq)")
     """Format that inputs are rounded to as the model runs, such as int8 or mxfp8: simulated in evaluation, asked for by compressed-tensors checkpoints."""
-    group_size: int | None = Field(None, ge=-1)
+    group_size: GroupSize | None = None
     """Weights per scale; empty means quantization.group_size."""
-
-    @field_validator("wq", "aq")
-    @classmethod
-    def _known_format(cls, value: str | None) -> str | None:
-        return checked_format(value)
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        return checked_group(value)
 
 
 class AllocationConfig(Section):
@@ -67,7 +46,7 @@ class AllocationConfig(Section):
     """budget: least predicted loss for the bits. alpha: the same from spectra alone. ratio: fixed shares in the order of alpha. uniform: the default for all. manual: overrides, then the default."""
     target_bits: float = Field(4.25, gt=0, le=16)
     """Policies budget and alpha: stored bits per weight over the decoder's linears, never exceeded; lm_head does not count."""
-    formats: Annotated[tuple[str, ...], offer_list(_NAMES)] = DEFAULT_MENU
+    formats: Annotated[tuple[FormatName, ...], offer_list(_NAMES)] = DEFAULT_MENU
     """Formats that budget and alpha may choose from: names, or names with group and zero point such as int4-g64-asym. Left as it is, those of it that export.format can store and export.consumers load, if there are any."""
     protect: Literal["high_alpha", "low_alpha", "measured"] = "high_alpha"
     """Which end of alpha is taken as sensitive; measured follows the model's own rank correlation."""
@@ -87,25 +66,18 @@ class AllocationConfig(Section):
     """Keep attention linears bf16; empty means yes for ratio, no for the others."""
     skip_router: bool = True
     """Keep routers bf16."""
-    lm_head: str | None = None
+    lm_head: FormatName | None = None
     """Format of the output projection, such as int8-g128, beside target_bits; empty keeps it as it is stored. A head tied to the embedding becomes a matrix of its own."""
     overrides: tuple[Override, ...] = ()
     """Rules for named linears; the last match wins."""
     default: DefaultScheme = DefaultScheme()
     """Scheme of uniform and manual plans."""
 
-    @field_validator("lm_head")
-    @classmethod
-    def _known_format(cls, value: str | None) -> str | None:
-        return checked_format(value)
-
     @field_validator("formats")
     @classmethod
     def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("the list is empty; name at least one format, such as int4")
-        for name in value:
-            Scheme.parse(name)
         return value
 
     @model_validator(mode="after")

@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from alphaquant.config.quantization import Method
-from alphaquant.config.section import Section, offer_list
-from alphaquant.formats.scheme import Scheme
+from alphaquant.config.section import FormatName, Section, offer_list
 from alphaquant.formats.table import FORMATS
 
 _NAMES = tuple(FORMATS)
@@ -32,7 +31,7 @@ class EvaluationConfig(Section):
 class ComparisonConfig(Section):
     """Other plans for the same model, quantized and measured beside the run's own."""
 
-    uniform: Annotated[tuple[str, ...], offer_list(_NAMES)] = ()
+    uniform: Annotated[tuple[FormatName, ...], offer_list(_NAMES)] = ()
     """Formats that every linear gets in turn."""
     methods: tuple[Method, ...] = ("gptq",)
     """Rounding methods of the uniform plans; nf4 stands beside formats of 4 bits."""
@@ -40,13 +39,6 @@ class ComparisonConfig(Section):
     """Plans drawn at random that store as many bits as the run's own."""
     seed: int = Field(0, ge=0)
     """Seed of the random plans."""
-
-    @field_validator("uniform")
-    @classmethod
-    def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            Scheme.parse(name)
-        return value
 
 
 class ExperimentConfig(Section):
@@ -60,7 +52,7 @@ class ExperimentConfig(Section):
     """Strengths of alpha to choose from, by predicted loss on the calibration text."""
     front: tuple[float, ...] = (2.5, 3.0, 3.5, 4.25)
     """Bits per weight of the mixed plans on the Pareto front."""
-    uniform: Annotated[tuple[str, ...], offer_list(_NAMES)] = (
+    uniform: Annotated[tuple[FormatName, ...], offer_list(_NAMES)] = (
         "int2",
         "int3",
         "int4",
@@ -72,13 +64,6 @@ class ExperimentConfig(Section):
     """Checkpoints of the same model by other software on the Pareto front: FOLDER@BITS, bits per weight as stored."""
     oracle: bool = True
     """Quantize one group of linears at a time and measure the whole model: for small models only (15 s per seed for the demo's 208 linears)."""
-
-    @field_validator("uniform")
-    @classmethod
-    def _known_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            Scheme.parse(name)
-        return value
 
     @field_validator("gammas", "front")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
-from alphaquant.config.section import Section, checked_group
+from alphaquant.config.section import GroupSize, Section
 
 Method: TypeAlias = Literal["gptq", "awq", "adaround", "nf4", "rtn"]
 """How a weight becomes codes; each is a file in `alphaquant/algorithms/`."""
@@ -19,7 +19,7 @@ class QuantizationConfig(Section):
 
     method: Method = "gptq"
     """gptq: error-compensating rounding on calibration inputs. awq: channels with large inputs scaled up, then to nearest. adaround: learns of every weight whether it is rounded up or down. nf4: to nearest in QLoRA's codebook; the format is nf4. rtn: round to nearest."""
-    group_size: int = Field(128, ge=-1)
+    group_size: GroupSize = 128
     """Weights that share one scale (int and fp formats); -1 for one scale per output channel."""
     symmetric: bool = True
     """Integer grids around zero; false adds a zero point per group."""
@@ -77,11 +77,6 @@ class QuantizationConfig(Section):
         return (
             {True: "hessian", False: "none"}.get(value, value) if isinstance(value, bool) else value
         )
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        return checked_group(value)
 
 
 class RotationConfig(Section):

@@ -7,9 +7,16 @@ of a `Section` says the same in words and fields that people fill in. What is ac
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -49,18 +56,21 @@ class Section(BaseModel):
         return schema
 
 
-def checked_format(value: str | None) -> str | None:
-    """The name of a format as it is. Raises ValueError that lists what is known when it is none."""
-    if value is not None:
-        Scheme.parse(value)
-    return value
+def _parsed(name: str) -> str:
+    Scheme.parse(name)
+    return name
 
 
-def checked_group(value: int | None) -> int | None:
-    """A group size as it is. Raises ValueError when it is none."""
-    if value == 0:
+def _not_zero(size: int) -> int:
+    if size == 0:
         raise ValueError("0 is not a group size; use a positive number, or -1 for per channel")
-    return value
+    return size
+
+
+FormatName: TypeAlias = Annotated[str, AfterValidator(_parsed)]
+"""A format, or one with group and zero point such as int4-g64-asym; refused with what is known."""
+GroupSize: TypeAlias = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+"""Weights that share one scale; -1 for one scale per output channel."""
 
 
 def offer(names: tuple[str, ...]) -> WithJsonSchema:
