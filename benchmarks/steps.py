@@ -5,23 +5,20 @@
     python -m benchmarks.steps --shape tiny --device cpu            # a rehearsal
 
 Weights and tokens are random: the steps cost what they cost on trained ones, errors mean nothing. Times are wall
-seconds per block after one block to warm up, the device waited for at both ends of every step; steps that
-contain others are told apart by indentation. The table goes to the terminal and to `--out`.
+seconds of the second block, after one to warm up; the device is waited for at both ends of every step. A step's
+seconds are its own, without the steps inside it. The table goes to the terminal and to `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import importlib
 import json
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.clock import Clock, Step, listening
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.models.checkpoint import Checkpoint
 
@@ -65,23 +63,6 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("olmoe", _TINY),
 }
 """Model type and config of real models, two blocks deep."""
-
-_ALGORITHMS = "alphaquant.algorithms."
-STEPS = (
-    ("load weights", "alphaquant.models.block", "BlockModel.block"),
-    ("forward and Hessians", _ALGORITHMS + "quantize_model", "run_and_collect"),
-    ("factor", _ALGORITHMS + "solve_stack", "inverse_factor"),
-    ("GPTQ", _ALGORITHMS + "solve_stack", "gptq"),
-    ("  scale search", _ALGORITHMS + "gptq", "find_scales"),
-    ("  columns", _ALGORITHMS + "gptq", "_round_columns"),
-    ("refinement", _ALGORITHMS + "solve_stack", "refine"),
-    ("correction", _ALGORITHMS + "solve_block", "solve_in_order"),
-    ("tuning", _ALGORITHMS + "solve_block", "tune_block"),
-    ("original's blocks", _ALGORITHMS + "quantize_model", "_Walker.lesson"),
-    ("errors", _ALGORITHMS + "solve_block", "_errors"),
-    ("keep", _ALGORITHMS + "quantize_model", "save_block"),
-)
-"""What a step is called, and the function that is it."""
 
 
 def main() -> None:
@@ -130,70 +111,37 @@ def measure(
     everywhere = {"policy": "manual", "default": {"wq": settings.pop("format")}}
     config = QuantizationConfig(**settings)
     plan = allocate(checkpoint.specs, AllocationConfig.model_validate(everywhere), config)
-    seconds: defaultdict[str, float] = defaultdict(float)
-    blocks = _Timed(Path(tempfile.mkdtemp(dir=folder)), seconds, device)
+    clock = Clock(partial(torch.cuda.synchronize, device) if device.type == "cuda" else None)
+    blocks = _Timed(Path(tempfile.mkdtemp(dir=folder)), clock)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with _timing(seconds, device):
+    with listening(clock):
         quantize_blocks(
             checkpoint, plan, tokens, config, device=device, batch_size=batch, blocks=blocks
         )
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {"setting": name, "block": blocks.last, "peak_gib": peak, "seconds": dict(seconds)}
+    return {"setting": name, "block": blocks.last, "peak_gib": peak, "seconds": blocks.seconds}
 
 
 class _Timed(FreshBlocks):
-    """Starts the clocks again after the first block, which loads kernels."""
+    """Tells the last block's seconds from those of the first, which loads kernels."""
 
-    def __init__(self, root: Path, seconds: dict[str, float], device: torch.device) -> None:
+    def __init__(self, root: Path, clock: Clock) -> None:
         super().__init__(root)
-        self._seconds, self._device = seconds, device
+        self._clock, self._before = clock, clock.so_far()
         self._began = time.perf_counter()
         self.last = 0.0
+        self.seconds: dict[Step, float] = {}
 
     def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
         """Keep the block, and note what it took."""
         folder = super().put(index, ingredients, write)
-        _wait(self._device)
+        found, before = self._clock.so_far(), self._before
         now = time.perf_counter()
         self.last, self._began = now - self._began, now
-        if index == 0:
-            self._seconds.clear()
+        self.seconds = {step: found[step] - before.get(step, 0.0) for step in found}
+        self._before = found
         return folder
-
-
-@contextlib.contextmanager
-def _timing(seconds: defaultdict[str, float], device: torch.device) -> Iterator[None]:
-    """Every function of STEPS adds what it takes to `seconds` while the context is open."""
-    with contextlib.ExitStack() as stack:
-        for step, module, path in STEPS:
-            *outer, name = path.split(".")
-            owner = functools.reduce(getattr, outer, importlib.import_module(module))
-            original = getattr(owner, name)
-            setattr(owner, name, _timed(original, step, seconds, device))
-            stack.callback(setattr, owner, name, original)
-        yield
-
-
-def _timed(
-    function: Callable[..., Any], step: str, seconds: defaultdict[str, float], device: torch.device
-) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _wait(device)
-        began = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _wait(device)
-            seconds[step] += time.perf_counter() - began
-
-    return call
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def random_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
@@ -233,10 +181,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row a step, a column a setting."""
     names = [row["setting"] for row in rows]
     lines = [f"| seconds per block | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for step, _, _ in STEPS:
+    for step in get_args(Step):
         cells = [f"{took:.2f}" if (took := r["seconds"].get(step)) else "" for r in rows]
         if any(cells):
-            lines.append(f"| {step.replace('  ', '&nbsp;&nbsp;')} | {' | '.join(cells)} |")
+            lines.append(f"| {step} | {' | '.join(cells)} |")
     blocks = [f"{row['block']:.2f}" for row in rows]
     lines.append(f"| **whole block** | {' | '.join(blocks)} |")
     peaks = ["" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}" for row in rows]

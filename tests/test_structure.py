@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "clock": 0,
     "store": 1,
     "upkeep": 2,
     "demo": 1,

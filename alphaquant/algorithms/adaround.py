@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.gptq import search_of
+from alphaquant.clock import timed
 from alphaquant.formats.grid import neighbours
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, encode, expand, find_scales, quantize_weight
@@ -25,6 +26,7 @@ _WARM_UP = 0.2  # share of the steps without a regularizer
 _REGULARIZER = 30.0  # of a weight halfway; the unit is what one rounded to nearest costs in its row
 
 
+@timed("learned rounding")
 def adaround(
     weight: Tensor,  # [..., out, in]
     hessian: Tensor,  # [..., in, in] positive definite: damped

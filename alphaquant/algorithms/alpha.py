@@ -9,7 +9,7 @@ overlaps solving and at most one weight per worker is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from alphaquant.clock import in_threads, timed
 from alphaquant.config import AlphaConfig
 from alphaquant.errors import ModelError
 from alphaquant.linalg.farms import farms_alpha
@@ -60,18 +61,22 @@ def alpha_table(
     """
     import pandas as pd
 
-    threads = torch.get_num_threads()
+    threads, workers = torch.get_num_threads(), workers or available_cores()
     solve = partial(_row, checkpoint, config, tail_size)
     try:
-        # One torch thread per worker: the pool already fills the cores, and sums keep their order.
-        with ThreadPoolExecutor(
-            workers or available_cores(), "alpha", torch.set_num_threads, (1,)
-        ) as pool:
+        begin = partial(_begin_thread, in_threads(workers))
+        with ThreadPoolExecutor(workers, "alpha", begin) as pool:
             solved = pool.map(solve, checkpoint.specs)
             rows = list(track(solved, "alpha", len(checkpoint.specs)))
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows).astype({"block": "Int64", "expert": "Int64"})
+
+
+def _begin_thread(heard: Callable[[], None]) -> None:
+    # one torch thread per worker: the pool already fills the cores, and sums keep their order
+    torch.set_num_threads(1)
+    heard()
 
 
 def _row(
@@ -80,9 +85,10 @@ def _row(
     weight = checkpoint.weight(spec.name)
     log_variance = _log_variance(weight, spec.name)
     fit = _fit(weight, config, tail_size)
-    null, spread = alpha_null(
-        spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed, tail_size
-    )
+    with timed("null"):
+        null, spread = alpha_null(
+            spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed, tail_size
+        )
     return {
         "linear": spec.name,
         "role": spec.role,
@@ -102,6 +108,7 @@ def _row(
     }
 
 
+@timed("spectrum")
 def _fit(weight: Tensor, config: AlphaConfig, tail_size: int | None) -> HillFit:
     if config.estimator == "farms":
         return farms_alpha(weight, config.tail_fraction, config.seed, tail_size=tail_size)
@@ -109,6 +116,7 @@ def _fit(weight: Tensor, config: AlphaConfig, tail_size: int | None) -> HillFit:
     return hill_alpha(values, config.tail_fraction, tail_size)
 
 
+@timed("moments")
 def _log_variance(weight: Tensor, name: str) -> float:
     norm = torch.linalg.vector_norm(weight, dtype=torch.float64).item()
     if not math.isfinite(norm):
@@ -122,6 +130,7 @@ def _log_variance(weight: Tensor, name: str) -> float:
     return math.log(variance) if variance > 1e-12 * square else math.nan
 
 
+@timed("moments")
 def _kurtosis(weight: Tensor, log_variance: float) -> float:
     """Fourth central moment over the squared variance."""
     if math.isnan(log_variance):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
@@ -68,6 +69,7 @@ class ScaledBlock:
         }
 
 
+@timed("channel scales")
 def scale_block(
     checkpoint: Checkpoint,
     index: int,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
 from alphaquant.algorithms.stacks import stacks
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.drift import DriftAccumulator
 from alphaquant.linalg.hessian import HessianAccumulator
@@ -37,6 +38,7 @@ ObservePairs = Callable[
 """Linears and the weights that stand in for others: their inputs' Hessians and drifts, by input key."""
 
 
+@timed("correction")
 def solve_in_order(
     checkpoint: Checkpoint,
     specs: Sequence[LinearSpec],

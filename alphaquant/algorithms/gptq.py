@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.column_walk import TILE, walk_columns
+from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import (
     QuantizedWeight,
@@ -135,6 +136,7 @@ class _Refresher:
             zero[..., columns, :] = new_zero.mT
 
 
+@timed("columns")
 def _round_columns(
     walk: _Walk,
     original: Tensor,

@@ -16,6 +16,7 @@ from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.solve_block import corrects, solve_block
 from alphaquant.algorithms.solve_head import solve_head
+from alphaquant.clock import timed
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
@@ -106,7 +107,8 @@ def quantize_blocks(
             ahead = config.tune_ahead and config.tune != "none"
             lesson = walker.lesson(index, every, ahead=ahead) if taught else None
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
-            folder = blocks.put(index, ingredients, partial(save_block, block=block))
+            with timed("write"):
+                folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
     if head is not None:
         reporter().update("block", checkpoint.blocks, units)
@@ -116,9 +118,10 @@ def quantize_blocks(
         if folder is None:
             reached = walker.observe_head(head, folders)
             solved_head = solve_head(checkpoint, head, scheme, reached, device, config)
-            folder = blocks.put(
-                checkpoint.blocks, ingredients, partial(save_block, block=solved_head)
-            )
+            with timed("write"):
+                folder = blocks.put(
+                    checkpoint.blocks, ingredients, partial(save_block, block=solved_head)
+                )
         folders.append(folder)
     reporter().update("block", units, units)
     return folders
@@ -180,6 +183,7 @@ class _Walker:
         block = model.block(index)
         return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
 
+    @timed("forward and Hessians")
     def observe_head(self, head: LinearSpec, folders: Sequence[Path]) -> HessianAccumulator:
         """The Hessian of what reaches the head behind the finished blocks in `folders`."""
         if self._tokens is None:
@@ -191,6 +195,7 @@ class _Walker:
                 accumulator.update(model.final_norm(batch.to(self._device)))
         return accumulator
 
+    @timed("forward")
     def _advanced(self, blocks: int, folders: Sequence[Path]) -> BlockModel:
         """The model, with hidden states behind so many of the finished blocks."""
         model = self._opened()
@@ -228,6 +233,7 @@ class _Walker:
             sequel = next_block(following, self._behind(index + 2))
         return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
 
+    @timed("original's blocks")
     def _behind(self, blocks: int) -> Tensor:
         """The original's hidden states `[windows, length, hidden]` behind its first blocks.
 
@@ -242,6 +248,7 @@ class _Walker:
             known.pop(at - 2, None)
         return known[blocks]
 
+    @timed("forward")
     def _opened(self) -> BlockModel:
         """The model, not built before a block has to be computed."""
         if self._model is None:

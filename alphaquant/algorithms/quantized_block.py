@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alphaquant.algorithms.solve_block import SolvedBlock
+from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
@@ -62,6 +63,7 @@ def _save_weights(folder: Path, weights: Mapping[str, QuantizedWeight]) -> None:
     save_file(tensors, folder / _WEIGHTS, metadata={"schemes": json.dumps(schemes, sort_keys=True)})
 
 
+@timed("load weights")
 def load_block(folder: Path) -> dict[str, QuantizedWeight]:
     """The quantized linears of a block, by name."""
     with safe_open(folder / _WEIGHTS, framework="pt") as file:
@@ -120,6 +122,7 @@ def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
     return kept(checkpoint.weight(linear)) if moved is None else moved
 
 
+@timed("load weights")
 def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str, Tensor]:
     """Every linear of a block as the checkpoint will store it, quantized or kept, and its norms where they moved."""
     quantized = load_block(folder)
@@ -142,6 +145,7 @@ def head_of(checkpoint: Checkpoint, folders: Sequence[Path]) -> Path | None:
     return folders[checkpoint.blocks] if len(folders) > checkpoint.blocks else None
 
 
+@timed("load weights")
 def quantized_head(checkpoint: Checkpoint, folders: Sequence[Path]) -> Tensor | None:
     """The head `[vocabulary, hidden]` as the checkpoint will store it, tied or not; None where it is kept."""
     folder = head_of(checkpoint, folders)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.column_walk import walk_columns
+from alphaquant.clock import timed
 from alphaquant.formats.scales import nearest_scale
 from alphaquant.formats.weight import QuantizedWeight, encode, expand, fake_quantize
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
 
 
+@timed("refinement")
 def refine(
     weight: Tensor,  # [..., out, in]
     hessian: Tensor,  # [..., in, in] positive definite: damped

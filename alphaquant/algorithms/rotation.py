@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alphaquant.clock import timed
 from alphaquant.config import RotationConfig
 from alphaquant.linalg.hadamard import Rotation
 from alphaquant.models.checkpoint import Checkpoint, finite
@@ -83,6 +84,7 @@ class RotatedCheckpoint(Checkpoint):
         """The transformers config of the untied model."""
         return untied_config(self._source)
 
+    @timed("rotation")
     def tensor(self, name: str) -> Tensor:
         """One tensor as the turned model has it, on the CPU; in its stored dtype unless told otherwise."""
         turn = self.turns.get(name)
@@ -134,6 +136,7 @@ def best_seed(source: Checkpoint, config: RotationConfig) -> RotationConfig:
     return tried[peaks.index(min(peaks))]
 
 
+@timed("rotation")
 def peak_ratio(checkpoint: Checkpoint, group: int = _PEAK_GROUP) -> float:
     """Largest weight of a group against the root mean square weight, over the decoder's linears.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from alphaquant.algorithms.router_blocks import repair_by_block, untrained
 from alphaquant.algorithms.router_training import train_routers
 from alphaquant.algorithms.router_windows import split_windows
+from alphaquant.clock import timed
 from alphaquant.config import RouterConfig
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
@@ -48,6 +49,7 @@ def trainable_routers(checkpoint: Checkpoint, plan: QuantPlan) -> list[LinearSpe
     ]
 
 
+@timed("tuning")
 def repair_routers(
     checkpoint: Checkpoint,
     blocks: Sequence[Path],

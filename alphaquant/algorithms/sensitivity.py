@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
 from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import inverse_factor, output_error
@@ -59,7 +60,8 @@ def sensitivity_table(
     model = BlockModel(checkpoint, device, compute_dtype(device))
     windows = max(1, min(tokens.shape[0], FISHER_TOKENS // tokens.shape[1]))
     folds = _folds(windows)
-    hidden = model.embed(tokens, batch_size)
+    with timed("forward"):
+        hidden = model.embed(tokens, batch_size)
     inputs: list[list[Tensor]] = []
     moved: dict[tuple[str, Scheme], tuple[Tensor, float]] = {}
     for index in track(range(checkpoint.blocks), "block forward", checkpoint.blocks):
@@ -99,6 +101,7 @@ def _loss(fisher: Tensor, rows: Tensor, folds: Sequence[int]) -> dict[str, float
     return {"predicted_loss": mean, "stderr": spread * math.sqrt(len(folds) / (len(folds) - 1))}
 
 
+@timed("errors")
 def _moved_rows(
     checkpoint: Checkpoint,
     stack: Stack,
@@ -108,9 +111,10 @@ def _moved_rows(
 ) -> dict[tuple[str, Scheme], tuple[Tensor, float]]:
     """Per linear and scheme: mean squared output change `[out]` after GPTQ, and its share of the energy."""
     device = stack.hessian.device
-    weight = torch.stack(
-        [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
-    )
+    with timed("load weights"):
+        weight = torch.stack(
+            [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
+        )
     factor = inverse_factor(stack.hessian, damping)
     # the Hessian is twice the mean outer product; a dead column changes no output
     variance = factor.conditional_variance / 2 * (factor.energy > 0)
@@ -126,6 +130,7 @@ def _moved_rows(
     return result
 
 
+@timed("backward")
 def _fisher(
     model: BlockModel,
     last: list[Tensor],

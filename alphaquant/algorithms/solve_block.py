@@ -16,6 +16,7 @@ from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stack
 from alphaquant.algorithms.stacks import Stack, stacks
 from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
@@ -100,6 +101,7 @@ def _within(moved: Mapping[str, Tensor], lesson: Lesson) -> Lesson:
     return replace(lesson, run=lambda weights, hidden: lesson.run(there | dict(weights), hidden))
 
 
+@timed("correction")
 def _better(plain: list[Solved], corrected: list[Solved], lesson: Lesson) -> list[Solved]:
     """The solution whose block comes closer to the original's on windows that no correction has seen."""
     held = held_out(lesson.inputs.shape[0])
@@ -128,6 +130,7 @@ def _block_error(solved: list[Solved], lesson: Lesson, held: range) -> float:
     return error / max(change, 1e-30)
 
 
+@timed("errors")
 def sums(solved: Solved, quantized: QuantizedWeight) -> Tensor:
     """`[n, 5]`: energy of the outputs on the calibration inputs, what rounding to nearest with the very same
     scales would take of it, what was taken; energy of the weight, what was taken of that.

@@ -11,6 +11,7 @@ import torch
 from alphaquant.algorithms.solve_block import SolvedBlock, error_rows, error_table, sums
 from alphaquant.algorithms.solve_stack import solve_weight
 from alphaquant.algorithms.stacks import Stack
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
@@ -32,7 +33,8 @@ def solve_head(
     part: int = _PART,
 ) -> SolvedBlock:
     """Quantize the head, tied or not, against the Hessian of what reaches it; `part` weights at a time."""
-    stored = finite(checkpoint.head_weight(), f"{spec.name}.weight")
+    with timed("load weights"):
+        stored = finite(checkpoint.head_weight(), f"{spec.name}.weight")
     stack = Stack([spec], observed.hessian[None], [observed.tokens])
     factor = inverse_factor(stack.hessian, config.damping)
     rows = spec.rows if scheme.number_format.kind == "nv" else max(1, part // spec.cols)

@@ -14,6 +14,7 @@ from alphaquant.algorithms.nf4 import nf4
 from alphaquant.algorithms.refine import refine
 from alphaquant.algorithms.rtn import rtn
 from alphaquant.algorithms.stacks import Stack
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, quantize_weight
@@ -53,9 +54,13 @@ def solve_stack(
     drift: Tensor | None = None,
 ) -> Solved:
     """Quantize a stack; with `drift` `[n, in, in]` of its inputs, GPTQ's towards the weight that makes up for it."""
-    weight = torch.stack(
-        [finite(weights.weight(spec.name), spec.name).to(device).float() for spec in stack.specs]
-    )
+    with timed("load weights"):
+        weight = torch.stack(
+            [
+                finite(weights.weight(spec.name), spec.name).to(device).float()
+                for spec in stack.specs
+            ]
+        )
     factor = inverse_factor(stack.hessian, config.damping)
     return solve_weight(weight, factor, stack, scheme, config, drift)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.tuned_rounding import TunedRounding
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.progress import reporter
@@ -48,6 +49,7 @@ class Start:
     """What was rounded to the codes `[n, out, in]`."""
 
 
+@timed("tuning")
 def tune_block(
     lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
 ) -> tuple[list[QuantizedWeight], Tuning]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from alphaquant.algorithms.schedule import warm_cosine
 from alphaquant.algorithms.tunable_model import TunableModel, last_hidden
 from alphaquant.algorithms.tuning_memory import require_memory
+from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
 from alphaquant.models.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ class ModelTuning:
     """step, train_kl, heldout_kl."""
 
 
+@timed("tuning")
 def tune_model(
     checkpoint: Checkpoint,
     folders: Sequence[Path],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.evaluation.bootstrap import (
     bootstrap_score,
@@ -65,6 +66,7 @@ def compare(
     return fidelity_scores(tokens, task=task, label=label)
 
 
+@timed("forward")
 @torch.inference_mode()
 def compare_tokens(
     original: nn.Module,
@@ -114,6 +116,7 @@ def _compare_slice(first: Tensor, second: Tensor, targets: Tensor) -> tuple[Tens
     )
 
 
+@timed("intervals")
 def fidelity_scores(
     tokens: TokenComparison, *, task: str = HELDOUT, label: str = QUANTIZED
 ) -> list[Score]:

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from alphaquant.clock import timed
 from alphaquant.errors import DataError, first_line, nearest
 from alphaquant.evaluation.bootstrap import (
     bootstrap_score,
@@ -65,6 +66,7 @@ def run_tasks(
     ).scores
 
 
+@timed("tasks")
 def answer_tasks(
     model: nn.Module,
     tokenizer: Any,
@@ -105,6 +107,7 @@ def answer_tasks(
     return run
 
 
+@timed("intervals")
 def paired_changes(original: TaskRun, quantized: TaskRun) -> list[Score]:
     """Change of each mean metric on the questions that both models answered, with its interval.
 

@@ -17,6 +17,7 @@ from alphaquant.algorithms.quantized_block import (
     load_schemes,
     with_own_head,
 )
+from alphaquant.clock import timed
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.export import compressed_tensors, gptq, quark
 from alphaquant.export.block_reader import BlockReader
@@ -177,6 +178,7 @@ class _Writer:
             self._pack(linear, name.removesuffix(f".{leaf}"))
         return self._packed[1][leaf]
 
+    @timed("pack")
     def _pack(self, linear: str, written: str) -> None:
         weight: QuantizedWeight | None = self._weights.get(linear)
         if weight is None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.models.tensors import TensorEntry
 
@@ -35,6 +36,7 @@ _ALIGNMENT = 8
 _SLICE = 1 << 26
 
 
+@timed("write")
 def write_safetensors(
     path: Path, entries: Mapping[str, TensorEntry], tensor: Callable[[str], Tensor]
 ) -> None:

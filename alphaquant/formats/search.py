@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.formats.grid import fake_quantize, to_codes
 from alphaquant.formats.scales import (
@@ -41,6 +42,7 @@ _FLOAT_RANGE = (0.75, 1.6)
 _NV_OFFSETS = range(-6, 7)
 
 
+@timed("scale search")
 def find_scales(
     weight: Tensor,
     scheme: Scheme,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alphaquant.clock import timed
+
 _RAISE = 3.0  # factor between two tries of the damping
 
 
@@ -107,6 +109,7 @@ class InverseFactor:
     energy: Tensor  # [..., in] diagonal of H itself: zero where no input arrives
 
     @functools.cached_property
+    @timed("factor")
     def upper(self) -> Tensor:
         """U `[..., in, in]`, whose rows tell how later columns make up for an error."""
         identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
@@ -120,6 +123,7 @@ class InverseFactor:
         """1 / U_ii² `[..., in]`: squared error left by rounding a column after later ones have compensated."""
         return self.root.diagonal(dim1=-2, dim2=-1).square()
 
+    @timed("factor")
     def permuted(self, order: Tensor) -> InverseFactor:
         """The factor of the same matrix with its columns in `order [..., in]`."""
         matrix = self.damped.gather(-2, order[..., :, None].expand_as(self.damped))
@@ -140,6 +144,7 @@ def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
     return hessian + torch.diag_embed(added.expand(hessian.shape[:-1]))
 
 
+@timed("factor")
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
     """Factor of the inverse of a damped Hessian `[..., in, in]`, from one Cholesky.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from alphaquant.clock import timed
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
 from alphaquant.models.experts import unfuse
@@ -42,6 +43,7 @@ class BlockModel:
     Hidden states are lists of batches `[windows, length, hidden]`, kept where `home` says.
     """
 
+    @timed("load weights")
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM
 
@@ -84,6 +86,7 @@ class BlockModel:
         """`[windows, length]` token ids to the first block's inputs, in batches."""
         return [self._record(batch)[0] for batch in tokens.split(batch_size)]
 
+    @timed("load weights")
     def block(self, index: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Decoder block `index` with its weights from disk; `weights` (by linear name) replace some."""
         template = copy.deepcopy(self._templates[index])
@@ -148,6 +151,7 @@ class BlockModel:
             with torch.no_grad():
                 yield self.run(block, index, batch).to(batch.device)
 
+    @timed("load weights")
     def head(self, weight: Tensor | None = None) -> Head:
         """Last hidden states to logits, tied or not, with `weight` `[vocabulary, hidden]` instead of the stored one.
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from alphaquant.clock import timed
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.fused import SCALES, Layout, layout_of
@@ -110,6 +111,7 @@ class Checkpoint:
         """Number of stored weights."""
         return sum(_product(entry.shape) for entry in self.entries.values())
 
+    @timed("load weights")
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype, by its full name on disk."""
         entry = self.entries.get(name)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from alphaquant.clock import timed
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, tokenizer_in
@@ -71,6 +72,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return dtype_named(str(config.get("dtype") or config.get("torch_dtype") or "float32"))
 
 
+@timed("load weights")
 def load_model(
     folder: Path | str,
     device: torch.device,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from alphaquant.clock import timed
 from alphaquant.linalg.drift import DriftAccumulator
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
@@ -19,6 +20,7 @@ RoutingWeight: TypeAlias = Literal["none", "p", "p2"]
 """How often a token counts in an expert's Hessian: once, or by its routing weight p or p²."""
 
 
+@timed("forward and Hessians")
 def run_and_collect(
     model: BlockModel,
     block: nn.Module,
@@ -76,6 +78,7 @@ def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor 
     return args[1].float() ** (2 if routing_weight == "p2" else 1)
 
 
+@timed("forward and Hessians")
 @torch.no_grad()
 def collect_pairs(
     model: BlockModel,

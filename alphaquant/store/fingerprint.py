@@ -26,6 +26,7 @@ INFRASTRUCTURE = (
     "alphaquant.config",
     "alphaquant.errors",
     "alphaquant.progress",
+    "alphaquant.clock",
     "alphaquant.demo",  # a model like any other: its content enters keys as the model's digest
     "tasks.stage",
 )

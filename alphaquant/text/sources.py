@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from alphaquant.clock import timed
 from alphaquant.errors import DataError, first_line
 from alphaquant.text.builtin import documents
 
@@ -49,6 +50,7 @@ HUB_SOURCES: dict[str, HubSource] = {
 }
 
 
+@timed("text")
 def load_documents(dataset: str, part: Part) -> list[str]:
     """The texts of `dataset` for calibration or evaluation.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alphaquant.clock import timed
 from alphaquant.errors import DataError
 
 SEPARATOR = "\n\n"
@@ -29,6 +30,7 @@ def held_out(windows: int) -> range:
     return range(windows - max(1, windows // 8), windows)
 
 
+@timed("text")
 def calibration_tokens(
     tokenizer: Any, documents: list[str], samples: int, length: int, seed: int, pool: int = 1
 ) -> Tensor:
@@ -64,6 +66,7 @@ def _anywhere(tokens: Tensor, count: int, length: int, generator: torch.Generato
     return torch.stack([tokens[start : start + length] for start in starts.tolist()])
 
 
+@timed("text")
 def evaluation_windows(
     tokenizer: Any, documents: list[str], length: int, limit: int | None = None
 ) -> Tensor:
