@@ -50,6 +50,10 @@ def make_wide(folder: Path, model_type: str) -> Checkpoint:
     return Checkpoint(make_model(folder, model_type, **(SIZES | WIDER.get(model_type, {}))))
 
 
+def always(text: str) -> Mixture:
+    return lambda spec: text
+
+
 def by_block(spec: LinearSpec) -> str:
     return "int8-g32" if spec.block == 0 else "int4-g32"
 
@@ -60,6 +64,31 @@ def by_role(spec: LinearSpec) -> str:
 
 def by_expert(spec: LinearSpec) -> str:
     return "bf16" if spec.expert is None else ("int2-g32", "int8-g32")[spec.expert % 2]
+
+
+def partly_kept(spec: LinearSpec) -> str:
+    return "bf16" if spec.expert == 1 else "mxfp4"
+
+
+def three_leaves(spec: LinearSpec) -> str:
+    """Neighbours whose tensors have other names: `weight_packed`, `weight` with a scale, `weight` alone."""
+    return ("mxfp4", "mxfp8", "bf16")[(spec.expert or 0) % 3]
+
+
+def some_zero_points(spec: LinearSpec) -> str:
+    return "int4-g32-asym" if spec.block == 0 else "int6-g32"
+
+
+def experts_kept(spec: LinearSpec) -> str:
+    return "bf16" if spec.expert is not None else "int4-g32"
+
+
+def attention_wider(spec: LinearSpec) -> str:
+    return "int4-g32" if spec.expert is not None else "int8-g32"
+
+
+def with_head(text: str) -> Mixture:
+    return lambda spec: text if spec.role == "lm_head" else "int4-g32"
 
 
 def exported(

@@ -7,67 +7,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
 from alphaquant.export.model_card import facts_of, model_card, plan_figure, read_facts, write_card
-from alphaquant.models.linear import LinearSpec
 from alphaquant.models.stock import transformers_needs
 from tests.export.packed_models import (
-    Mixture,
+    always,
     by_block,
-    by_expert,
-    by_role,
     exported,
-    logits,
     make_wide,
-    stock_logits,
 )
-
-
-def always(text: str) -> Mixture:
-    return lambda spec: text
-
-
-def experts_kept(spec: LinearSpec) -> str:
-    return "bf16" if spec.expert is not None else "int4-g32"
-
-
-def attention_wider(spec: LinearSpec) -> str:
-    return "int4-g32" if spec.expert is not None else "int8-g32"
-
-
-NEEDS: dict[str, tuple[str, Mixture, str]] = {
-    "dense mixture": ("llama", by_role, "nothing"),
-    "zero points": ("llama", always("int4-g32-asym"), "alphaquant.hf"),
-    "one scheme": ("olmoe", always("int3-g32"), "nothing"),
-    "one scheme of experts": ("mixtral", attention_wider, "nothing"),
-    "fp8 per channel": ("olmoe", always("fp8-perchannel"), "nothing"),
-    "fp8 in groups": ("olmoe", always("fp8-g32"), "alphaquant.hf"),
-    "mxfp4": ("mixtral", always("mxfp4"), "nothing"),
-    "mxfp8": ("olmoe", always("mxfp8"), "alphaquant.hf"),
-    "nvfp4": ("olmoe", always("nvfp4"), "alphaquant.hf"),
-    "experts kept": ("olmoe", experts_kept, "alphaquant.hf"),
-    "by block": ("mixtral", by_block, "alphaquant.hf"),
-    "by expert": ("olmoe", by_expert, "alphaquant.hf"),
-}
-
-
-@pytest.mark.parametrize("case", NEEDS)
-def test_what_transformers_needs_is_what_it_needs(case: str, tmp_path: Path) -> None:
-    """Where a patch is said to be needed, transformers without it fails or gives other logits."""
-    model_type, mixture, need = NEEDS[case]
-    checkpoint = make_wide(tmp_path / "model", model_type)
-    dense, packed = exported(checkpoint, mixture, "compressed-tensors", tmp_path)
-    assert transformers_needs(packed) == need
-    assert transformers_needs(dense) == "nothing"
-    try:
-        same = torch.equal(stock_logits(packed), logits(dense))
-    except (RuntimeError, AssertionError):
-        same = False
-    assert same == (need == "nothing")
 
 
 def test_other_formats_need_our_loader(tmp_path: Path) -> None:
