@@ -17,6 +17,7 @@ from alphaquant.formats.table import FORMATS
 from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
 
 _WORD = 32
+_VOCABULARY_STEP = 64
 _ROW_PARALLEL = ("o", "down")
 """Roles whose inputs, not outputs, are spread over the GPUs of tensor parallelism."""
 _GROUPS = (128, 64, 32, 16, None)
@@ -113,9 +114,8 @@ def reasons(to: Destination, linear: Candidate) -> Iterator[Reason]:
     for row in to.rows:
         if row.refuses:
             continue  # said once for the whole checkpoint
-        if spec.role == "lm_head" and not row.head:
-            text = f"a quantized lm_head is not known to load from {to.export}; keep it bf16"
-            yield Reason(row.consumer, "head", text)
+        if spec.role == "lm_head" and (homeless := _no_head(row, to, linear)):
+            yield Reason(row.consumer, "head", homeless)
         elif row.fuses and scheme.group_size and scheme.group_size > spec.cols:
             text = f"groups of {scheme.group_size} are longer than rows of {spec.cols} weights"
             yield Reason(row.consumer, "shape", text)
@@ -130,6 +130,25 @@ def reasons(to: Destination, linear: Candidate) -> Iterator[Reason]:
         ):
             text = "it gives the attention of DeepSeek v1 no name that a scheme could be found by"
             yield Reason(row.consumer, "attention", text)
+
+
+def _no_head(row: Support, to: Destination, linear: Candidate) -> str | None:
+    """Why a quantized lm_head would not load: vLLM pads it to whole steps of its vocabulary, some tensors wrongly."""
+    if not row.head:
+        return f"a quantized lm_head is not known to load from {to.export}; keep it bf16"
+    if row.consumer != "vllm":
+        return None
+    rows, scheme = linear.spec.rows, linear.scheme
+    if to.model_type == "gemma2":
+        return "it has no lm_head for Gemma 2, whose embedding predicts; keep it bf16"
+    if to.export == "gptq" and rows % _VOCABULARY_STEP:
+        return (
+            f"it loads gptq heads of vocabularies that are a multiple of {_VOCABULARY_STEP}; "
+            f"{rows} tokens are not. Keep it bf16"
+        )
+    if not scheme.symmetric and rows * scheme.number_format.bits % _WORD:
+        return f"zero points of {rows} tokens fill no whole {_WORD}-bit words; symmetric heads load"
+    return None
 
 
 def _unshared(shares: int, linear: Candidate) -> str | None:

@@ -137,6 +137,7 @@ SUPPORT = (
         (Accepted(("int4", "int8"), groups=_MARLIN),),
         (Accepted(("int4", "int8"), groups=_MARLIN),),
         fuses=True,
+        head=True,
     ),
     Support(
         "vllm",

@@ -2,6 +2,7 @@
 
     python -m benchmarks.consumers                      all of it: an environment of 5 GB for vLLM, then half an hour
     python -m benchmarks.consumers --only vllm          one of vllm, gptqmodel, transformers, foreign
+    python -m benchmarks.consumers --plans '*-phi3'     only plans of these names; give --out, or the page is theirs alone
 
 What our check refuses must be refused, or loaded wrongly, by the consumer; what it accepts must load. Ends with 1
 where that is not so. Environments and checkpoints are kept in the cache folder.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -19,12 +21,17 @@ import torch
 from benchmarks.consumers.asking import ask
 from benchmarks.consumers.catalogue import READERS
 from benchmarks.consumers.checkpoints import make
+from benchmarks.consumers.exact_plans import GPTQMODEL, TRANSFORMERS
 from benchmarks.consumers.foreign import read_all
 from benchmarks.consumers.page import foreign_page, page
-from benchmarks.consumers.plans import BROKEN, DRAWN, GPTQMODEL, SOUND, TRANSFORMERS
+from benchmarks.consumers.vllm_plans import BROKEN, DRAWN, HEADS, OTHER_MODELS, SOUND
 from benchmarks.rivals.environments import python_of
 
-_CASES = {"vllm": BROKEN + SOUND + DRAWN, "gptqmodel": GPTQMODEL, "transformers": TRANSFORMERS}
+_CASES = {
+    "vllm": BROKEN + SOUND + OTHER_MODELS + HEADS + DRAWN,
+    "gptqmodel": GPTQMODEL,
+    "transformers": TRANSFORMERS,
+}
 _FOREIGN = "foreign"
 _RESULTS = Path(__file__).parents[1] / "results" / "consumers"
 
@@ -35,6 +42,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=[*READERS, _FOREIGN], default=None)
+    parser.add_argument("--plans", nargs="+", default=["*"], metavar="GLOB")
     parser.add_argument("--cache", type=Path, default=Path(".rivals"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=_RESULTS)
     options = parser.parse_args()
@@ -45,7 +53,10 @@ def main() -> int:
     for name in (name for name in READERS if name in chosen):
         reader = READERS[name]
         python = python_of(reader, cache)
-        made = [make(case, cache / "consumers") for case in _CASES[name]]
+        wanted = [c for c in _CASES[name] if any(fnmatchcase(c.name, g) for g in options.plans)]
+        if not wanted:
+            parser.error(f"--plans {' '.join(options.plans)} matches no plan of {name}")
+        made = [make(case, cache / "consumers") for case in wanted]
         asked = ask(reader, python, made, cache / "consumers" / f"{name}.log")
         _show(options.out / f"{name}.md", page(reader, _version(python, name), asked))
         sound &= all(one.sound for one in asked)

@@ -40,7 +40,7 @@ def make(case: Case, root: Path) -> Made:
     if not source.is_dir():
         make_model(source, kind, **changes)
     checkpoint = Checkpoint(source)
-    plan = case.plan(checkpoint.specs)
+    plan = case.plan(checkpoint.plannable)
     folder = root / f"{case.consumer}-{case.name}"
     shutil.rmtree(folder, ignore_errors=True)
     folders = {name: folder / name for name in ("blocks", "dense", "packed")}

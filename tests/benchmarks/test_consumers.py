@@ -12,9 +12,11 @@ from alphaquant.export.group_rules import Violation
 from benchmarks.consumers.asking import Asked, ask
 from benchmarks.consumers.catalogue import READERS
 from benchmarks.consumers.checkpoints import Made
+from benchmarks.consumers.exact_plans import GPTQMODEL, TRANSFORMERS
 from benchmarks.consumers.foreign import Read
 from benchmarks.consumers.page import foreign_page, page
-from benchmarks.consumers.plans import BROKEN, DRAWN, GPTQMODEL, SOUND, TRANSFORMERS, Case, every
+from benchmarks.consumers.plans import Case, every
+from benchmarks.consumers.vllm_plans import BROKEN, DRAWN, HEADS, OTHER_MODELS, SOUND
 
 _DRIVER = """
 import json, sys
@@ -84,7 +86,7 @@ def test_what_our_check_refuses_must_be_refused() -> None:
 
 
 def test_plans_have_names_of_their_own() -> None:
-    for cases in (BROKEN + SOUND + DRAWN, GPTQMODEL, TRANSFORMERS):
+    for cases in (BROKEN + SOUND + OTHER_MODELS + HEADS + DRAWN, GPTQMODEL, TRANSFORMERS):
         names = [case.name for case in cases]
         assert len(names) == len(set(names))
     assert len(BROKEN) >= 20

@@ -23,17 +23,15 @@ from alphaquant.models.rows import ARCHITECTURES, architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.plan import QuantPlan
 from benchmarks.consumers.plans import (
-    BROKEN,
     MODELS,
-    SOUND,
     Case,
     attention,
     blocks,
     every,
     expert,
-    experts,
     roles,
 )
+from benchmarks.consumers.vllm_plans import BROKEN, HEADS, OTHER_MODELS, SOUND
 from tests.tiny import make_model
 
 Model = tuple[Architecture, list[LinearSpec]]
@@ -50,7 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
             folder = make_model(tmp_path_factory.mktemp(name) / name, kind, **changes)
             raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             shapes = {tensor: entry.shape for tensor, entry in tensor_index(folder).items()}
-            made[name] = (architecture_of(raw), architecture_of(raw).linears(raw, shapes))
+            row = architecture_of(raw)
+            made[name] = (row, row.with_head(row.linears(raw, shapes), shapes))
         return made[name]
 
     return get
@@ -71,7 +70,11 @@ def export_of(case: Case) -> ExportConfig:
     )
 
 
-@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.name)
+LOADING = [case for case in SOUND + OTHER_MODELS + HEADS if case.rule is None]
+REFUSED = [case for case in BROKEN + HEADS if case.rule]
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
 def test_a_broken_plan_is_refused_by_its_rule(case: Case, model: Callable[[str], Model]) -> None:
     found = told(case, model)
     assert case.rule in {violation.rule for violation in found}
@@ -82,7 +85,7 @@ def test_a_broken_plan_is_refused_by_its_rule(case: Case, model: Callable[[str],
         assert violation.linears[0] in str(violation)
 
 
-@pytest.mark.parametrize("case", SOUND, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LOADING, ids=lambda case: case.name)
 def test_a_sound_plan_is_accepted(case: Case, model: Callable[[str], Model]) -> None:
     assert told(case, model) == []
 
@@ -205,35 +208,6 @@ def test_transformers_takes_experts_that_are_stored_alike(model: Callable[[str],
     assert rules("int8") == set()
     assert rules("mxfp8") == {"leaves"}
     assert rules("bf16") == {"leaves"}
-
-
-def test_attention_of_deepseek_v1_stays_for_vllm(model: Callable[[str], Model]) -> None:
-    _, specs = model("olmoe")
-    row = ARCHITECTURES["deepseek"]
-    export = ExportConfig(format="compressed-tensors", consumers=("vllm",))
-
-    def rules(mixture: Any) -> set[str]:
-        plan = Case("", "olmoe", mixture).plan(specs)
-        return {violation.rule for violation in violations(plan, row, export)}
-
-    assert rules(every("int4")) == {"attention"}
-    assert rules(experts("int4")) == set()
-
-
-def test_a_quantized_head_loads_from_compressed_tensors_alone(
-    model: Callable[[str], Model],
-) -> None:
-    architecture, specs = model("llama")
-    plan = Case("", "llama", every("mxfp4")).plan(specs)
-    (head,) = (spec for spec in specs if spec.role == "lm_head")
-    plan = QuantPlan([*plan.specs, head], {**plan.schemes, head.name: Scheme("mxfp4")})
-
-    def rules(form: Any) -> set[str]:
-        export = ExportConfig(format=form, consumers=("vllm",))
-        return {violation.rule for violation in violations(plan, architecture, export)}
-
-    assert rules("compressed-tensors") == set()
-    assert rules("quark") == {"head"}
 
 
 def test_one_checkpoint_can_serve_two_consumers_where_names_agree(

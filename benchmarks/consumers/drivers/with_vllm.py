@@ -30,6 +30,7 @@ os.environ |= {
 import torch
 import vllm.platforms
 from torch import _ops, multiprocessing
+from transformers import AutoConfig, PreTrainedConfig
 from vllm import _custom_ops
 from vllm.platforms.cpu import CpuPlatform
 from vllm.platforms.interface import DeviceCapability, PlatformEnum
@@ -130,6 +131,13 @@ def _pretend_kernels() -> None:
             setattr(_custom_ops, name, lambda *args, **kwargs: True)
 
 
+class DeepseekConfig(PreTrainedConfig):
+    """In the place of the code that comes with checkpoints of DeepSeek v1."""
+
+    model_type = "deepseek"
+
+
+AutoConfig.register(DeepseekConfig.model_type, DeepseekConfig)
 _platform = CpuPlatform()
 vllm.platforms._current_platform = _platform
 _pretend_kernels()
@@ -240,7 +248,7 @@ def _bytes_of(parameter: torch.Tensor) -> torch.Tensor:
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[-900:]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:900]
 
 
 def serve(rank: int, world: int, meeting: str, folders: list[str]) -> None:
