@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Literal, TypeAlias
+
+from alphaquant.work import Spent, Work
 
 Step: TypeAlias = Literal[
     "text",
@@ -42,7 +44,7 @@ Step: TypeAlias = Literal[
 
 
 class Clock:
-    """Adds up the wall seconds of each step of one thread's work.
+    """Adds up the wall seconds of each step of one thread's work, and what each had to do.
 
     A GPU works behind the program: without `wait` a step gets the seconds until its work was handed over, and the
     step that first needs a result pays for those before it. `wait` (such as `torch.cuda.synchronize`) is called
@@ -52,6 +54,8 @@ class Clock:
     def __init__(self, wait: Callable[[], None] | None = None) -> None:
         self.seconds: dict[Step, float] = {}
         """By step, in the order in which they were first left."""
+        self.work: dict[Step, Work] = {}
+        """By step, where a formula tells."""
         self._wait = wait
         self._threads = 1
         self._current: Step | None = None
@@ -75,6 +79,17 @@ class Clock:
         self.turn_to(self._current)
         with self._lock:
             return dict(self.seconds)
+
+    def spent(self) -> dict[Step, Spent]:
+        """Seconds and work by step up to this moment."""
+        seconds = self.so_far()
+        steps = dict.fromkeys([*seconds, *self.work])
+        return {s: Spent(seconds.get(s, 0.0), self.work.get(s, Work())) for s in steps}
+
+    def add_work(self, work: Mapping[Step, Work]) -> None:
+        """Note what steps have to do."""
+        for step, more in work.items():
+            self.work[step] = self.work.get(step, Work()) + more
 
     def of_thread(self, threads: int) -> Clock:
         """A clock for one of so many threads that work at once: each of its seconds is its share of one here."""
@@ -110,10 +125,17 @@ def timed(name: Step) -> Iterator[None]:
         clock.turn_to(outer)
 
 
-def seconds_so_far() -> dict[Step, float]:
-    """Seconds by step of the clock that listens; empty without one."""
+def note_work(amounts: Callable[[], Mapping[Step, Work]]) -> None:
+    """Tell who listens what steps have to do; nothing is computed for nobody."""
     clock = _clock.get()
-    return clock.so_far() if clock else {}
+    if clock is not None:
+        clock.add_work(amounts())
+
+
+def spent_so_far() -> dict[Step, Spent]:
+    """Seconds and work by step of the clock that listens; empty without one."""
+    clock = _clock.get()
+    return clock.spent() if clock else {}
 
 
 def in_threads(threads: int) -> Callable[[], None]:

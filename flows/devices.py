@@ -17,6 +17,7 @@ from typing import Any
 from alphaquant.store.lock import locked
 from alphaquant.store.place import Place
 from alphaquant.store.stage import Stage
+from alphaquant.work import Rates
 
 PRETENDED = "ALPHAQUANT_DEVICE"
 """Environment variable: the name of a device that this process owns, on machines without GPUs."""
@@ -31,11 +32,20 @@ def claim_device(
     """Hold the device that the stage will compute on; CPU work holds nothing."""
     device = device_of(stage, inputs.get("execution"))
     if device == "cpu":
-        yield Place(job=job)
+        yield Place(job=job, rates=_rates(stage, inputs.get("execution")))
         return
     what, doing = f"{stage.name} on {device}", "using it"
     with locked(lock_folder(), device.replace("/", "-"), what, doing):
-        yield Place(device=device, job=job)
+        yield Place(device=device, job=job, rates=_rates(stage, inputs.get("execution")))
+
+
+def _rates(stage: Stage, execution: Any) -> Rates:
+    """What the device can do, measured before a stage begins: all stages need torch anyway."""
+    from alphaquant.models.device import compute_device
+    from alphaquant.models.rates import measured_rates
+
+    wanted = getattr(execution, "device", "cpu") if stage.gpu else "cpu"
+    return measured_rates(compute_device(wanted))
 
 
 def device_of(stage: Stage, execution: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphaquant.clock import note_work
 from tasks.inputs import open_model
 from tasks.stage import stage
 
@@ -20,6 +22,9 @@ def alpha(
 ) -> None:
     """Write `alpha.parquet`, one row per linear."""
     from alphaquant.algorithms.alpha import alpha_table
+    from alphaquant.floor import spectra
 
-    table = alpha_table(open_model(model), alpha, execution.workers)
+    checkpoint = open_model(model)
+    table = alpha_table(checkpoint, alpha, execution.workers)
+    note_work(partial(spectra, checkpoint, alpha))
     table.to_parquet(out / "alpha.parquet", index=False)

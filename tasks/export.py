@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alphaquant.clock import note_work
 from tasks.inputs import load_routers, open_weights
 from tasks.stage import stage
 
@@ -30,19 +31,26 @@ def export(
     from alphaquant.export.dense import export_dense
     from alphaquant.export.packed import export_packed
     from alphaquant.plan import QuantPlan
+    from alphaquant.work import Work, bytes_in
 
     weights, folders = open_weights(store, model), store.block_paths(blocks)
     repaired = load_routers(store, routers)
     if export.format == "dense":
         export_dense(weights, folders, repaired, out)
-        return
-    export_packed(
-        weights,
-        folders,
-        repaired,
-        out,
-        export.format,
-        activations=QuantPlan.load(store.path(plan), weights.plannable).activations,
-        module_names="gptqmodel" in export.consumers,
-        kv_cache=export.kv_cache,
+    else:
+        export_packed(
+            weights,
+            folders,
+            repaired,
+            out,
+            export.format,
+            activations=QuantPlan.load(store.path(plan), weights.plannable).activations,
+            module_names="gptqmodel" in export.consumers,
+            kv_cache=export.kv_cache,
+        )
+    note_work(
+        lambda: {
+            "load weights": Work(read=bytes_in(*folders)),
+            "write": Work(written=bytes_in(out)),
+        }
     )

@@ -11,12 +11,13 @@ import torch
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.sensitivity import sensitivity_table
-from alphaquant.clock import Clock, Step, in_threads, listening, seconds_so_far, timed
+from alphaquant.clock import Clock, Step, in_threads, listening, spent_so_far, timed
 from alphaquant.config import AlphaConfig, QuantizationConfig
 from alphaquant.export.dense import export_dense
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
+from alphaquant.work import Spent
 from tests.tiny import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
@@ -62,13 +63,13 @@ def test_a_step_that_fails_is_charged_and_left(hand: list[float]) -> None:
     assert clock.seconds == {"factor": 3, "errors": 0, "write": 1}
 
 
-def test_seconds_so_far_include_the_step_at_work(hand: list[float]) -> None:
-    assert seconds_so_far() == {}
+def test_spent_so_far_includes_the_step_at_work(hand: list[float]) -> None:
+    assert spent_so_far() == {}
     with listening(Clock()), timed("write"):
         hand[0] += 3
-        assert seconds_so_far() == {"write": 3}
+        assert spent_so_far() == {"write": Spent(3)}
         hand[0] += 4
-        assert seconds_so_far() == {"write": 7}
+        assert spent_so_far() == {"write": Spent(7)}
 
 
 def test_a_gpu_is_waited_for_at_both_ends_of_a_step(hand: list[float]) -> None:
@@ -105,7 +106,7 @@ def test_threads_share_the_seconds_of_who_waits_for_them() -> None:
 
 def test_nobody_listens_and_nothing_is_kept() -> None:
     with ThreadPoolExecutor(1, initializer=in_threads(1)) as pool:
-        assert pool.submit(lambda: seconds_so_far()).result() == {}
+        assert pool.submit(lambda: spent_so_far()).result() == {}
 
 
 def test_steps_leave_little_of_the_time_unexplained(tmp_path: Path) -> None:

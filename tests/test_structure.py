@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "errors": 0,
     "progress": 0,
+    "work": 0,
     "clock": 0,
+    "floor": 3,
     "store": 1,
     "upkeep": 2,
     "demo": 1,

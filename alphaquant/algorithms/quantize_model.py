@@ -16,8 +16,9 @@ from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.quantized_block import block_weights, save_block
 from alphaquant.algorithms.solve_block import corrects, solve_block
 from alphaquant.algorithms.solve_head import solve_head
-from alphaquant.clock import timed
+from alphaquant.clock import Step, note_work, timed
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
+from alphaquant.floor import Tokens, quantized_block
 from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from alphaquant.models.observe import RoutingWeight, collect_pairs, run_and_coll
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
 from alphaquant.text.windows import held_out
+from alphaquant.work import Work
 
 
 class BlockCache(Protocol):
@@ -107,6 +109,7 @@ def quantize_blocks(
             ahead = config.tune_ahead and config.tune != "none"
             lesson = walker.lesson(index, every, ahead=ahead) if taught else None
             block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
+            note_work(partial(walker.work, index, every, plan, config))
             with timed("write"):
                 folder = blocks.put(index, ingredients, partial(save_block, block=block))
         folders.append(folder)
@@ -182,6 +185,21 @@ class _Walker:
         model = self._advanced(index, folders)
         block = model.block(index)
         return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
+
+    def work(
+        self,
+        index: int,
+        every: Sequence[LinearSpec],
+        plan: QuantPlan,
+        config: QuantizationConfig,
+    ) -> Mapping[Step, Work]:
+        """What the steps of a block with linears `every` have to do."""
+        windows = 0 if self._tokens is None else self._tokens.shape[0]
+        count = 0 if self._tokens is None else self._tokens.numel()
+        tokens = Tokens.of(self._checkpoint, count, half=self._dtype == torch.bfloat16)
+        return quantized_block(
+            self._checkpoint, index, every, plan.schemes, tokens, windows, config
+        )
 
     @timed("forward and Hessians")
     def observe_head(self, head: LinearSpec, folders: Sequence[Path]) -> HessianAccumulator:

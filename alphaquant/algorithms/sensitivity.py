@@ -58,7 +58,7 @@ def sensitivity_table(
     the output's energy.
     """
     model = BlockModel(checkpoint, device, compute_dtype(device))
-    windows = max(1, min(tokens.shape[0], FISHER_TOKENS // tokens.shape[1]))
+    windows = fisher_windows(tokens)
     folds = _folds(windows)
     with timed("forward"):
         hidden = model.embed(tokens, batch_size)
@@ -88,6 +88,11 @@ def sensitivity_table(
             for rows, share in [found]
         ]
     )
+
+
+def fisher_windows(tokens: Tensor) -> int:
+    """How many windows of `[windows, length]` the backward pass sees."""
+    return max(1, min(tokens.shape[0], FISHER_TOKENS // tokens.shape[1]))
 
 
 def _loss(fisher: Tensor, rows: Tensor, folds: Sequence[int]) -> dict[str, float]:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from alphaquant.clock import note_work
 from alphaquant.config import EvaluationConfig
 from alphaquant.evaluation.activations import asked_activations, simulated_activations
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import answer_tasks, paired_changes
 from alphaquant.evaluation.scores import ORIGINAL, QUANTIZED, Score, scores_table
+from alphaquant.floor import Tokens, compared
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.loading import load_model
 from alphaquant.progress import reporter
@@ -61,6 +63,8 @@ def evaluate_checkpoint(
             windows = evaluation_windows(original.tokenizer, documents, length, config.limit)
             check_vocabulary(original, windows)
             scores += compare(first, second, windows, batch_size=batch_size, device=device)
+            seen = Tokens.of(original, windows.numel(), half=device.type == "cuda")
+            note_work(lambda: compared(original, seen))
         if config.tasks:
             runs = [
                 answer_tasks(

@@ -172,6 +172,18 @@ def _candidates(groups: Tensor, start: Scales, scheme: Scheme) -> Iterator[Scale
                 yield replace(start, scale=-scale)
 
 
+def tries(scheme: Scheme) -> int:
+    """How many scales a search looks at in every group."""
+    fmt = scheme.number_format
+    if fmt.scale_type is None:
+        return 0
+    if fmt.kind in ("mx", "nv"):
+        return 1 + (2 if fmt.kind == "mx" else len(_NV_OFFSETS))
+    both = scheme.symmetric and fmt.is_integer
+    refits = _REFITS if fmt.scale_type == "bfloat16" else 0
+    return 1 + _STEPS * (2 if both else 1) + refits
+
+
 def _factors(fmt: NumberFormat) -> list[float]:
     low, high = _INT_RANGE[fmt.bits] if fmt.is_integer else _FLOAT_RANGE
     return [low * (high / low) ** (step / (_STEPS - 1)) for step in range(_STEPS)]

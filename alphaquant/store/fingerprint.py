@@ -27,6 +27,8 @@ INFRASTRUCTURE = (
     "alphaquant.errors",
     "alphaquant.progress",
     "alphaquant.clock",
+    "alphaquant.work",
+    "alphaquant.floor",
     "alphaquant.demo",  # a model like any other: its content enters keys as the model's digest
     "tasks.stage",
 )

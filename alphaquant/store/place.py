@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from alphaquant.work import Rates
+
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -25,6 +27,8 @@ class Place(BaseModel):
     """The dispatched job that computed it; None for a run that works by itself."""
     started: str = Field(default_factory=_now)
     ended: str | None = None
+    rates: Rates | None = None
+    """What the machine was measured to do in a second; None where nobody did."""
 
     def finished(self) -> Place:
         """The same place, at the end of the computation."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.keys import differences, digest_of
 from alphaquant.store.place import Place
+from alphaquant.work import Spent
 
 _COMPARED = 50
 _SHOWN = 3
@@ -64,7 +65,11 @@ class KeyRecord(BaseModel):
     """Blocks the stage works through, each an artifact of its own."""
     units_ran: int = 0
     """How many of them were computed then, and not found."""
+    unit_keys: tuple[str, ...] = ()
+    """Keys of the blocks, in order."""
     seconds: float = 0.0
+    steps: dict[str, Spent] = {}
+    """Where the seconds went; of a stage, without those of its blocks, whose records have their own."""
     place: Place | None = None
     """Where and when it was computed."""
     when: str = Field(default_factory=now)
@@ -98,9 +103,13 @@ def recent_records(
     store: ArtifactStore, stage: str, count: int | None = _COMPARED
 ) -> list[KeyRecord]:
     """The newest records of a stage, newest first; all of them when `count` is None."""
-    newest = store.names(f"keys/{stage}")[:count]
-    values = store.read_many([_file(stage, key) for key in newest])
-    found = (_checked(stage, key, value) for key, value in zip(newest, values, strict=True))
+    return load_records(store, stage, store.names(f"keys/{stage}")[:count])
+
+
+def load_records(store: ArtifactStore, stage: str, keys: Sequence[str]) -> list[KeyRecord]:
+    """The records of some keys in their order, without those that `load_record` would not give."""
+    values = store.read_many([_file(stage, key) for key in keys])
+    found = (_checked(stage, key, value) for key, value in zip(keys, values, strict=True))
     return [record for record in found if record]
 
 

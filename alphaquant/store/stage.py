@@ -6,12 +6,13 @@ The engine knows neither Prefect nor models: a stage's body is a function that f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from alphaquant.clock import Clock, listening
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore, Draft
 from alphaquant.store.edits import CodeGuard
 from alphaquant.store.fingerprint import code_fingerprint
@@ -27,7 +28,10 @@ from alphaquant.store.records import (
 from alphaquant.store.retry import patiently
 from alphaquant.store.units import BlockCache
 from alphaquant.store.usage import note_use
+from alphaquant.work import Spent, since
 
+OTHER = "other"
+"""Where a record has the seconds that were in no step."""
 State = Literal["ran", "cached", "skipped"]
 
 
@@ -75,6 +79,8 @@ class Workbench:
         self.artifacts = artifacts
         self.guard = CodeGuard(stage.code())
         self.blocks: BlockCache | None = None
+        self.caches: list[BlockCache] = []
+        """`blocks`, and those before it that the body asked for or that a failed attempt used."""
         self._stage = stage
         self._refresh = refresh
         self._made: set[str] = set()
@@ -100,6 +106,7 @@ class Workbench:
             made=self._made if self._refresh else None,
             check=self.guard.check,
         )
+        self.caches.append(self.blocks)
         return self.blocks
 
     def close(self) -> None:
@@ -203,6 +210,15 @@ def _hit(found: Lookup, stage: Stage, started: float, reason: str | None = None)
     )
 
 
+def _own(clock: Clock, caches: Sequence[BlockCache], seconds: float) -> dict[str, Spent]:
+    """What a stage spent outside of its blocks, with what was in no step as `other`."""
+    steps: dict[str, Spent] = {str(step): spent for step, spent in clock.spent().items()}
+    for cache in caches:
+        steps = since(steps, cache.spent)
+    named = sum(spent.seconds for spent in steps.values()) + sum(c.seconds for c in caches)
+    return steps | {OTHER: Spent(max(0.0, seconds - named))}
+
+
 def _compute(
     stage: Stage,
     store: ArtifactStore,
@@ -225,7 +241,8 @@ def _compute(
         finally:
             bench.close()
 
-    draft, outcome = patiently(attempt, inputs, stage.name)
+    with listening(Clock()) as clock:
+        draft, outcome = patiently(attempt, inputs, stage.name)
     bench.guard.check()
     skipped = outcome.message if outcome else None
     seconds = time.perf_counter() - started
@@ -239,7 +256,9 @@ def _compute(
         skipped=skipped,
         units=len(blocks.refs) if blocks else 0,
         units_ran=blocks.ran if blocks else 0,
+        unit_keys=tuple(blocks.keys) if blocks else (),
         seconds=seconds,
+        steps=_own(clock, bench.caches, seconds),
         place=place,
     )
     save_record(store, record)

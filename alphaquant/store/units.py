@@ -8,15 +8,18 @@ before it.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from alphaquant.clock import spent_so_far
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.keys import canonical
 from alphaquant.store.records import KeyRecord, key_of, load_record, save_record
 from alphaquant.store.usage import note_use
+from alphaquant.work import Spent, since
 
 
 class BlockCache:
@@ -47,6 +50,11 @@ class BlockCache:
         self.refs: list[ArtifactRef] = []
         self.ran = 0
         self.cached = 0
+        self.keys: list[str] = []
+        self.seconds = 0.0
+        self.spent: dict[str, Spent] = {}
+        """By step, and in all `seconds`: what the blocks took that were computed here."""
+        self._began, self._before = time.perf_counter(), spent_so_far()
 
     def get(self, index: int, ingredients: dict[str, Any]) -> Path | None:
         """The finished block `index` for these ingredients, or None when it must be computed.
@@ -64,10 +72,11 @@ class BlockCache:
             )
             found = self._find(key)
         if found is None:
+            self._began, self._before = time.perf_counter(), spent_so_far()
             return None
         self.close()
         self.cached += 1
-        return self._append(found)
+        return self._append(key, found)
 
     def put(self, index: int, ingredients: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Let `write` fill the block's folder, keep it, and return where it is now."""
@@ -78,14 +87,26 @@ class BlockCache:
         assert draft.ref is not None
         whole = self._ingredients(index, ingredients)
         key = key_of(whole)
+        seconds, steps = time.perf_counter() - self._began, since(spent_so_far(), self._before)
+        self.seconds += seconds
+        for step, spent in steps.items():
+            self.spent[step] = self.spent.get(step, Spent()) + spent
         save_record(
-            self._store, KeyRecord(stage=self._kind, key=key, ingredients=whole, ref=draft.ref)
+            self._store,
+            KeyRecord(
+                stage=self._kind,
+                key=key,
+                ingredients=whole,
+                ref=draft.ref,
+                seconds=seconds,
+                steps=steps,
+            ),
         )
         if self._made is not None:
             self._made.add(key)
         self.close()
         self.ran += 1
-        return self._append(draft.ref)
+        return self._append(key, draft.ref)
 
     def close(self) -> None:
         """Let go of a block that was to be computed and is not."""
@@ -110,7 +131,8 @@ class BlockCache:
                 f"block {index} was asked for after {len(self.refs)} blocks; go in order"
             )
 
-    def _append(self, ref: ArtifactRef) -> Path:
+    def _append(self, key: str, ref: ArtifactRef) -> Path:
+        self.keys.append(key)
         self._chain = hashlib.sha256(f"{self._chain}{ref.digest}".encode()).hexdigest()
         self.refs.append(ref)
         return self._store.path(ref)
