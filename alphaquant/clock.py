@@ -17,6 +17,7 @@ from alphaquant.work import Spent, Work
 
 Step: TypeAlias = Literal[
     "text",
+    "build",
     "load weights",
     "forward",
     "forward and Hessians",

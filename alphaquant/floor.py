@@ -162,7 +162,9 @@ def quantized_block(
     seen = one + hessians(specs, tokens)
     if corrected:  # the original beside the quantized block, a Hessian and a drift of each input
         seen += one * 2 + hessians(specs, tokens) * 2
-    found |= {"forward": one, "forward and Hessians": seen}
+    found["forward and Hessians"] = seen
+    if index:
+        found["forward"] = one
     if corrected or config.tune != "none":
         found["original's blocks"] = one
     if config.tune != "none":

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from alphaquant.errors import UserError
 from alphaquant.store.artifacts import MANIFEST, REFS
 from alphaquant.store.files import read_json
+from alphaquant.store.profile import profiles
 from alphaquant.store.stage import StageResult
 from alphaquant.store.whole import check_writable, whole
 from flows.dag import Products
 from flows.planned import UNPUBLISHED
 from flows.summary import summarize
+from flows.time_spent import add_profile
 
 if TYPE_CHECKING:
     from flows.runner import Request
@@ -65,6 +67,7 @@ def publish_run(
             tables = result.name not in UNPUBLISHED and result.ref != products.checkpoint
             if result.ref and tables:
                 copy_artifact(store.path(result.ref), draft, tensors=False)
+        add_profile(draft, out, profiles(store, results))
         write_summary(draft / SUMMARY, summary)
     return summary
 

@@ -145,6 +145,7 @@ def test_steps_leave_little_of_the_time_unexplained(tmp_path: Path) -> None:
     found["export"] = set(clock.seconds)
     assert found["alpha"] == {"load weights", "spectrum", "moments", "null"}
     assert found["sensitivity"] == {
+        "build",
         "load weights",
         "forward",
         "forward and Hessians",
@@ -154,6 +155,7 @@ def test_steps_leave_little_of_the_time_unexplained(tmp_path: Path) -> None:
         "backward",
     }
     assert found["quantize"] == {
+        "build",
         "load weights",
         "forward",
         "forward and Hessians",

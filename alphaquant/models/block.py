@@ -37,6 +37,27 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+@timed("build")
+def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """transformers' model without weights. Raises ModelError where it has no decoder layers or cannot be built."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(checkpoint.config)
+    config.use_cache = config.output_router_logits = False
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
+            )
+        list(skeleton.model.layers)
+    except LOADING_ERRORS as error:
+        raise ModelError(
+            f"transformers cannot build the model of {checkpoint.path / 'config.json'} "
+            f"({first_line(error)}). Mend it, or download the model again."
+        ) from error
+    return skeleton.eval()
+
+
 class BlockModel:
     """A checkpoint as a sequence of decoder blocks on one device.
 
@@ -45,25 +66,12 @@ class BlockModel:
 
     @timed("load weights")
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoModelForCausalLM
-
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        config = copy.deepcopy(checkpoint.config)
-        config.use_cache = config.output_router_logits = False
-        try:
-            with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-                )
-            inner = skeleton.eval().model
-            self._templates: list[nn.Module] = list(inner.layers)
-        except LOADING_ERRORS as error:
-            raise ModelError(
-                f"transformers cannot build the model of {checkpoint.path / 'config.json'} "
-                f"({first_line(error)}). Mend it, or download the model again."
-            ) from error
+        skeleton = _skeleton(checkpoint, dtype)
+        inner = skeleton.model
+        self._templates: list[nn.Module] = list(inner.layers)
         self._inner: Any = inner
         self._inner.layers = nn.ModuleList(_Recorder(block) for block in self._templates)
         self._compute_buffers: Callable[[nn.Module], None] = skeleton._init_weights

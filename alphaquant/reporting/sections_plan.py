@@ -109,7 +109,8 @@ def run_section(inputs: ReportInputs) -> Section:
         items.append(Grid("Stages", ["stage", "state", "seconds"], rows, frozenset({2})))
     else:
         items.append(
-            "How long each stage took is in `summary.json`: a report that the cache can keep must not depend on it."
+            "How long each stage took is in `summary.json`, where its seconds went in `profile.json` and in a section that is "
+            "added when the run is handed over: a report that the cache can keep must not depend on it."
         )
     if inputs.config:
         rows = [[key, value] for key, value in _flat(inputs.config)]

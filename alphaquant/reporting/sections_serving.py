@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from alphaquant.reporting.document import Document, Grid, Picture, Section
-from alphaquant.reporting.markdown import section_text
-from alphaquant.reporting.page import section_html
+from alphaquant.reporting.document import Grid, Picture, Section
 
 _KEY, _TITLE = "serving", "Serving"
 _HEADER = ("model", "with", "on disk", "load s", "memory", "read/s", "written/s", "computed with")
@@ -48,31 +45,6 @@ def serving_row(entry: Mapping[str, Any]) -> list[str]:
         _span(entry["decode"]),
         entry["computed_with"],
     ]
-
-
-def add_to_report(folder: Path, section: Section) -> None:
-    """Put the section behind the others of the report in `folder`, in the place of an earlier one."""
-    document = Document("", "", (), (), (section,))
-    (folder / "figures").mkdir(exist_ok=True)
-    for picture in document.pictures():
-        (folder / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-    page = folder / "report.html"
-    text = _without(page.read_text(encoding="utf-8"), '<section id="serving">', "</section>\n")
-    link = f'<a href="#{_KEY}">{_TITLE}</a>'
-    text = text.replace(link, "").replace("</nav>", f"{link}</nav>", 1)
-    before, end, after = text.rpartition("</main>")
-    page.write_text(f"{before}{section_html(section)}\n{end}{after}", encoding="utf-8")
-    words = folder / "report.md"
-    kept = _without(words.read_text(encoding="utf-8"), f"\n## {_TITLE}\n", None)
-    words.write_text(f"{kept.rstrip()}\n\n{section_text(section)}\n", encoding="utf-8")
-
-
-def _without(text: str, start: str, end: str | None) -> str:
-    """The text less what stands from `start` to `end`, or to its own end."""
-    before, found, rest = text.partition(start)
-    if not found:
-        return text
-    return before if end is None else before + rest.partition(end)[2]
 
 
 def _size(count: float) -> str:

@@ -124,8 +124,9 @@ def keep(out: Path, rows: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]
     """Write the table of all repeats, the figure and the answer; a run's report gets a section of them."""
     import pandas as pd
 
+    from alphaquant.reporting.addition import add_to_report
     from alphaquant.reporting.figures_serving import serving
-    from alphaquant.reporting.sections_serving import add_to_report, serving_section
+    from alphaquant.reporting.sections_serving import serving_section
     from alphaquant.reporting.style import drawing, png
 
     out.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alphaquant.reporting.addition import add_to_report
 from alphaquant.reporting.document import Document, Section
 from alphaquant.reporting.markdown import to_markdown
 from alphaquant.reporting.page import to_html
-from alphaquant.reporting.sections_serving import add_to_report, serving_section
+from alphaquant.reporting.sections_serving import serving_section
 
 
 def span(low: float, median: float, high: float) -> dict[str, float]:
