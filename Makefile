@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration bench-rivals bench-ablation bench-budgets consumers clean
+.PHONY: demo test quick check format bench-orchestration bench-profile bench-rivals bench-ablation bench-budgets consumers clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ format: $(READY)
 
 bench-orchestration: $(READY)  ## what start-up, lookups and blocks cost; about ten minutes
 	$(BIN)/python benchmarks/orchestration.py
+
+bench-profile: $(READY)  ## seconds of every step of the demo against the physical floor; two minutes
+	$(BIN)/python -m benchmarks.steps --model alphaquant/demo/model --device cpu --samples 64 --length 256 \
+		--settings alpha sensitivity int4 "int4 corrected" "int4 tuned"
 
 bench-rivals: $(READY)  ## AlphaQuant and other quantizers side by side; hours, and an environment per rival
 	$(BIN)/python -m benchmarks.rivals

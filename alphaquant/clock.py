@@ -36,10 +36,12 @@ Step: TypeAlias = Literal[
     "spectrum",
     "moments",
     "null",
+    "scores",
     "intervals",
     "tasks",
     "pack",
     "write",
+    "report",
 ]
 """Every step there is, about in the order in which work goes through them."""
 

@@ -1,12 +1,14 @@
-"""What each step of quantizing a block takes, on weights with a real model's shapes.
+"""What each step of quantizing a block takes against its physical floor, on weights with a real model's shapes.
 
     python -m benchmarks.steps --device cuda                        # two blocks of OLMoE-1B-7B, random weights
     python -m benchmarks.steps --shape llama-3-8b --samples 16 --length 2048
+    python -m benchmarks.steps --model DIR --device cpu --settings alpha sensitivity int4
     python -m benchmarks.steps --shape tiny --device cpu            # a rehearsal
 
 Weights and tokens are random: the steps cost what they cost on trained ones, errors mean nothing. Times are wall
-seconds of the second block, after one to warm up; the device is waited for at both ends of every step. A step's
-seconds are its own, without the steps inside it. The table goes to the terminal and to `--out`.
+seconds of the second block, after one to warm up, or of a whole stage (alpha, sensitivity); the device is waited for at
+both ends of every step. A step's seconds are its own, without the steps inside it; behind them stands how many times its
+floor that is (see `alphaquant.floor`). The table goes to the terminal and to `--out`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -24,11 +27,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from alphaquant import floor
 from alphaquant.algorithms.allocation import allocate
+from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.algorithms.sensitivity import fisher_windows, sensitivity_table
 from alphaquant.clock import Clock, Step, listening
-from alphaquant.config import AllocationConfig, QuantizationConfig
+from alphaquant.config import AllocationConfig, AlphaConfig, QuantizationConfig
+from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.rates import measured_rates
+from alphaquant.work import Spent, since
 
 _OLMOE = {
     "hidden_size": 2048,
@@ -70,16 +79,21 @@ def main() -> None:
     options = _options()
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(random_checkpoint(Path(folder) / "model", options.shape, device))
+        place = options.model or random_checkpoint(Path(folder) / "model", options.shape, device)
+        checkpoint = Checkpoint(place)
         tokens = torch.randint(
             checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
         )
-        report = {"shape": options.shape, "windows": options.samples, "length": options.length}
+        report = {"shape": str(options.model or options.shape)}
+        report |= {"windows": options.samples, "length": options.length}
         report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
         rows: list[dict[str, Any]] = []
         for name in options.settings:
-            rows.append(measure(checkpoint, tokens, name, device, options.batch, Path(folder)))
-            print(f"{name}: {rows[-1]['block']:.2f} s per block", flush=True)
+            if name in STAGES:
+                rows.append(measure_stage(checkpoint, tokens, name, device, options.batch))
+            else:
+                rows.append(measure(checkpoint, tokens, name, device, options.batch, Path(folder)))
+            print(f"{name}: {rows[-1]['block']:.2f} s", flush=True)
             if options.out:  # after every setting: time on a GPU may end at any moment
                 text = json.dumps(report | {"rows": rows}, indent=1)
                 options.out.write_text(text, encoding="utf-8")
@@ -96,6 +110,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int4 tuned": {"format": "int4-g128", "tune": "block"},
 }
 """A format and keys of the config section `quantization`."""
+STAGES = ("alpha", "sensitivity")
+"""Stages that are measured whole, every block of the model."""
+_MENU = ("int3", "int4", "int8")
 
 
 def measure(
@@ -106,21 +123,61 @@ def measure(
     batch: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Seconds of the second block by step, and the peak of the device's memory in GiB."""
+    """Seconds and floors of the second block by step, and the peak of the device's memory in GiB."""
     settings = dict(SETTINGS[name])
     everywhere = {"policy": "manual", "default": {"wq": settings.pop("format")}}
     config = QuantizationConfig(**settings)
     plan = allocate(checkpoint.specs, AllocationConfig.model_validate(everywhere), config)
-    clock = Clock(partial(torch.cuda.synchronize, device) if device.type == "cuda" else None)
+    clock = _exact(device)
     blocks = _Timed(Path(tempfile.mkdtemp(dir=folder)), clock)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     with listening(clock):
         quantize_blocks(
             checkpoint, plan, tokens, config, device=device, batch_size=batch, blocks=blocks
         )
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {"setting": name, "block": blocks.last, "peak_gib": peak, "seconds": blocks.seconds}
+    return _row(name, blocks.last, blocks.spent, device)
+
+
+def measure_stage(
+    checkpoint: Checkpoint, tokens: torch.Tensor, name: str, device: torch.device, batch: int
+) -> dict[str, Any]:
+    """The same of a whole stage, one of STAGES."""
+    clock, began = _exact(device), time.perf_counter()
+    with listening(clock):
+        if name == "alpha":
+            alpha_table(checkpoint, AlphaConfig())
+            clock.add_work(floor.spectra(checkpoint, AlphaConfig()))
+        else:
+            menu = [Scheme.parse(format_name) for format_name in _MENU]
+            sensitivity_table(checkpoint, tokens, menu, device=device, batch_size=batch)
+            half = device.type == "cuda"
+            seen, back = (
+                floor.Tokens.of(checkpoint, part.numel(), half=half)
+                for part in (tokens, tokens[: fisher_windows(tokens)])
+            )
+            clock.add_work(floor.sensitivity(checkpoint, seen, back, menu, "hessian"))
+    return _row(name, time.perf_counter() - began, clock.spent(), device)
+
+
+def _exact(device: torch.device) -> Clock:
+    """A clock that waits for the device, whose peak of memory begins anew."""
+    if device.type != "cuda":
+        return Clock()
+    torch.cuda.reset_peak_memory_stats()
+    return Clock(partial(torch.cuda.synchronize, device))
+
+
+def _row(
+    name: str, took: float, spent: Mapping[Step, Spent], device: torch.device
+) -> dict[str, Any]:
+    rates = measured_rates(device)
+    return {
+        "setting": name,
+        "block": took,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+        "seconds": {step: s.seconds for step, s in spent.items()},
+        "floor": {step: found for step, s in spent.items() if (found := rates.floor(s.work))},
+        "rates": asdict(rates),
+    }
 
 
 class _Timed(FreshBlocks):
@@ -128,19 +185,18 @@ class _Timed(FreshBlocks):
 
     def __init__(self, root: Path, clock: Clock) -> None:
         super().__init__(root)
-        self._clock, self._before = clock, clock.so_far()
+        self._clock, self._before = clock, clock.spent()
         self._began = time.perf_counter()
         self.last = 0.0
-        self.seconds: dict[Step, float] = {}
+        self.spent: dict[Step, Spent] = {}
 
     def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
         """Keep the block, and note what it took."""
         folder = super().put(index, ingredients, write)
-        found, before = self._clock.so_far(), self._before
+        found = self._clock.spent()
         now = time.perf_counter()
         self.last, self._began = now - self._began, now
-        self.seconds = {step: found[step] - before.get(step, 0.0) for step in found}
-        self._before = found
+        self.spent, self._before = since(found, self._before), found
         return folder
 
 
@@ -180,16 +236,22 @@ def _on_disk(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row a step, a column a setting."""
     names = [row["setting"] for row in rows]
-    lines = [f"| seconds per block | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    lines = [f"| seconds (times the floor) | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for step in get_args(Step):
-        cells = [f"{took:.2f}" if (took := r["seconds"].get(step)) else "" for r in rows]
+        cells = [_cell(row["seconds"].get(step), row["floor"].get(step)) for row in rows]
         if any(cells):
             lines.append(f"| {step} | {' | '.join(cells)} |")
-    blocks = [f"{row['block']:.2f}" for row in rows]
-    lines.append(f"| **whole block** | {' | '.join(blocks)} |")
+    blocks = [_cell(row["block"], sum(row["floor"].values())) for row in rows]
+    lines.append(f"| **whole block or stage** | {' | '.join(blocks)} |")
     peaks = ["" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}" for row in rows]
     lines.append(f"| peak memory of the device, GiB | {' | '.join(peaks)} |")
     return "\n".join(lines)
+
+
+def _cell(took: float | None, floor_seconds: float | None) -> str:
+    if not took:
+        return ""
+    return f"{took:.2f}" + (f" ({took / floor_seconds:.1f}×)" if floor_seconds else "")
 
 
 def _options() -> argparse.Namespace:
@@ -198,7 +260,14 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="olmoe-1b-7b")
-    add("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS), metavar="NAME")
+    add(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint with two blocks or more, in place of a shape",
+    )
+    known = (*STAGES, *SETTINGS)
+    add("--settings", nargs="+", choices=known, default=list(SETTINGS), metavar="NAME")
     add("--samples", type=int, default=128, help="calibration windows (128)")
     add("--length", type=int, default=2048, help="tokens per window (2048)")
     add("--batch", type=int, default=8, help="windows per forward pass (8)")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights, blocks_of, quantized_head
+from alphaquant.clock import timed
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.head import Head
 from alphaquant.models.linear import HEAD
@@ -63,6 +64,7 @@ class Ruler:
         self._put_head = False
         self._live = LiveCheckpoint(self._model, checkpoint.architecture.kind)
 
+    @timed("scores")
     def hidden_states(self) -> Tensor:
         """Last hidden states on the windows with the weights as they are now, on the CPU."""
         return torch.cat([self._hidden(batch).cpu() for batch in self._batches])
@@ -83,6 +85,7 @@ class Ruler:
             self.put({name: self._checkpoint.weight(name) for name in norms})
             self.put(block_weights(self._checkpoint, index, folder))
 
+    @timed("scores")
     @torch.inference_mode()
     def measure(self) -> WindowScores:
         """Compare the model as it is now with the original."""

@@ -40,10 +40,12 @@ STEP_COLOUR: dict[Step, str] = {
     "spectrum": "#117733",
     "moments": "#999933",
     "null": "#DDDD99",
+    "scores": "#1B4F72",
     "intervals": "#AAAA00",
     "tasks": "#661100",
     "pack": "#6699CC",
     "write": "#777777",
+    "report": "#AA7744",
 }
 _REST = "#E8E8E8"
 _SMALL = 0.01  # share of all seconds below which a step has no colour of its own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alphaquant.clock import timed
 from alphaquant.reporting.document import Document
 from alphaquant.reporting.findings import SENSITIVITY, find
 from alphaquant.reporting.headline import answer, cards
@@ -20,6 +21,7 @@ from alphaquant.reporting.tables import ReportInputs, tidy
 from alphaquant.reporting.words_alpha import budget_verdict, direction_words
 
 
+@timed("report")
 def write_report(inputs: ReportInputs, out: Path) -> None:
     """Write `report.html`, `report.md` and `figures/*.png` into `out`: same tables, same bytes.
 

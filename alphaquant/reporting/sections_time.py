@@ -53,7 +53,8 @@ def told(profile: StageProfile) -> dict[str, Any]:
 def _words(profiles: Sequence[StageProfile]) -> str:
     total = sum(profile.seconds for profile in profiles)
     slowest = max(profiles, key=lambda profile: profile.seconds)
-    step, spent = max(slowest.steps.items(), key=lambda item: item[1].seconds)
+    named = [item for item in slowest.steps.items() if item[0] != OTHER] or [(OTHER, Spent())]
+    step, spent = max(named, key=lambda item: item[1].seconds)
     text = (
         f"Computing what this report rests on took {number(total)} s, {share_text(slowest.seconds / total)} of it in the "
         f"stage `{slowest.name}`, whose slowest step is `{step}` ({number(spent.seconds)} s"
