@@ -18,7 +18,7 @@ def add_profile(draft: Path, earlier: Path, found: Sequence[StageProfile]) -> No
     longer than all else that a cached run does.
     """
     from alphaquant.reporting.addition import PAGE, WORDS, add_to_report
-    from alphaquant.reporting.sections_time import KEY, time_section, told
+    from alphaquant.reporting.sections_time import FIGURE, time_section, told
 
     if not found:
         return
@@ -26,7 +26,7 @@ def add_profile(draft: Path, earlier: Path, found: Sequence[StageProfile]) -> No
     (draft / PROFILE).write_text(text, encoding="utf-8")
     if not all((draft / name).is_file() for name in (PAGE, WORDS)):
         return
-    drawn, known = earlier / "figures" / f"{KEY}.png", earlier / PROFILE
+    drawn, known = earlier / "figures" / f"{FIGURE}.png", earlier / PROFILE
     same = drawn.is_file() and known.is_file() and known.read_text(encoding="utf-8") == text
     add_to_report(draft, time_section(found, drawn.read_bytes() if same else _drawn(found)))
 

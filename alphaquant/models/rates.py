@@ -18,30 +18,39 @@ from alphaquant.work import Rates
 
 _PATIENCE = 0.06  # seconds of each measurement
 _FILE = 1 << 24
-_SIDES = {"cpu": 1024, "cuda": 8192}  # of matrices that keep all units busy
+_SIDES = {
+    "cpu": 512,
+    "cuda": 8192,
+}  # of matrices that keep all units busy, and no longer than an undisturbed moment lasts
 _COPIED = {"cpu": 1 << 26, "cuda": 1 << 28}  # bytes, more than caches hold
 
 
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
-    """The best of several tries on a device, on all cores of a CPU; fp32 without TF32, as the library multiplies.
+    """The best of several tries on a device; fp32 without TF32, as the library multiplies.
 
-    Written is what a file that is forced to the disk takes, in the folder for temporary files; read is a file that the
+    A CPU multiplies on one core, and all are taken to be as fast: other programs seldom leave all of them alone at
+    once, and floors may not lie above what was done. Written is what a file that is forced to the disk takes, in the folder for temporary files; read is a file that the
     system has in memory, the least that reading can take.
     """
     kind = device.type
     side, count = _SIDES[kind], _COPIED[kind]
     halves = torch.bfloat16 if kind == "cuda" else torch.float32
-    with _all_cores():
+    cores = available_cores() if kind == "cpu" else 1
+    with _threads(1):
         flops = []
         for dtype in dict.fromkeys((torch.float32, halves)):
             matrix = torch.randn(side, side, device=device).to(dtype)
             product = torch.empty_like(matrix)
             multiply = functools.partial(torch.mm, matrix, matrix, out=product)
-            flops.append(2 * side**3 / _least(multiply, device))
-        source = torch.ones(count, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        moved = 2 * count / _least(lambda: target.copy_(source), device)
+            flops.append(cores * 2 * side**3 / _least(multiply, device))
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copies = []
+    for threads in {1, cores}:
+        with _threads(threads):
+            copies.append(_least(lambda: target.copy_(source), device))
+    moved = 2 * count / min(copies)
     try:
         read, written = _files(device)
     except OSError:  # a full disk is for the run to complain of
@@ -56,13 +65,13 @@ def _name(device: torch.device) -> str:
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(available_cores())
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _files(device: torch.device) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from alphaquant.store.profile import StageProfile
 from alphaquant.store.stage import OTHER
 from alphaquant.work import Rates, Spent
 
-KEY = "time"
+FIGURE = "time_by_step"
+"""Name of the figure."""
 _HEADER = ("stage", "step", "seconds", "of the stage", "GFLOP", "GB", "floor, s", "× floor")
 _GIGA = 1e9
 
@@ -19,7 +20,7 @@ _GIGA = 1e9
 def time_section(profiles: Sequence[StageProfile], png: bytes) -> Section:
     """Words, the figure `png`, and a row per stage and step, the slowest first within a stage."""
     picture = Picture(
-        KEY,
+        FIGURE,
         "Seconds of every stage by step, and their physical floor",
         "Wall seconds of the computation whose result was used, also where this run found it. A step counts without the "
         "steps inside it; on a GPU a step has the seconds until its work was handed over, and the first that needs a "
@@ -30,7 +31,7 @@ def time_section(profiles: Sequence[StageProfile], png: bytes) -> Section:
     rows = [row for profile in profiles for row in _rows(profile)]
     grid = Grid("Steps", _HEADER, rows, frozenset(range(2, len(_HEADER))), folded=True)
     return Section(
-        KEY, "Where the time went", [_words(profiles), *_machines(profiles), picture, grid]
+        "time", "Where the time went", [_words(profiles), *_machines(profiles), picture, grid]
     )
 
 
@@ -74,7 +75,7 @@ def _rates(rates: Rates) -> str:
     if rates.tensor_flop != rates.flop:
         products += f" and {number(rates.tensor_flop / _GIGA)} in bf16"
     return (
-        f"Measured on {rates.machine}, before its first stage: products of matrices {products}, memory "
+        f"Measured on {rates.machine}, before its first stage, as the best of many tries: products of matrices {products}, memory "
         f"{number(rates.moved / _GIGA)} GB/s, cached files {number(rates.read / _GIGA)} GB/s, files forced to the disk "
         f"{number(rates.written / _GIGA)} GB/s."
     )

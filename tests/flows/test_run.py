@@ -50,7 +50,7 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
         "alpha.parquet",
         "errors.parquet",
         "figures/alpha.png",
-        "figures/time.png",
+        "figures/time_by_step.png",
         "plan.json",
         "plan.parquet",
         "profile.json",

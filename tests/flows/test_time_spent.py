@@ -27,14 +27,14 @@ def report(folder: Path) -> Path:
 def test_a_figure_of_the_same_seconds_is_taken_from_the_run_before(tmp_path: Path) -> None:
     first = report(tmp_path / "first")
     add_profile(first, tmp_path / "none", profiles())
-    drawn = first / "figures" / "time.png"
+    drawn = first / "figures" / "time_by_step.png"
     assert drawn.read_bytes().startswith(b"\x89PNG")
     drawn.write_bytes(b"known")
     same, other = report(tmp_path / "same"), report(tmp_path / "other")
     add_profile(same, first, profiles())
     add_profile(other, first, profiles(9.0))
-    assert (same / "figures" / "time.png").read_bytes() == b"known"
-    assert (other / "figures" / "time.png").read_bytes().startswith(b"\x89PNG")
+    assert (same / "figures" / "time_by_step.png").read_bytes() == b"known"
+    assert (other / "figures" / "time_by_step.png").read_bytes().startswith(b"\x89PNG")
     assert (same / PROFILE).read_bytes() == (first / PROFILE).read_bytes()
 
 
