@@ -1,42 +1,63 @@
-"""Walking the columns of a block: each is decided on, and what that changes is taken from those to come.
-
-Columns lie in rows of memory here (`[..., columns, out]`), so that a column is read and written in one piece.
-"""
+"""Walking the columns of a block, tile by tile: launch by launch, or in one kernel where a GPU can."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# Columns whose effect on each other is applied one by one; beyond them it is one product of matrices. 8 to 32 are alike.
-TILE = 16
+from alphaquant.algorithms import column_tile
+from alphaquant.algorithms.column_tile import Rounding
+
+Enter = Callable[[int], None]
 
 
 def walk_columns(
     local: Tensor,  # [..., columns, out]
     coupling: Tensor,  # [..., columns, columns]
-    decide: Callable[[int, Tensor], Tensor],
-    tile: int = TILE,
-) -> Tensor:
-    """The steps `[..., columns, out]` that `decide` takes, given a column's number and its values `[..., out]`.
+    rounding: Rounding,
+    *,
+    group: int | None = None,
+    enter: Enter | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The values that the columns are rounded to and the steps that this takes, both `[..., columns, out]`.
 
     Each step times its row of `coupling` is taken from the later columns of `local`, in place, before they
-    are decided on; those in one `tile` see it at once, the others when the tile is through.
+    are rounded; those in one tile see it at once, the others when the tile is through. `enter` is called
+    with the first column of every `group` when all that comes before has been taken from the group; it may
+    change the group's scales in place.
     """
-    steps = torch.empty_like(local)
+    values, steps = torch.empty_like(local), torch.empty_like(local)
     columns = local.shape[-2]
-    for start in range(0, columns, tile):
+    walk_tile, tile = _walker(local, rounding)
+    start = 0
+    while start < columns:
         stop = min(start + tile, columns)
-        for column in range(start, stop):
-            step = decide(column, local[..., column, :])
-            steps[..., column, :] = step
-            if column + 1 < stop:
-                row = coupling[..., column, column + 1 : stop]
-                local[..., column + 1 : stop, :].addcmul_(
-                    row[..., :, None], step[..., None, :], value=-1
-                )
+        if group is not None and enter is not None:
+            stop = min(stop, (start // group + 1) * group)
+            if start % group == 0:
+                enter(start)
+        inside = slice(start, stop)
+        walk_tile(
+            local[..., inside, :],
+            coupling[..., inside, inside],
+            rounding.part(inside),
+            values[..., inside, :],
+            steps[..., inside, :],
+        )
         if stop < columns:
-            local[..., stop:, :] -= coupling[..., start:stop, stop:].mT @ steps[..., start:stop, :]
-    return steps
+            local[..., stop:, :] -= coupling[..., inside, stop:].mT @ steps[..., inside, :]
+        start = stop
+    return values, steps
+
+
+def _walker(local: Tensor, rounding: Rounding) -> tuple[Callable[..., None], int]:
+    """What walks a tile, and how many columns it takes at once."""
+    if local.is_cuda and importlib.util.find_spec("triton") is not None:
+        from alphaquant.algorithms import column_kernel
+
+        if column_kernel.runs(local, rounding):
+            return column_kernel.walk_tile, column_kernel.TILE
+    return column_tile.walk_tile, column_tile.TILE

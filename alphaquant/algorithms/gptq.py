@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.column_walk import TILE, walk_columns
+from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import (
@@ -20,7 +21,6 @@ from alphaquant.formats.weight import (
     Scales,
     encode,
     expand,
-    fake_quantize,
     find_scales,
 )
 from alphaquant.linalg.hessian import InverseFactor
@@ -118,9 +118,8 @@ class _Refresher:
     ) -> None:
         self.scheme, self.options, self.diagonal, self.scales = scheme, options, diagonal, scales
         self.group = scheme.group_size or diagonal.shape[-1]
-        # a group may not straddle two lazy blocks or tiles, or the later part would miss updates
+        # a group may not straddle two lazy blocks, or the later part would miss updates
         self.block_size = max(self.group, options.block_size // self.group * self.group)
-        self.tile = TILE if self.group % TILE == 0 else self.group
 
     def enter(self, weight: Tensor, column: int, scale: Tensor, zero: Tensor | None) -> None:
         """Update the group that starts at `column` of `[..., in, out]` in the scales and their expanded columns."""
@@ -152,25 +151,24 @@ def _round_columns(
     scale, zero = expand(scales, cols)
     scale = walk.take(scale)
     zero = None if zero is None else walk.take(zero)
-    inverse = 1 / upper.diagonal(dim1=-2, dim2=-1)
+    rounding = Rounding(fmt, scale, zero, 1 / upper.diagonal(dim1=-2, dim2=-1))
     values = torch.empty_like(weight)
     loss = torch.zeros(weight.shape[:-2], dtype=weight.dtype, device=weight.device)
-    block_size, tile = (
-        (refresher.block_size, refresher.tile) if refresher else (options.block_size, TILE)
-    )
+    block_size = refresher.block_size if refresher else options.block_size
     for start in range(0, cols, block_size):
         inside = slice(start, min(start + block_size, cols))
 
-        def decide(at: int, w: Tensor, start: int = start) -> Tensor:
-            column = start + at
-            if refresher and column % refresher.group == 0:
-                refresher.enter(weight, column, scale, zero)
-            z = None if zero is None else zero[..., column, :]
-            q = fake_quantize(w, scale[..., column, :], z, fmt)
-            values[..., column, :] = q
-            return (w - q).mul_(inverse[..., column, None])
+        def enter(column: int, start: int = start) -> None:
+            if refresher:
+                refresher.enter(weight, start + column, scale, zero)
 
-        errors = walk_columns(weight[..., inside, :], upper[..., inside, inside], decide, tile)
+        values[..., inside, :], errors = walk_columns(
+            weight[..., inside, :],
+            upper[..., inside, inside],
+            rounding.part(inside),
+            group=refresher.group if refresher else None,
+            enter=enter,
+        )
         loss += errors.square().sum((-2, -1))
         if inside.stop < cols:
             weight[..., inside.stop :, :] -= upper[..., inside, inside.stop :].mT @ errors

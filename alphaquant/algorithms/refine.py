@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scales import nearest_scale
-from alphaquant.formats.weight import QuantizedWeight, encode, expand, fake_quantize
+from alphaquant.formats.weight import QuantizedWeight, encode, expand
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
 
@@ -125,16 +126,9 @@ class _Descent:
         wide = expand(part, skipped + now.shape[-2])
         scale = wide[0][..., skipped:].mT.contiguous()
         zero = None if wide[1] is None else wide[1][..., skipped:].mT.contiguous()
-        inverse = self._inverse[..., inside]
-
-        def decide(column: int, slope: Tensor) -> Tensor:
-            before = now[..., column, :].clone()
-            wanted = torch.addcmul(before, slope, inverse[..., column, None])
-            z = None if zero is None else zero[..., column, :]
-            now[..., column, :] = fake_quantize(wanted, scale[..., column, :], z, self._format)
-            return now[..., column, :] - before
-
-        walk_columns(slope, square, decide)
+        rounding = Rounding(self._format, scale, zero, self._inverse[..., inside], now)
+        values, _ = walk_columns(slope, square, rounding)
+        now.copy_(values)
 
     def _place(self, inside: slice, now: Tensor) -> None:
         """Put a block's new values in, and take what they change from the gradient of all columns."""

@@ -93,11 +93,11 @@ def _sorted_elements(fmt: NumberFormat, device: torch.device) -> Tensor:
 
 
 def _nearest_code(x: Tensor, fmt: NumberFormat) -> Tensor:
-    return torch.bucketize(x, _borders(fmt, x.device)).to(torch.uint8)
+    return torch.bucketize(x, codebook_borders(fmt, x.device)).to(torch.uint8)
 
 
 @cache
-def _borders(fmt: NumberFormat, device: torch.device) -> Tensor:
+def codebook_borders(fmt: NumberFormat, device: torch.device) -> Tensor:
     """Between the elements of a codebook: what lies above belongs to the next one."""
     table = code_table(fmt, device).double()
     return ((table[1:] + table[:-1]) / 2).float()

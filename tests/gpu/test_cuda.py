@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_tuning, save_retuned_block
+from alphaquant.algorithms.refine import refine
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.algorithms.tune_model import tune_model
@@ -23,7 +24,7 @@ from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
 from alphaquant.formats.weight import quantize_weight
-from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor
+from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor, output_error
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import device_name
 from alphaquant.models.loading import load_model
@@ -39,6 +40,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
+
+if torch.cuda.is_available():
+    from alphaquant.algorithms import column_kernel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 _LENGTH = 256
@@ -115,6 +119,30 @@ def test_gptq_leaves_the_same_loss() -> None:
     here = gptq(weight, inverse_factor(hessian), scheme)
     there = gptq(weight.to(GPU), inverse_factor(hessian.to(GPU)), scheme)
     assert torch.allclose(here.loss, there.loss.cpu(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "bf16"])
+def test_the_fused_kernel_rounds_as_torch_does(name: str, moving: bool) -> None:
+    for asymmetric in (False, True) if FORMATS[name].is_integer else (False,):
+        assert column_kernel._agrees(GPU, FORMATS[name], asymmetric, moving)
+
+
+@pytest.mark.parametrize("text", ["int3-g64", "int4-g32-asym", "nvfp4", "fp6-g96", "mxfp4", "nf4"])
+def test_the_fused_kernel_loses_no_more_than_torch(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 333, 416, generator=generator).to(GPU)
+    x = torch.randn(5, 2048, 416, generator=generator).to(GPU)
+    factor = inverse_factor(2 / 2048 * x.mT @ x)
+    losses = []
+    for fused in (True, False):
+        monkeypatch.setattr(column_kernel, "runs", lambda *_, fused=fused: fused)
+        found = gptq(weight, factor, Scheme.parse(text)).weight
+        refined, _ = refine(weight, factor.damped, found)
+        losses.append(output_error(weight - refined.dequantize(), factor.damped))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
 
 
 def test_a_gpu_quantizes_as_well_as_a_cpu_and_tunes(

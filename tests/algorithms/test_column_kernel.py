@@ -1,0 +1,130 @@
+"""The fused kernel without a GPU: in triton's interpreter, and compiled for GPUs that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.formats.table import FORMATS
+from alphaquant.progress import reporting_to
+from tests.notes import Notes
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton, which Linux alone has", allow_module_level=True)
+else:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from alphaquant.algorithms import column_kernel
+
+_SHARED = 99 << 10
+"""Shared memory that every GPU since sm_80 lets a program have."""
+
+
+def test_it_does_in_the_interpreter_what_torch_does(tmp_path: Path) -> None:
+    # the interpreter must be asked for before triton is loaded, hence in a process of its own
+    cases = Path(__file__).with_name("interpreted_kernel.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(cases)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("name", "asymmetric", "moving"),
+    [("int4", True, True), ("fp6_e3m2", False, True), ("nf4", False, False)],
+)
+def test_it_compiles_for_a_gpu_and_stays_in_its_registers(
+    capability: int,
+    name: str,
+    asymmetric: bool,
+    moving: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    fixed: dict[str, Any] = {
+        "ASYMMETRIC": asymmetric,
+        "MOVING": moving,
+        **column_kernel.constants(FORMATS[name]),
+        "COLUMNS": column_kernel.TILE,
+        "ROWS": column_kernel.ROWS,
+    }
+    arguments = [n for n in column_kernel._walk.arg_names if n not in fixed]
+    pointers = arguments[: arguments.index("rows")]
+    types = {n: "*fp32" if n in pointers else "i32" for n in arguments}
+    source = ASTSource(
+        column_kernel._walk,
+        types | dict.fromkeys(fixed, "constexpr"),
+        constexprs=fixed,
+        attrs={(at,): [["tt.divisibility", 16]] for at in range(len(pointers))},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": column_kernel.WARPS, "enable_fp_fusion": False},
+    )
+    assert compiled.metadata.shared < _SHARED
+    assert "fma.rn.f32" not in compiled.asm["ptx"]  # what is stored is what was subtracted
+    assert _local_bytes(compiled.asm["ptx"], capability, tmp_path) == 0
+
+
+def _local_bytes(ptx: str, capability: int, folder: Path) -> int:
+    """Local memory of a thread, where registers that do not suffice are spilled to, as ptxas states it."""
+    source = folder / "walk.ptx"
+    source.write_text(ptx)
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    name = f"sm_{capability}{'a' if capability >= 90 else ''}"
+    said = subprocess.run(
+        [ptxas, "-v", f"--gpu-name={name}", "--fmad=false", source, "-o", folder / "walk.cubin"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    (line,) = (line for line in said.splitlines() if "bytes stack frame" in line)
+    return sum(int(part.split()[0]) for part in line.split(","))
+
+
+def test_where_it_cannot_be_compiled_the_user_is_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(column_kernel, "_agrees", fail)
+    monkeypatch.setattr(column_kernel, "_broken", set())
+    local = torch.zeros(1, 4, 4)
+    rounding = Rounding(FORMATS["int4"], torch.ones(1, 4, 4), None, torch.ones(1, 4))
+    notes = Notes()
+    with reporting_to(notes):
+        assert not column_kernel.runs(local, rounding)
+        assert not column_kernel.runs(local, rounding)
+    (note,) = notes.said
+    assert "Failed to find C compiler" in note
+
+
+def test_it_is_held_against_torch_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(column_kernel, "_agrees", lambda *variant: not asked.append(variant))
+    monkeypatch.setattr(column_kernel, "_tried", set())
+    local = torch.zeros(1, 4, 4)
+    for name in ("int4", "int4", "nf4", "bf16"):
+        rounding = Rounding(FORMATS[name], torch.ones(1, 4, 4), None, torch.ones(1, 4))
+        assert column_kernel.runs(local, rounding) == (name != "bf16")
+    assert [variant[1].name for variant in asked] == ["int4", "nf4"]
