@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.solve_stack import Solved, solve_stack
-from alphaquant.algorithms.stacks import stacks
+from alphaquant.algorithms.solve_stack import Solved, solve_stacks
+from alphaquant.algorithms.stacks import sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.drift import DriftAccumulator
@@ -56,16 +56,14 @@ def solve_in_order(
             continue
         hessians, drifts = observe(members, weights)
         pairs = zip(
-            stacks(members, hessians, config.expert_shrinkage, plan.schemes),
-            stacks(members, drifts, config.expert_shrinkage, plan.schemes),
+            sharing_stacks(members, hessians, config.expert_shrinkage, plan.schemes),
+            sharing_stacks(members, drifts, config.expert_shrinkage, plan.schemes),
             strict=True,
         )
-        for stack, drift in pairs:
-            scheme = plan.schemes[stack.specs[0].name]
-            if scheme.format == "bf16":
-                continue
-            solved = solve_stack(checkpoint, stack, scheme, device, config, drift.hessian)
-            done.append(solved)
-            values = solved.quantized.dequantize()
-            weights |= {spec.name: values[i] for i, spec in enumerate(stack.specs)}
+        for sharing, moved in pairs:
+            drift = moved[0].hessian
+            for solved in solve_stacks(checkpoint, sharing, plan.schemes, device, config, drift):
+                done.append(solved)
+                values = solved.quantized.dequantize()
+                weights |= {spec.name: values[i] for i, spec in enumerate(solved.stack.specs)}
     return done

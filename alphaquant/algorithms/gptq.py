@@ -64,7 +64,7 @@ def gptq(
     options = options or GptqOptions()
     original = weight.float()
     scales = find_scales(original, scheme, **search_of(options.scale_search, factor.energy))
-    walk = _activation_order(factor) if options.act_order else _Walk(None, factor.upper)
+    walk = _Walk(*factor.by_energy) if options.act_order else _Walk(None, factor.upper)
     refresher = (
         None if _static(scheme, options) else _Refresher(scheme, options, factor.energy, scales)
     )
@@ -103,11 +103,6 @@ class _Walk:
         if self.order is not None:
             x = torch.empty_like(x).scatter_(-2, self.order[..., :, None].expand_as(x), x)
         return x.mT.contiguous()
-
-
-def _activation_order(factor: InverseFactor) -> _Walk:
-    order = factor.energy.argsort(dim=-1, descending=True, stable=True)
-    return _Walk(order, factor.permuted(order).upper)
 
 
 class _Refresher:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
-from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.algorithms.stacks import Stack, sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
-from alphaquant.linalg.hessian import inverse_factor, output_error
+from alphaquant.linalg.hessian import InverseFactor, inverse_factor, output_error
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import compute_dtype
@@ -69,8 +69,10 @@ def sensitivity_table(
         specs = checkpoint.block_specs(index)
         block = model.block(index)
         accumulators, hidden = run_and_collect(model, block, index, specs, hidden, routing_weight)
-        for stack in stacks(specs, accumulators, expert_shrinkage):
-            moved |= _moved_rows(checkpoint, stack, schemes, damping, scale_search)
+        for sharing in sharing_stacks(specs, accumulators, expert_shrinkage):
+            factor = inverse_factor(sharing[0].hessian, damping)
+            for stack in sharing:
+                moved |= _moved_rows(checkpoint, stack, factor, schemes, scale_search)
     fisher = _fisher(model, _cut(hidden, folds), inputs, folds, seed)
     return pd.DataFrame(
         [
@@ -110,8 +112,8 @@ def _loss(fisher: Tensor, rows: Tensor, folds: Sequence[int]) -> dict[str, float
 def _moved_rows(
     checkpoint: Checkpoint,
     stack: Stack,
+    factor: InverseFactor,
     schemes: Sequence[Scheme],
-    damping: float,
     scale_search: str,
 ) -> dict[tuple[str, Scheme], tuple[Tensor, float]]:
     """Per linear and scheme: mean squared output change `[out]` after GPTQ, and its share of the energy."""
@@ -120,7 +122,6 @@ def _moved_rows(
         weight = torch.stack(
             [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
         )
-    factor = inverse_factor(stack.hessian, damping)
     # the Hessian is twice the mean outer product; a dead column changes no output
     variance = factor.conditional_variance / 2 * (factor.energy > 0)
     search = search_of(scale_search, factor.energy)

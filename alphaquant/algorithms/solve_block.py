@@ -13,8 +13,8 @@ from torch import Tensor
 from alphaquant.algorithms.awq import scale_block
 from alphaquant.algorithms.correct_block import solve_in_order
 from alphaquant.algorithms.lesson import Lesson
-from alphaquant.algorithms.solve_stack import Solved, solve_stack
-from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.algorithms.solve_stack import Solved, solve_stacks
+from alphaquant.algorithms.stacks import Stack, sharing_stacks
 from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
@@ -62,11 +62,11 @@ def solve_block(
         scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device)
     moved = scaled.moved(plan) if scaled else {}
     solved = [
-        solve_stack(
-            scaled or checkpoint, scaled.stack(stack) if scaled else stack, scheme, device, config
-        )
-        for stack in stacks(specs, observed, config.expert_shrinkage, plan.schemes)
-        if (scheme := plan.schemes[stack.specs[0].name]).format != "bf16"
+        one
+        for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes)
+        # scaled inputs have Hessians of their own
+        for group in ([[scaled.stack(stack)] for stack in sharing] if scaled else [sharing])
+        for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config)
     ]
     if lesson is not None and lesson.observe is not None and solved and corrects(config):
         other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)

@@ -1,7 +1,8 @@
-"""One stack of linears: round it by the configured method against its Hessians."""
+"""Stacks of linears that read the same inputs: round them by the configured method against their Hessians."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,9 @@ from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 from alphaquant.linalg.drift import corrected, trusted_share
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor
 from alphaquant.models.checkpoint import finite
+
+_TOGETHER = 1 << 28
+"""Weights that are walked together at most: 1 GiB in fp32, of which a handful of copies exist."""
 
 
 class Weights(Protocol):
@@ -45,24 +49,84 @@ class Solved:
     """What each element would be without rounding, given all others # [n, out, in]"""
 
 
-def solve_stack(
+def solve_stacks(
     weights: Weights,
-    stack: Stack,
-    scheme: Scheme,
+    sharing: Sequence[Stack],
+    schemes: Mapping[str, Scheme],
     device: torch.device,
     config: QuantizationConfig,
     drift: Tensor | None = None,
-) -> Solved:
-    """Quantize a stack; with `drift` `[n, in, in]` of its inputs, GPTQ's towards the weight that makes up for it."""
-    with timed("load weights"):
-        weight = torch.stack(
-            [
-                finite(weights.weight(spec.name), spec.name).to(device).float()
-                for spec in stack.specs
-            ]
+) -> list[Solved]:
+    """Quantize stacks that share their Hessians, but for those whose scheme is bf16; one factor serves all.
+
+    With `drift` `[n, in, in]` of their inputs, GPTQ's go towards the weights that make up for it.
+    """
+    by_scheme: dict[Scheme, list[Stack]] = {}
+    for stack in sharing:
+        by_scheme.setdefault(schemes[stack.specs[0].name], []).append(stack)
+    kept = [scheme for scheme in by_scheme if scheme.format == "bf16"]
+    if len(kept) == len(by_scheme):
+        return []
+    factor = inverse_factor(sharing[0].hessian, config.damping)
+    return [
+        solved
+        for scheme, alike in by_scheme.items()
+        if scheme not in kept
+        for together in _walked_together(alike, scheme, config)
+        for solved in _solve_rows(weights, together, factor, scheme, device, config, drift)
+    ]
+
+
+def _walked_together(
+    stacks: Sequence[Stack], scheme: Scheme, config: QuantizationConfig
+) -> Iterator[list[Stack]]:
+    """Stacks whose rows are solved as those of one, which is what each would be: GPTQ knows no rows but one.
+
+    Not where a scale belongs to the whole matrix, nor where there would be so many that memory counts.
+    """
+    alone = config.method != "gptq" or scheme.number_format.kind == "nv"
+    together: list[Stack] = []
+    for stack in stacks:
+        weights = sum(spec.size for one in (*together, stack) for spec in one.specs)
+        if together and (alone or weights > _TOGETHER):
+            yield together
+            together = []
+        together.append(stack)
+    yield together
+
+
+def _solve_rows(
+    weights: Weights,
+    stacks: Sequence[Stack],
+    factor: InverseFactor,
+    scheme: Scheme,
+    device: torch.device,
+    config: QuantizationConfig,
+    drift: Tensor | None,
+) -> Iterator[Solved]:
+    """Solve the rows of several stacks as those of one."""
+    weight = torch.cat([_weight(weights, stack, device) for stack in stacks], dim=-2)
+    whole = solve_weight(weight, factor, stacks[0], scheme, config, drift)
+    start = 0
+    for stack in stacks:
+        stop = start + stack.specs[0].rows
+        yield Solved(
+            stack,
+            scheme,
+            whole.weight[:, start:stop],
+            whole.damping,
+            whole.quantized.rows(start, stop),
+            whole.compensated[:, start:stop],
         )
-    factor = inverse_factor(stack.hessian, config.damping)
-    return solve_weight(weight, factor, stack, scheme, config, drift)
+        start = stop
+
+
+@timed("load weights")
+def _weight(weights: Weights, stack: Stack, device: torch.device) -> Tensor:
+    """`[n, out, in]` in fp32."""
+    return torch.stack(
+        [finite(weights.weight(spec.name), spec.name).to(device).float() for spec in stack.specs]
+    )
 
 
 def solve_weight(

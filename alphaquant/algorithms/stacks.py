@@ -37,7 +37,19 @@ def stacks(
 
     `sort_key` (by linear) splits experts further, by their scheme for example.
     """
-    for members in _families(specs):
+    for sharing in sharing_stacks(specs, accumulators, expert_shrinkage, sort_key):
+        yield from sharing
+
+
+def sharing_stacks(
+    specs: Sequence[LinearSpec],
+    accumulators: Mapping[str, HessianAccumulator],
+    expert_shrinkage: float,
+    sort_key: Mapping[str, Hashable] | None = None,
+) -> Iterator[list[Stack]]:
+    """The same, those together that read the same inputs, such as q, k and v: they hold one tensor of Hessians."""
+    for families in _sharing(specs):
+        members = families[0]
         seen = [accumulators[spec.input_key] for spec in members]
         hessian = _hessians(seen)
         tokens = [accumulator.tokens for accumulator in seen]
@@ -47,10 +59,14 @@ def stacks(
                 for numbers in ([a.effective_tokens for a in seen], [a.mass for a in seen])
             )
             hessian = shrink(hessian, effective, expert_shrinkage, mass)
-        for chosen in _split(members, sort_key):
-            whole = len(chosen) == len(members) or hessian.stride(0) == 0
-            some = hessian[: len(chosen)] if whole else hessian[chosen]  # choosing copies
-            yield Stack([members[i] for i in chosen], some, [tokens[i] for i in chosen])
+        parts: dict[tuple[int, ...], list[Sequence[LinearSpec]]] = {}
+        for family in families:
+            for chosen in _split(family, sort_key):
+                parts.setdefault(tuple(chosen), []).append([family[i] for i in chosen])
+        for part, together in parts.items():
+            whole = len(part) == len(members) or hessian.stride(0) == 0
+            some = hessian[: len(part)] if whole else hessian[list(part)]  # choosing copies
+            yield [Stack(chosen, some, [tokens[i] for i in part]) for chosen in together]
 
 
 def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
@@ -59,6 +75,14 @@ def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
     if len(seen) > 1 and all(accumulator is first for accumulator in seen):
         return first.hessian.expand(len(seen), -1, -1)
     return torch.stack([accumulator.hessian for accumulator in seen])
+
+
+def _sharing(specs: Sequence[LinearSpec]) -> Iterator[list[list[LinearSpec]]]:
+    """Families whose linears read the same inputs in the same order."""
+    by_inputs: dict[Hashable, list[list[LinearSpec]]] = {}
+    for family in _families(specs):
+        by_inputs.setdefault(tuple(spec.input_key for spec in family), []).append(family)
+    yield from by_inputs.values()
 
 
 def _families(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:

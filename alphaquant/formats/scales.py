@@ -62,9 +62,9 @@ class Scales:
         return Scales(scale, zero, shared, self.group_size)
 
     def rows(self, chosen: slice) -> Scales:
-        """The scales of some rows of one matrix."""
-        zero = None if self.zero is None else self.zero[chosen]
-        return Scales(self.scale[chosen], zero, self.global_scale, self.group_size)
+        """The scales of some rows of every matrix."""
+        zero = None if self.zero is None else self.zero[..., chosen, :]
+        return Scales(self.scale[..., chosen, :], zero, self.global_scale, self.group_size)
 
     @classmethod
     def of_rows(cls, parts: Sequence[Scales]) -> Scales:

@@ -50,9 +50,9 @@ class QuantizedWeight:
         return QuantizedWeight(self.codes.to(device), self.scales.to(device), self.scheme)
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """Rows of one matrix `[out, in]`."""
+        """Some rows of every matrix."""
         return QuantizedWeight(
-            self.codes[start:stop], self.scales.rows(slice(start, stop)), self.scheme
+            self.codes[..., start:stop, :], self.scales.rows(slice(start, stop)), self.scheme
         )
 
     @classmethod

@@ -123,6 +123,12 @@ class InverseFactor:
         """1 / U_ii² `[..., in]`: squared error left by rounding a column after later ones have compensated."""
         return self.root.diagonal(dim1=-2, dim2=-1).square()
 
+    @functools.cached_property
+    def by_energy(self) -> tuple[Tensor, Tensor]:
+        """The columns with the most energy first `[..., in]`, and U of the matrix in that order `[..., in, in]`."""
+        order = self.energy.argsort(dim=-1, descending=True, stable=True)
+        return order, self.permuted(order).upper
+
     @timed("factor")
     def permuted(self, order: Tensor) -> InverseFactor:
         """The factor of the same matrix with its columns in `order [..., in]`."""

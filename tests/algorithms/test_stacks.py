@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms import stacks as module
-from alphaquant.algorithms.stacks import stacks
+from alphaquant.algorithms.stacks import sharing_stacks, stacks
 from alphaquant.linalg.hessian import HessianAccumulator
 from tests.specs import moe_specs
 
@@ -35,3 +35,25 @@ def test_only_a_part_of_the_experts_is_copied(
         assert (stack.hessian.data_ptr() == family.data_ptr()) == whole
         for spec, hessian in zip(stack.specs, stack.hessian, strict=True):
             assert torch.equal(hessian, inputs[spec.input_key].hessian)
+
+
+def test_linears_that_read_the_same_inputs_hold_one_tensor() -> None:
+    specs = [spec for spec in moe_specs(1) if spec.block is not None]
+    inputs = {spec.input_key: HessianAccumulator(spec.cols, torch.device("cpu")) for spec in specs}
+    schemes = {spec.name: "int4" for spec in specs} | {EXPERTS[1].name: "int8"}
+    found = [
+        [(stack.specs[0].role, len(stack.specs)) for stack in sharing]
+        for sharing in sharing_stacks(specs, inputs, 1.0, schemes)
+    ]
+    # an expert whose up has a scheme of its own shares its Hessian with nobody
+    assert found == [
+        [("q", 1), ("k", 1), ("v", 1)],
+        [("o", 1)],
+        [("router", 1)],
+        [("gate", 4)],
+        [("up", 3)],
+        [("up", 1)],
+        [("down", 4)],
+    ]
+    for sharing in sharing_stacks(specs, inputs, 1.0):
+        assert len({stack.hessian.data_ptr() for stack in sharing}) == 1
