@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from alphaquant.algorithms import column_tile
 from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.formats.grid import fused
 
 Enter = Callable[[int], None]
 
@@ -55,7 +55,7 @@ def walk_columns(
 
 def _walker(local: Tensor, rounding: Rounding) -> tuple[Callable[..., None], int]:
     """What walks a tile, and how many columns it takes at once."""
-    if local.is_cuda and importlib.util.find_spec("triton") is not None:
+    if fused(local):
         from alphaquant.algorithms import column_kernel
 
         if column_kernel.runs(local, rounding):

@@ -131,8 +131,8 @@ def _moved_rows(
         rounded = quantize_weight(weight, scheme, **search).dequantize()
         rows = ((weight - rounded).square() * variance[:, None, :]).sum(-1)  # [n, out]
         share = rows.sum(-1) / energy.clamp(min=torch.finfo(torch.float32).tiny)
-        for position, spec in enumerate(stack.specs):
-            result[spec.name, scheme] = (rows[position].cpu(), float(share[position]))
+        for spec, *found in zip(stack.specs, rows.cpu(), share.tolist(), strict=True):
+            result[spec.name, scheme] = (found[0], found[1])
     return result
 
 

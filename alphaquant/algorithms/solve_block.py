@@ -156,6 +156,7 @@ def error_rows(
 ) -> list[dict[str, Any]]:
     """Rows of `errors.parquet` from the `sums` of a stack's weights: relative errors, `error_rtn` of rounding."""
     tiny = torch.finfo(torch.float32).tiny
+    found, shares = found.cpu(), damping.tolist()  # one wait for the device, not one per number
     energy, rounded, error, square, difference = found.clamp(min=0).unbind(-1)
     before, after = rounded / energy.clamp(min=tiny), error / energy.clamp(min=tiny)
     plain = difference / square.clamp(min=tiny)
@@ -171,7 +172,7 @@ def error_rows(
             "error_rtn": float(before[position]),
             "error": float(after[position]),
             "weight_error": float(plain[position]),
-            "damping": float(damping[position]),
+            "damping": shares[position],
         }
         for position, spec in enumerate(stack.specs)
     ]

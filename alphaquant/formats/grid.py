@@ -8,6 +8,7 @@ saturates, as OCP MX v1.0 asks of conversions of weights.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 
 import torch
@@ -35,6 +36,11 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
     exponent = x.view(torch.int32).bitwise_and(_EXPONENT_MASK).clamp_(min=lowest)
     step = exponent.sub_(fmt.mantissa_bits << _FRACTION_BITS).view(torch.float32)
     return x.div_(step).round_().mul_(step)
+
+
+def fused(x: Tensor) -> bool:
+    """Whether kernels of our own, in Triton, may take the place of torch's for `x`."""
+    return x.is_cuda and importlib.util.find_spec("triton") is not None
 
 
 def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:

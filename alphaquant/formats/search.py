@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
-from alphaquant.formats.grid import fake_quantize, to_codes
+from alphaquant.formats.grid import fake_quantize, fused, to_codes
 from alphaquant.formats.scales import (
     E4M3,
     Scales,
@@ -125,14 +125,39 @@ def _best_scales(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> 
     def error(scales: Scales) -> Tensor:
         return cost.of(_values(groups, scales, fmt).sub_(groups))
 
-    best, least = start, error(start)
-    for candidate in _candidates(groups, start, scheme):
-        best, least = _better(best, least, candidate, error(candidate))
+    if (
+        fused(groups)
+        and cost.blocks is None
+        and (found := _kernel_choice(groups, cost, start, scheme))
+    ):
+        best, least = found, error(found)
+    else:
+        best, least = start, error(start)
+        for candidate in _candidates(groups, start, scheme):
+            best, least = _better(best, least, candidate, error(candidate))
     if fmt.scale_type == "bfloat16":
         for _ in range(_REFITS):
             candidate = _refit(groups, cost, best, fmt)
             best, least = _better(best, least, candidate, error(candidate))
     return best
+
+
+def _kernel_choice(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> Scales | None:
+    """What trying the candidates one after another ends with, from one launch; None where the kernel does not serve."""
+    from alphaquant.formats import search_kernel
+
+    fmt = scheme.number_format
+    asymmetric, weighted = start.zero is not None, cost.weights is not None
+    if not search_kernel.runs(groups, fmt, asymmetric=asymmetric, weighted=weighted):
+        return None
+    tried = [start, *_candidates(groups, start, scheme)]
+    effective = torch.stack([scales.effective for scales in tried])
+    zeros = torch.stack([s.zero for s in tried if s.zero is not None]) if asymmetric else None
+    best = search_kernel.best_candidates(groups, cost.weights, effective, zeros, fmt)[None].long()
+    whole = start.global_scale is None  # then effective scales are the stored ones
+    stored = effective if whole else torch.stack([scales.scale for scales in tried])
+    scale = stored.gather(0, best)[0]
+    return replace(start, scale=scale, zero=None if zeros is None else zeros.gather(0, best)[0])
 
 
 def _values(groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:

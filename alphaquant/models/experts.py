@@ -86,10 +86,17 @@ class UnfusedExperts(nn.ModuleList):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """`[tokens, hidden]`, `[tokens, k]` expert indices, `[tokens, k]` weights to `[tokens, hidden]`."""
         out = torch.zeros_like(hidden_states)
-        for index in top_k_index.unique().tolist():
-            token, slot = torch.where(top_k_index == index)
-            result = self[index](hidden_states[token], top_k_weights[token, slot])
-            out.index_add_(0, token, result.to(out.dtype))
+        chosen = top_k_index.flatten()
+        order = chosen.argsort(stable=True)
+        tokens, weights = order // top_k_index.shape[-1], top_k_weights.flatten()[order]
+        # one wait for the device; asking for each expert's tokens would be one an expert
+        counts = torch.bincount(chosen, minlength=len(self)).tolist()
+        for expert, token, weight in zip(
+            self, tokens.split(counts), weights.split(counts), strict=True
+        ):
+            if len(token):
+                result = expert(hidden_states[token], weight)
+                out.index_add_(0, token, result.to(out.dtype))
         return out
 
 

@@ -1,4 +1,4 @@
-"""The fused kernel without a GPU: in triton's interpreter, and compiled for GPUs that are not there."""
+"""The fused kernels without a GPU: in triton's interpreter, and compiled for GPUs that are not there."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ else:
     from triton.compiler import ASTSource
 
     from alphaquant.algorithms import column_kernel
+    from alphaquant.formats import grid_kernel, search_kernel
 
 _SHARED = 99 << 10
 """Shared memory that every GPU since sm_80 lets a program have."""
@@ -32,7 +33,7 @@ _SHARED = 99 << 10
 
 def test_it_does_in_the_interpreter_what_torch_does(tmp_path: Path) -> None:
     # the interpreter must be asked for before triton is loaded, hence in a process of its own
-    cases = Path(__file__).with_name("interpreted_kernel.py")
+    cases = Path(__file__).with_name("interpreted_kernels.py")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(cases)],
         cwd=Path(__file__).parents[2],
@@ -45,12 +46,39 @@ def test_it_does_in_the_interpreter_what_torch_does(tmp_path: Path) -> None:
     assert "skipped" not in done.stdout
 
 
+_VARIANTS = [("int4", True, True), ("fp6_e3m2", False, True), ("nf4", False, False)]
+"""A format, whether it has zero points, and whether codes move (or importance counts)."""
+
+
+def _compiled(kernel: Any, fixed: dict[str, Any], sizes: str, warps: int, capability: int) -> Any:
+    """A kernel whose arguments from `sizes` on are integers, before it fp32 in memory."""
+    arguments = [name for name in kernel.arg_names if name not in fixed]
+    pointers = arguments[: arguments.index(sizes)]
+    types = {name: "*fp32" if name in pointers else "i32" for name in arguments}
+    source = ASTSource(
+        kernel,
+        types
+        | {name: "*i32" for name in types if name == "chosen"}
+        | dict.fromkeys(fixed, "constexpr"),
+        constexprs=fixed,
+        attrs={(at,): [["tt.divisibility", 16]] for at in range(len(pointers))},
+    )
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "enable_fp_fusion": False},
+    )
+
+
+def _stays_in_its_registers(compiled: Any, capability: int, folder: Path) -> None:
+    assert compiled.metadata.shared < _SHARED
+    assert "fma.rn.f32" not in compiled.asm["ptx"]  # what is stored is what was subtracted
+    assert _local_bytes(compiled.asm["ptx"], capability, folder) == 0
+
+
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("name", "asymmetric", "moving"),
-    [("int4", True, True), ("fp6_e3m2", False, True), ("nf4", False, False)],
-)
-def test_it_compiles_for_a_gpu_and_stays_in_its_registers(
+@pytest.mark.parametrize(("name", "asymmetric", "moving"), _VARIANTS)
+def test_the_walk_compiles_for_a_gpu(
     capability: int,
     name: str,
     asymmetric: bool,
@@ -62,27 +90,35 @@ def test_it_compiles_for_a_gpu_and_stays_in_its_registers(
     fixed: dict[str, Any] = {
         "ASYMMETRIC": asymmetric,
         "MOVING": moving,
-        **column_kernel.constants(FORMATS[name]),
+        **grid_kernel.grid_constants(FORMATS[name]),
         "COLUMNS": column_kernel.TILE,
         "ROWS": column_kernel.ROWS,
     }
-    arguments = [n for n in column_kernel._walk.arg_names if n not in fixed]
-    pointers = arguments[: arguments.index("rows")]
-    types = {n: "*fp32" if n in pointers else "i32" for n in arguments}
-    source = ASTSource(
-        column_kernel._walk,
-        types | dict.fromkeys(fixed, "constexpr"),
-        constexprs=fixed,
-        attrs={(at,): [["tt.divisibility", 16]] for at in range(len(pointers))},
-    )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": column_kernel.WARPS, "enable_fp_fusion": False},
-    )
-    assert compiled.metadata.shared < _SHARED
-    assert "fma.rn.f32" not in compiled.asm["ptx"]  # what is stored is what was subtracted
-    assert _local_bytes(compiled.asm["ptx"], capability, tmp_path) == 0
+    compiled = _compiled(column_kernel._walk, fixed, "rows", column_kernel.WARPS, capability)
+    _stays_in_its_registers(compiled, capability, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("width", [16, 128, search_kernel.WIDEST])
+@pytest.mark.parametrize(("name", "asymmetric", "weighted"), _VARIANTS)
+def test_the_search_compiles_for_a_gpu(
+    capability: int,
+    name: str,
+    asymmetric: bool,
+    weighted: bool,
+    width: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    fixed: dict[str, Any] = {
+        "ASYMMETRIC": asymmetric,
+        "WEIGHTED": weighted,
+        **grid_kernel.grid_constants(FORMATS[name]),
+        **search_kernel.tile(width),
+    }
+    compiled = _compiled(search_kernel._search, fixed, "total", search_kernel.WARPS, capability)
+    _stays_in_its_registers(compiled, capability, tmp_path)
 
 
 def _local_bytes(ptx: str, capability: int, folder: Path) -> int:
@@ -108,7 +144,7 @@ def test_where_it_cannot_be_compiled_the_user_is_told_once(
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(column_kernel, "_agrees", fail)
-    monkeypatch.setattr(column_kernel, "_broken", set())
+    monkeypatch.setattr(grid_kernel, "_broken", set())
     local = torch.zeros(1, 4, 4)
     rounding = Rounding(FORMATS["int4"], torch.ones(1, 4, 4), None, torch.ones(1, 4))
     notes = Notes()
@@ -122,7 +158,7 @@ def test_where_it_cannot_be_compiled_the_user_is_told_once(
 def test_it_is_held_against_torch_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(column_kernel, "_agrees", lambda *variant: not asked.append(variant))
-    monkeypatch.setattr(column_kernel, "_tried", set())
+    monkeypatch.setattr(grid_kernel, "_tried", set())
     local = torch.zeros(1, 4, 4)
     for name in ("int4", "int4", "nf4", "bf16"):
         rounding = Rounding(FORMATS[name], torch.ones(1, 4, 4), None, torch.ones(1, 4))

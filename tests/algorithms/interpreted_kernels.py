@@ -1,4 +1,4 @@
-"""The fused kernel in triton's interpreter, which needs no GPU; `test_column_kernel.py` runs this file in a process of its own."""
+"""The fused kernels in triton's interpreter, which needs no GPU; `test_kernels.py` runs this file in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from alphaquant.algorithms import column_kernel, column_tile, column_walk
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.gptq import GptqOptions, gptq
 from alphaquant.algorithms.refine import refine
+from alphaquant.formats import search, search_kernel
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, NumberFormat, code_values
-from alphaquant.formats.weight import fake_quantize
+from alphaquant.formats.weight import fake_quantize, find_scales
 from alphaquant.linalg.hessian import inverse_factor, output_error
 from tests.algorithms.test_gptq import problem
 
+CPU = torch.device("cpu")
 VARIANTS = [
     (fmt, asymmetric)
     for fmt in FORMATS.values()
@@ -137,3 +139,40 @@ def test_one_matrix_needs_no_batch_dimension() -> None:
     expected = _walked(column_tile.walk_tile, local, coupling, rounding)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1:], expected[1:])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["int3-g64", "int4-g48-asym", "fp6-g32", "mxfp4", "nvfp4", "nf4"],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_search_for_scales_finds_the_same(
+    text: str, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(2, 5, 200, generator=generator)  # the last group is a short one
+    importance = torch.rand(2, 200, generator=generator) if weighted else None
+    scheme = Scheme.parse(text)
+    expected = find_scales(weight, scheme, search="mse", importance=importance)
+    asked = []
+    choose = search_kernel.best_candidates
+    monkeypatch.setattr(search, "fused", lambda _: True)
+    monkeypatch.setattr(search_kernel, "runs", lambda *_, **__: True)
+    monkeypatch.setattr(
+        search_kernel, "best_candidates", lambda *given: asked.append(1) or choose(*given)
+    )
+    found = find_scales(weight, scheme, search="mse", importance=importance)
+    assert asked
+    same = found.scale == expected.scale
+    if expected.zero is not None and found.zero is not None:
+        same &= found.zero == expected.zero
+    assert float(same.float().mean()) > 0.99  # sums in another order may part a tie
+
+
+@pytest.mark.parametrize(("fmt", "asymmetric"), VARIANTS, ids=_ids)
+def test_the_search_would_be_trusted(fmt: NumberFormat, asymmetric: bool) -> None:
+    assert search_kernel._agrees(CPU, fmt, fmt.group_size or 24, asymmetric, True)
+
+
+def test_the_walk_would_be_trusted() -> None:
+    assert column_kernel._agrees(CPU, FORMATS["int4"], True, True)
