@@ -215,6 +215,8 @@ def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "stages", ", ".join(counts)
     yield "blocks", f"{blocks['ran']} ran, {blocks['cached']} cached"
     yield "checkpoint", str(summary["checkpoint"])
+    if (needs := summary.get("transformers_needs", "nothing")) != "nothing":
+        yield "transformers", f"needs {needs} to load it"
     if summary.get("report"):
         yield "report", str(summary["report"])
 

@@ -21,6 +21,7 @@ from flows.runner import Request
 
 if TYPE_CHECKING:
     from alphaquant.export.size import Size
+    from alphaquant.models.stock import Need
 
 _FILE_TYPES = (".txt", ".jsonl", ".parquet", ".yaml", ".yml")
 
@@ -168,6 +169,15 @@ def check_consumers(config: RunConfig, model: ModelRef) -> None:
     architecture, raw, layout = _structure(model)
     specs = architecture.with_head(architecture.linears(raw, layout.shapes), layout.shapes)
     require(foreseen(specs, architecture, config.allocation, config.quantization, config.export))
+
+
+def foreseen_loading(config: RunConfig, model: ModelRef) -> Need | None:
+    """What plain transformers will need to load the checkpoint; None where that is up to the plan to be chosen."""
+    from alphaquant.export.foreseen import foreseen_need
+
+    architecture, raw, layout = _structure(model)
+    specs = architecture.with_head(architecture.linears(raw, layout.shapes), layout.shapes)
+    return foreseen_need(specs, architecture, config.allocation, config.quantization, config.export)
 
 
 def foreseen_size(config: RunConfig, model: ModelRef) -> Size | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from alphaquant.models.stock import transformers_needs
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.stage import StageResult
 from flows.dag import Products
@@ -98,6 +99,7 @@ def summarize(
         "stages": stage_entries(store, results),
         "blocks": block_counts(results),
         "scores": scores_of(store, products.scores),
+        "transformers_needs": transformers_needs(store.path(products.checkpoint)),
         "checkpoint": None,
         "report": None,
     }

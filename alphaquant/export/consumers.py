@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alphaquant.config import ExportConfig
-from alphaquant.errors import PlanError
+from alphaquant.errors import FormatError, PlanError
 from alphaquant.export.group_rules import GROUP_RULES, Violation
 from alphaquant.export.linear_rules import (
     Candidate,
@@ -18,7 +18,10 @@ from alphaquant.export.linear_rules import (
     other_exports,
     reasons,
 )
+from alphaquant.formats.carriers import Carrier, carrier_of
 from alphaquant.models.architecture import Architecture
+from alphaquant.models.packed_config import StoredAs
+from alphaquant.models.stock import Need, need_of
 from alphaquant.plan import QuantPlan
 
 _ACTIVE = "compressed-tensors"
@@ -37,6 +40,28 @@ def violations(
     linears = candidates(plan, export)
     grouped = [found for rule in GROUP_RULES for found in rule(to, architecture, linears)]
     return _single(to, linears) + grouped
+
+
+def plan_needs(plan: QuantPlan, architecture: Architecture, export: ExportConfig) -> Need:
+    """What plain transformers will need to load the checkpoint of `plan`, as `transformers_needs` will see from its files.
+
+    Raises FormatError for a scheme that `export` does not carry.
+    """
+    stored = [(linear.in_experts, _stored(linear, export)) for linear in candidates(plan, export)]
+    if export.format == "dense" or all(kind is None for _, kind in stored):
+        return need_of(architecture.model_type, ())
+    if export.format != _ACTIVE:
+        return "alphaquant.load"
+    return need_of(architecture.model_type, stored)
+
+
+def _stored(linear: Candidate, export: ExportConfig) -> StoredAs | None:
+    if linear.kept or export.format == "dense":
+        return None
+    carrier = carrier_of(linear.scheme, export.format, linear.activation)
+    if not isinstance(carrier, Carrier):
+        raise FormatError(carrier)
+    return StoredAs(linear.scheme, carrier)
 
 
 def require(found: Sequence[Violation]) -> None:

@@ -16,15 +16,16 @@ from alphaquant.algorithms.allocation_rules import (
     resolve_rules,
 )
 from alphaquant.config import AllocationConfig, ExportConfig, QuantizationConfig
-from alphaquant.export.consumers import violations
+from alphaquant.export.consumers import plan_needs, violations
 from alphaquant.export.group_rules import Violation
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.support import support_of
 from alphaquant.models.architecture import Architecture
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.stock import Need
 from alphaquant.plan import QuantPlan
 
-_TOGETHER = ("fused", "uniform", "leaves")
+_TOGETHER = ("fused", "uniform")
 """Rules that look at several linears: a plan may keep them although one of its schemes alone does not."""
 
 _OF_GROUPS = ("shape", "tensor_parallel")
@@ -76,6 +77,26 @@ def known_plan(
     """The plan of a policy that looks at no weights; None for the others."""
     plans = [plan for _, plan in _plans(specs, allocation, quantization)]
     return plans[0] if len(plans) == 1 else None
+
+
+def foreseen_need(
+    specs: Sequence[LinearSpec],
+    architecture: Architecture,
+    allocation: AllocationConfig,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+) -> Need | None:
+    """What plain transformers will need to load the checkpoint; None where that is up to the plan to be chosen."""
+    needs = {
+        plan_needs(plan, architecture, export)
+        for _, plan in _plans(specs, allocation, quantization)
+    }
+    if "alphaquant.load" in needs:
+        return "alphaquant.load"
+    mixes = len(_choices(allocation, quantization)) > 1 and architecture.experts_keys
+    if len(needs) > 1 or (mixes and export.format != "dense" and needs == {"nothing"}):
+        return None
+    return needs.pop()
 
 
 def _plans(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from alphaquant.export.linear_rules import Candidate, Destination, richest_scheme
-from alphaquant.formats.carriers import Carrier, carrier_of, stored_tensors
 from alphaquant.models.architecture import Architecture
 
 _SHOWN = 3
@@ -118,43 +117,7 @@ def _names(
         )
 
 
-def _leaves(
-    to: Destination, architecture: Architecture, linears: Sequence[Candidate]
-) -> Iterator[Violation]:
-    """transformers gathers one projection of all experts of a block under the same tensor names."""
-    if not any(row.consumer == "transformers" and not row.refuses for row in to.rows):
-        return
-    stored: dict[tuple[int | None, str], dict[tuple[str, ...], Candidate]] = {}
-    for linear in linears:
-        if linear.in_experts:
-            place = (linear.spec.block, linear.spec.role)
-            stored.setdefault(place, {}).setdefault(_leaf_names(to, linear), linear)
-    wrong = {place: list(ways.values()) for place, ways in stored.items() if len(ways) > 1}
-    if wrong:
-        torn = [
-            one for one in linears if one.in_experts and (one.spec.block, one.spec.role) in wrong
-        ]
-        ways = next(iter(wrong.values()))
-        found = " and ".join(f"{one} ({', '.join(_leaf_names(to, one))})" for one in ways)
-        yield Violation(
-            "transformers",
-            "leaves",
-            _names_of(torn),
-            "a projection of all experts of a block must be stored under the same tensor names; "
-            f"found {found}",
-            f"Use {richest_scheme(to, torn)} for all of them; allocation.granularity=fused sees to it.",
-        )
-
-
-GROUP_RULES: tuple[Rule, ...] = (_readers, _fused, _uniform, _names, _leaves)
-
-
-def _leaf_names(to: Destination, linear: Candidate) -> tuple[str, ...]:
-    carrier = carrier_of(linear.scheme, to.export, linear.activation)
-    if linear.kept or not isinstance(carrier, Carrier):
-        return ("weight",)
-    spec = linear.spec
-    return tuple(stored_tensors(carrier, linear.scheme, spec.rows, spec.cols, "BF16"))
+GROUP_RULES: tuple[Rule, ...] = (_readers, _fused, _uniform, _names)
 
 
 def _called(group: Sequence[Candidate]) -> str:

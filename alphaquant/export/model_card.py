@@ -17,7 +17,7 @@ from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
 from alphaquant.export.folder import PROGRAM, write_json
 from alphaquant.models.resolve import read_config
-from alphaquant.models.stock import Need, transformers_needs
+from alphaquant.models.stock import WITHOUT_HF, Need, transformers_needs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,11 +170,7 @@ def _loading(name: str, need: Need) -> str:
     )
     if need == "alphaquant.load":
         return f"{ours}\n\nThese are exactly the values that were scored."
-    patch = (
-        "import alphaquant.hf  # plain transformers decodes its experts wrongly, or not at all\n"
-        if need == "alphaquant.hf"
-        else ""
-    )
+    patch = f"import alphaquant.hf  # {WITHOUT_HF}\n" if need == "alphaquant.hf" else ""
     stock = (
         f"```python\n{patch}from transformers import AutoModelForCausalLM\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```'

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from alphaquant.formats.carriers import PackedFormat
+from alphaquant.formats.carriers import ACTIVATIONS, PackedFormat
 from alphaquant.formats.scheme import Scheme
 
 Consumer = Literal["transformers", "vllm", "sglang", "gptqmodel"]
@@ -94,11 +94,12 @@ _MX = (
 )
 _FP8_BOTH = Accepted(("fp8",), ("fp8",), groups=())
 _INT8_BOTH = Accepted(("int8",), ("int8",), groups=())
+_ASKED = (None, *ACTIVATIONS)
 _TRANSFORMERS = (
-    Accepted(_INTS, (None, "int8")),
-    Accepted(("fp8",), (None, "fp8")),
-    Accepted(("mxfp4", "mxfp6", "mxfp8", "nvfp4")),
+    Accepted(_INTS, _ASKED, asymmetric=True),
+    Accepted(("fp8", "mxfp4", "mxfp6", "mxfp8", "nvfp4"), _ASKED),
 )
+"""Some only after `import alphaquant.hf`: `models.stock.need_of` says which."""
 
 SUPPORT = (
     Support("transformers", "compressed-tensors", _TRANSFORMERS, _TRANSFORMERS, head=True),

@@ -28,7 +28,7 @@ class Asked:
     @property
     def accepted(self) -> bool:
         """Whether our check lets it pass."""
-        return not self.made.violations
+        return not self.made.rules
 
     @property
     def sound(self) -> bool:
@@ -36,7 +36,7 @@ class Asked:
         case, agree = self.made.case, self.accepted == (self.answer == "loads")
         if case.drawn:
             return agree
-        rules = {violation.rule for violation in self.made.violations}
+        rules = self.made.rules
         expected = not rules if case.rule is None else case.rule in rules
         return expected and agree and self.answer == case.answer
 

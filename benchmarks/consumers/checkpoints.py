@@ -10,11 +10,12 @@ import torch
 
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.config import ExportConfig, QuantizationConfig
-from alphaquant.export.consumers import violations
+from alphaquant.export.consumers import plan_needs, violations
 from alphaquant.export.dense import export_dense
 from alphaquant.export.group_rules import Violation
 from alphaquant.export.packed import export_packed
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.stock import Need
 from benchmarks.consumers.plans import MODELS, Case
 from tests.tiny import make_model
 
@@ -31,6 +32,14 @@ class Made:
     violations: tuple[Violation, ...]
     quantized: int
     """Number of linears that are not kept."""
+    needs: Need = "nothing"
+    """What plain transformers is said to need, where it is the consumer."""
+
+    @property
+    def rules(self) -> list[str]:
+        """Why the consumer is said not to load the checkpoint as it stands; empty: it is accepted."""
+        needs = [self.needs] if self.needs != "nothing" else []
+        return list(dict.fromkeys([*(found.rule for found in self.violations), *needs]))
 
 
 def make(case: Case, root: Path) -> Made:
@@ -77,4 +86,6 @@ def make(case: Case, root: Path) -> Made:
     shutil.rmtree(folders["blocks"])
     found = violations(plan, checkpoint.architecture, export)
     quantized = sum(scheme.format != "bf16" for scheme in plan.schemes.values())
-    return Made(case, folders["packed"], folders["dense"], tuple(found), quantized)
+    alone = case.asked == ("transformers",) and not found
+    needs: Need = plan_needs(plan, checkpoint.architecture, export) if alone else "nothing"
+    return Made(case, folders["packed"], folders["dense"], tuple(found), quantized, needs)

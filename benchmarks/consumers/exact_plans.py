@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alphaquant.models.linear import LinearSpec
-from benchmarks.consumers.plans import Answer, Case, Mixture, blocks, every
+from benchmarks.consumers.plans import Answer, Case, Mixture, blocks, every, experts
 
 
 def _by_expert(spec: LinearSpec) -> str:
@@ -29,9 +29,11 @@ GPTQMODEL = (
 )  # fmt: skip
 
 
-def _stock(name: str, model: str, mixture: Mixture, answer: Answer = "loads") -> Case:
-    rule = None if answer == "loads" else "format"
-    return Case(name, model, mixture, rule, answer, consumer="transformers")
+def _stock(
+    name: str, model: str, mixture: Mixture, answer: Answer = "loads", head: str | None = None
+) -> Case:
+    rule = None if answer == "loads" else "alphaquant.hf"
+    return Case(name, model, mixture, rule, answer, consumer="transformers", head=head)
 
 
 TRANSFORMERS = (
@@ -39,6 +41,14 @@ TRANSFORMERS = (
     *(_stock(f"all-{text}-olmoe", "olmoe", every(text)) for text in ("int3", "int4", "int8", "mxfp4", "mxfp6", "fp8-perchannel")),
     _stock("by-role", "llama", _every_role),
     _stock("by-block", "llama", blocks("int4", "int8")),
+    _stock("head-int4", "llama", every("int8"), head="int4"),
     *(_stock(f"{text}-llama", "llama", every(text), "refuses") for text in ("int4-asym", "int8-asym", "int3-asym")),
+    _stock("head-int4-asym", "llama", every("int8"), "refuses", head="int4-asym"),
+    *(_stock(f"{text}-olmoe", "olmoe", every(text), "refuses") for text in ("int4-asym", "fp8-g32", "mxfp8")),
+    _stock("nvfp4-olmoe", "olmoe", every("nvfp4"), "wrong"),
+    _stock("by-block-olmoe", "olmoe", blocks("int4", "int8"), "wrong"),
+    _stock("by-expert-olmoe", "olmoe", _by_expert, "refuses"),
+    Case("router-int8", "olmoe", every("int4"), "router", "wrong", consumer="transformers", routers="int8"),
+    _stock("experts-kept", "olmoe", experts("bf16", "int4"), "refuses"),
 )  # fmt: skip
-"""With plain transformers; mixtures of experts need `import alphaquant.hf`, which is tested in the project's own environment."""
+"""With plain transformers. What it does after `import alphaquant.hf` is tested in the project's own environment."""

@@ -53,7 +53,7 @@ def foreign_page(foreign: Sequence[Read]) -> str:
 
 
 def _row(one: Asked) -> str:
-    rules = ", ".join(dict.fromkeys(v.rule for v in one.made.violations)) or "accepted"
+    rules = ", ".join(one.made.rules) or "accepted"
     mark = "" if one.sound else " **unexpected**"
     said = one.said.replace("|", "/")[:_SAID]
     return f"| {one.made.case.name} | {rules} | {one.answer}{mark} | {said} |"

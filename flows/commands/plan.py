@@ -13,12 +13,24 @@ from alphaquant.store.planning import PlannedStage
 from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import duration, stage_table
 from flows.planned import planned_stages
-from flows.preflight import foreseen_size, open_store, prepare
+from flows.preflight import foreseen_loading, foreseen_size, open_store, prepare
 from flows.runner import Request
 
 _EXAMPLE = """  alphaquant plan
   alphaquant plan config.yaml --set allocation.target_bits=3.5
   alphaquant plan config.yaml --force-from quantize"""
+
+
+_NEEDS: dict[str | None, list[str]] = {
+    "nothing": [],
+    "alphaquant.hf": ["transformers loads it after `import alphaquant.hf`"],
+    "alphaquant.load": [
+        "transformers loads it with a package of that format, `alphaquant.load` without"
+    ],
+    None: [
+        "whether transformers needs `import alphaquant.hf` is up to the plan, and the model card will say"
+    ],
+}
 
 
 def add_to(verbs: Verbs) -> None:
@@ -68,6 +80,7 @@ def _checkpoint(request: Request) -> dict[str, Any]:
     return {
         "format": export.format,
         "consumers": list(export.consumers),
+        "transformers_needs": foreseen_loading(request.config, request.model),
         "bytes": size and size.bytes,
         "bits_per_weight": size and round(size.bits_per_weight, 4),
     }
@@ -81,6 +94,8 @@ def _sentence(checkpoint: dict[str, Any]) -> str:
         )
     if checkpoint["consumers"]:
         told.append(f"nothing speaks against {', '.join(checkpoint['consumers'])}")
+    if "transformers" in checkpoint["consumers"]:
+        told += _NEEDS[checkpoint["transformers_needs"]]
     return "; ".join(told) + "."
 
 

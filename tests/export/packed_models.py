@@ -91,6 +91,16 @@ def with_head(text: str) -> Mixture:
     return lambda spec: text if spec.role == "lm_head" else "int4-g32"
 
 
+def plan_of(checkpoint: Checkpoint, mixture: Mixture, *, head: bool = False) -> QuantPlan:
+    """The plan of a mixture; routers are kept, and lm_head unless `head`."""
+    kept = ("router",) if head else ("router", "lm_head")
+    specs = checkpoint.plannable if head else checkpoint.specs
+    schemes = {
+        spec.name: Scheme.parse("bf16" if spec.role in kept else mixture(spec)) for spec in specs
+    }
+    return QuantPlan(specs, schemes)
+
+
 def exported(
     checkpoint: Checkpoint,
     mixture: Mixture,
@@ -106,17 +116,12 @@ def exported(
     kv_cache: str | None = None,
 ) -> tuple[Path, Path]:
     """The dense and the packed folder of a model that was rounded, to nearest unless told otherwise."""
-    kept = ("router",) if head else ("router", "lm_head")
-    specs = checkpoint.plannable if head else checkpoint.specs
-    schemes = {
-        spec.name: Scheme.parse("bf16" if spec.role in kept else mixture(spec)) for spec in specs
-    }
     folders = {name: root / name for name in ("blocks", "dense", "packed")}
     for folder in folders.values():
         folder.mkdir(parents=True)
     blocks = quantize_blocks(
         checkpoint,
-        QuantPlan(specs, schemes),
+        plan_of(checkpoint, mixture, head=head),
         tokens,
         QuantizationConfig(method=method, scale_search="none"),
         device=CPU,

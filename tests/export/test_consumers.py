@@ -173,7 +173,7 @@ def test_dense_checkpoints_load_anywhere(model: Callable[[str], Model]) -> None:
         (every("fp4"), None, "compressed-tensors", "carrier"),
         (every("int6"), None, "gptq", "carrier"),
         (every("int4-g96"), None, "compressed-tensors", "shape"),
-        (every("int4-asym"), "transformers", "compressed-tensors", "format"),
+        (every("int3"), "transformers", "gptq", "format"),
         (every("int4"), "gptqmodel", "compressed-tensors", "consumer"),
         (every("mxfp4"), "transformers", "quark", "consumer"),
         (blocks("int4", "int8"), "transformers", "gptq", "uniform"),
@@ -195,19 +195,6 @@ def test_rules_of_other_consumers(
     )
     assert {violation.rule for violation in found} == {rule}
     assert {violation.consumer for violation in found} == {consumer or export}
-
-
-def test_transformers_takes_experts_that_are_stored_alike(model: Callable[[str], Model]) -> None:
-    architecture, specs = model("olmoe")
-    export = ExportConfig(format="compressed-tensors", consumers=("transformers",))
-
-    def rules(other: str) -> set[str]:
-        plan = Case("", "olmoe", expert(1, other, "int4")).plan(specs)
-        return {violation.rule for violation in violations(plan, architecture, export)}
-
-    assert rules("int8") == set()
-    assert rules("mxfp8") == {"leaves"}
-    assert rules("bf16") == {"leaves"}
 
 
 def test_one_checkpoint_can_serve_two_consumers_where_names_agree(

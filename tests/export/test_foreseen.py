@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alphaquant.config import AllocationConfig, ExportConfig, QuantizationConfig
-from alphaquant.export.foreseen import foreseen, known_plan
+from alphaquant.export.foreseen import foreseen, foreseen_need, known_plan
 from alphaquant.export.size import checkpoint_size
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.rows import ARCHITECTURES
@@ -75,6 +75,26 @@ def test_only_plans_that_look_at_no_weights_are_known() -> None:
     uniform = AllocationConfig(policy="uniform")
     assert known_plan(moe_specs(), uniform, GROUPS) is not None
     assert known_plan(moe_specs(), AllocationConfig(), GROUPS) is None
+
+
+@pytest.mark.parametrize(
+    ("allocation", "form", "needs"),
+    [
+        ({"policy": "uniform", "default": {"wq": "int4"}}, "compressed-tensors", "nothing"),
+        ({"policy": "uniform", "default": {"wq": "nvfp4"}}, "compressed-tensors", "alphaquant.hf"),
+        ({"policy": "budget", "formats": ["int4", "int8"]}, "compressed-tensors", None),
+        ({"policy": "budget", "formats": ["int4-asym", "int8-asym"]}, "compressed-tensors", "alphaquant.hf"),
+        ({"policy": "budget", "formats": ["int4", "bf16"]}, "gptq", "alphaquant.load"),
+        ({"policy": "budget"}, "dense", "nothing"),
+    ],
+)  # fmt: skip
+def test_what_transformers_will_need_is_foreseen_where_no_choice_changes_it(
+    allocation: dict[str, Any], form: Any, needs: str | None
+) -> None:
+    config = AllocationConfig.model_validate(allocation)
+    export = ExportConfig(format=form)
+    found = foreseen_need(moe_specs(), ARCHITECTURES["olmoe"], config, GROUPS, export)
+    assert found == needs
 
 
 @pytest.mark.parametrize(

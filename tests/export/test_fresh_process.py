@@ -1,7 +1,8 @@
 """Every format and mixture of every model row, exported here and loaded by transformers in a process that knows nothing else.
 
 What `transformers_needs` says of a checkpoint is held against what happens: plain transformers gives the logits of the
-evaluated model where nothing is needed and only there, and `import alphaquant.hf` makes it do so for all.
+evaluated model where nothing is needed and only there, and `import alphaquant.hf` makes it do so for all. The check of
+plans accepts them all for transformers, and foretells the same needs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from alphaquant.config import ExportConfig
+from alphaquant.export.consumers import plan_needs, violations
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.rows import ARCHITECTURES
 from alphaquant.models.stock import transformers_needs
@@ -34,6 +37,7 @@ from tests.export.packed_models import (
     logits,
     make_wide,
     partly_kept,
+    plan_of,
     some_zero_points,
     three_leaves,
     with_head,
@@ -50,6 +54,7 @@ GROUPS = {
 """The start of a process costs more than a dozen checkpoints: it is paid once for several rows."""
 
 
+ASKED = ExportConfig(format="compressed-tensors", consumers=("transformers",))
 FORMATS = (
     *(f"int{bits}-g32" for bits in (2, 3, 4, 6, 8)),
     *("int3-perchannel", "int4-g32-asym", "int8-g32-asym", "fp8-perchannel", "fp8-g32"),
@@ -99,7 +104,10 @@ def written(
     evaluated = logits(packed)
     assert torch.equal(evaluated, logits(dense))
     save_file({"logits": evaluated}, folder / "evaluated.safetensors")
-    return transformers_needs(packed), packed, folder / "evaluated.safetensors"
+    plan, needs = plan_of(checkpoint, mixture, head=head), transformers_needs(packed)
+    assert violations(plan, checkpoint.architecture, ASKED) == []
+    assert plan_needs(plan, checkpoint.architecture, ASKED) == needs
+    return needs, packed, folder / "evaluated.safetensors"
 
 
 def answers_of_a_child(

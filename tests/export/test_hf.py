@@ -14,13 +14,17 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 from transformers.integrations.compressed_tensors import CompressedTensorsDequantize
 
 from alphaquant import hf
+from alphaquant.evaluation.activations import simulated_activations
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.loading import load_model
 from alphaquant.models.rows import ARCHITECTURES
 from tests.export.packed_models import (
+    CPU,
     PACKABLE,
     Mixture,
     always,
+    answers,
     by_role,
     exported,
     logits,
@@ -80,6 +84,26 @@ def test_int8_for_weights_and_activations(checkpoint: Checkpoint, tmp_path: Path
     )
     decoded = {} if experts else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     assert torch.equal(stock_logits(packed, **decoded), logits(dense))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "apart"), [("mxfp4", 0), ("mxfp6", 0), ("mxfp8", 0), ("int8", 1.5), ("fp8", 1.5)]
+)
+def test_inputs_are_rounded_as_evaluation_simulates(
+    inputs: str, apart: float, tmp_path: Path
+) -> None:
+    """mx formats to the bit. Scales per token are bf16 there: `apart` times as far from ours as ours from unrounded, at most."""
+    checkpoint = make_wide(tmp_path / "model", "llama")
+    asked = {s.name: inputs for s in checkpoint.specs if s.role != "lm_head"}
+    dense, packed = exported(
+        checkpoint, always("int4-g32"), "compressed-tensors", tmp_path, activations=asked
+    )
+    model = load_model(packed, CPU, dtype=torch.bfloat16)
+    with simulated_activations(model, checkpoint.architecture, asked):
+        ours = answers(model)
+    rounding = (ours - logits(dense)).float().norm()
+    assert rounding > 0
+    assert (stock_logits(packed) - ours).float().norm() <= apart * rounding
 
 
 def test_the_patch_is_put_on_once_and_comes_off(tmp_path: Path) -> None:

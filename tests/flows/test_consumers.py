@@ -61,6 +61,23 @@ def test_plan_tells_the_checkpoint(cli: Cli) -> None:
     assert (unknown["format"], unknown["bytes"]) == ("dense", None)
 
 
+@pytest.mark.parametrize(
+    ("wq", "consumers", "needs", "said"),
+    [
+        ("int4", "transformers", "nothing", "against transformers."),
+        ("int4-asym", "transformers", "alphaquant.hf", "loads it after `import alphaquant.hf`."),
+        ("int4-asym", "vllm", "alphaquant.hf", "against vllm."),
+    ],
+)
+def test_plan_tells_what_transformers_needs(
+    wq: str, consumers: str, needs: str, said: str, cli: Cli
+) -> None:
+    asked = (*_VLLM, "--set", f"export.consumers=[{consumers}]")
+    sound = ("plan", "--model", "model", *asked, "--set", f"allocation.default.wq={wq}")
+    assert cli(*sound, "--json").json["checkpoint"]["transformers_needs"] == needs
+    assert said in " ".join(cli(*sound).stdout.split())
+
+
 def test_a_chosen_plan_is_looked_at_before_it_is_quantized(tmp_path: Path, cli: Cli) -> None:
     """What no policy could tell before is told by the stage that chooses."""
     inputs = {

@@ -85,6 +85,7 @@ def test_json_is_exactly_the_summary(cli: Cli, tmp_path: Path) -> None:
         },
     }
     assert ending.json["checkpoint"] == "out/checkpoint"
+    assert ending.json["transformers_needs"] == "nothing"
     assert ending.json["report"] == "out/report.html"
     stage = next(stage for stage in ending.json["stages"] if stage["name"] == "alpha")
     assert {"name", "state", "reason", "seconds", "key", "artifact"} <= set(stage)
