@@ -8,7 +8,8 @@ from typing import Any
 
 from alphaquant.config import RunConfig
 from alphaquant.config.file import parse_config
-from alphaquant.errors import ConfigError, nearest
+from alphaquant.errors import ConfigError, FormatError, nearest
+from alphaquant.formats.scheme import Scheme
 
 EXPERT_INDEX_PLACEHOLDER = "{expert_index}"
 """Stands for every expert's index in patterns of `dynamic`."""
@@ -74,6 +75,8 @@ class QuantizeConfig:
                     )
             if "bits" in row:
                 _check_bits(f"{where}.bits", row["bits"])
+            if "bits" in row and "format" in row:
+                _check_agreement(where, row["bits"], str(row["format"]))
             if pattern.startswith("-:"):
                 _require(not row, where, dict(row), "{}: a pattern with a minus keeps its linears")
         _require(
@@ -161,6 +164,17 @@ def _in_these_terms(message: str) -> str:
 
 def _check_bits(where: str, bits: Any) -> None:
     _require(bits in _BITS, where, bits, ", ".join(map(str, _BITS)))
+
+
+def _check_agreement(where: str, bits: Any, name: str) -> None:
+    """Raise ConfigError for a row that says two things of one linear."""
+    try:
+        own = Scheme.parse(name).number_format.bits
+    except FormatError as error:
+        raise ConfigError(f"QuantizeConfig.{where}.format: {error}") from error
+    _require(
+        bits == own, f"{where}.bits", bits, f"{own}, as format {name} has; or leave one of both out"
+    )
 
 
 def _require(sound: bool, key: str, found: Any, allowed: str) -> None:

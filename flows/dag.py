@@ -117,7 +117,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         plan=plan,
         blocks=tuned or blocks,
         routers=routers,
-        export=config.export,
+        export=config.export.as_written(),
     )
     scores = call(
         evaluate,
@@ -169,7 +169,12 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
         tokens = call.skip(calibration, f"method {config.quantization.method} looks at no inputs")
     plan, weights, blocks = _rounded(config, model, tokens, call)
     checkpoint = call(
-        export, model=weights, plan=plan, blocks=blocks, routers=None, export=config.export
+        export,
+        model=weights,
+        plan=plan,
+        blocks=blocks,
+        routers=None,
+        export=config.export.as_written(),
     )
     return Products(plan, checkpoint)
 
@@ -269,7 +274,7 @@ def _compare_settings(config: RunConfig) -> dict[str, Any]:
     """What decides rivals and their scores: not the tasks, which only the run's own plan is given."""
     return {
         "allocation": config.allocation,
-        "quantization": config.quantization.by_block(),
+        "quantization": config.quantization.by_block(*config.comparison.methods),
         "comparison": config.comparison,
         "dataset": config.evaluation.dataset,
         "sequence_length": config.evaluation.sequence_length,

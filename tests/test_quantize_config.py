@@ -81,6 +81,11 @@ def test_the_first_row_that_matches_counts() -> None:
         ({"pack_dtype": "int16"}, r"pack_dtype: 'int16' is not allowed; allowed: int32"),
         ({"dynamic": {"x": {"bitz": 4}}}, r"unknown key 'bitz' in dynamic\['x'\]; nearest: bits"),
         ({"dynamic": {"x": {"bits": 16}}}, r"dynamic\['x'\]\.bits: 16 is not allowed"),
+        (
+            {"dynamic": {"x": {"bits": 8, "format": "int4"}}},
+            r"dynamic\['x'\]\.bits: 8 is not allowed; allowed: 4, as format int4",
+        ),
+        ({"dynamic": {"x": {"bits": 4, "format": "int44"}}}, r"dynamic\['x'\]\.format: .*int44"),
         ({"dynamic": {"-:x": {"bits": 4}}}, r"dynamic\['-:x'\].*keeps its linears"),
         ({"dynamic": {"x": 4}}, r"dynamic\['x'\]: 4 is not allowed; allowed: a mapping"),
         (

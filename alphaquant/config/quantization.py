@@ -64,10 +64,12 @@ class QuantizationConfig(Section):
     tune_model_rate: float = Field(3e-3, gt=0)
     """Largest relative move of a scale per step of tuning the whole model; norms move by a quarter of it."""
 
-    def by_block(self) -> QuantizationConfig:
-        """The same without what concerns the whole model alone."""
-        whole = {"tune_model_steps", "tune_model_rate"}
-        defaults = {name: type(self).model_fields[name].default for name in whole}
+    def by_block(self, *others: Method) -> QuantizationConfig:
+        """The same without what concerns the whole model alone, and what neither its method nor `others` look at."""
+        unused = {"tune_model_steps", "tune_model_rate"}
+        if "adaround" not in (self.method, *others):
+            unused.add("learned_rounding_steps")
+        defaults = {name: type(self).model_fields[name].default for name in unused}
         tune = "none" if self.tune == "none" else "block"
         return self.model_copy(update=defaults | {"tune": tune})
 

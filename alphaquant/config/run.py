@@ -66,6 +66,11 @@ class ExportConfig(Section):
     kv_cache: Literal["fp8"] | None = None
     """compressed-tensors: ask consumers to keep keys and values in fp8, with scales of 1; scores do not include what that costs. Empty: as the consumer likes."""
 
+    def as_written(self) -> ExportConfig:
+        """The same without what is only checked: it decides no byte of the checkpoint."""
+        names = tuple(name for name in self.consumers if name == "gptqmodel")  # wants other names
+        return self.model_copy(update={"consumers": names, "tensor_parallel": 1})
+
     @model_validator(mode="after")
     def _cache_has_a_place(self) -> ExportConfig:
         if self.kv_cache and self.format != "compressed-tensors":

@@ -16,14 +16,13 @@ from alphaquant.config import Method, RunConfig
 from alphaquant.config.file import load_config
 from alphaquant.errors import AlphaQuantError, ConfigError, described
 from alphaquant.progress import reporter
-from alphaquant.store.artifacts import ArtifactStore
 from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb, quoted
 from flows.dag import quantize_only
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
 from flows.preflight import open_store, prepare
 from flows.publish import publish_checkpoint
-from flows.runner import run
+from flows.runner import Request, run
 
 _EXAMPLE = """  alphaquant quantize --src llama --dst llama-int4 --method gptq --bits 4 --group-size 128
   alphaquant quantize --src llama --method rtn --bits 8 --no-symmetric
@@ -86,7 +85,9 @@ def add_to(verbs: Verbs) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Quantize and hand the folders over. Raises BatchIncomplete when one of several models failed."""
+    """Quantize and hand the folders over. Raises UserError before the first where one of several is asked for wrongly,
+    BatchIncomplete at the end when one failed.
+    """
     console = Console(stderr=True)
     send_to_stderr(console)
     several = len(options.src) > 1
@@ -94,14 +95,15 @@ def execute(options: argparse.Namespace) -> None:
         configs = [config_of(options, source) for source in options.src]
         folders = checkpoint_folders(options, configs[0])
         store = open_store(options.store)
+        requests = [
+            prepare(config, store, folder, stages=quantize_only)
+            for config, folder in zip(configs, folders, strict=True)
+        ]
         with showing_progress(console):
             if several:
-                endings = [
-                    _ending(source, config, store, folder)
-                    for source, config, folder in zip(options.src, configs, folders, strict=True)
-                ]
+                endings = [_ending(*one) for one in zip(options.src, requests, strict=True)]
             else:
-                endings = [_quantized(configs[0], store, folders[0])]
+                endings = [run(requests[0], hand_over=publish_checkpoint)]
     failed = [ending for ending in endings if ending.get("error")]
     if options.json:
         status = "failed" if failed else "completed"
@@ -119,16 +121,11 @@ def execute(options: argparse.Namespace) -> None:
         )
 
 
-def _quantized(config: RunConfig, store: ArtifactStore, folder: Path) -> dict[str, Any]:
-    request = prepare(config, store, folder, stages=quantize_only)
-    return run(request, hand_over=publish_checkpoint)
-
-
-def _ending(source: str, config: RunConfig, store: ArtifactStore, folder: Path) -> dict[str, Any]:
+def _ending(source: str, request: Request) -> dict[str, Any]:
     """The summary of one model of several, or what went wrong."""
     reporter().note(f"model {source}")
     try:
-        return _quantized(config, store, folder)
+        return run(request, hand_over=publish_checkpoint)
     except Exception as error:  # noqa: BLE001
         reporter().note(f"model {source} failed: {described(error)}")
         return {"model": source, "status": "failed", "error": described(error)}

@@ -154,6 +154,38 @@ def test_blocks_are_the_same_whether_the_whole_model_is_tuned_behind_them() -> N
     assert "tune" not in by_block
 
 
+def test_what_changes_no_byte_runs_no_stage_again() -> None:
+    """GPUs of a consumer and its checks are looked at when a plan is made; adaround's steps by adaround alone."""
+
+    def given(**sections: Any) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+
+        class Keeper(Recorder):
+            def __call__(self, stage: Stage, **inputs: Any) -> str:
+                found[stage.name] = {k: v for k, v in inputs.items() if k != "execution"}
+                return super().__call__(stage, **inputs)
+
+        shared = {"comparison": {"random": 1}, "allocation": {"formats": ["int4", "int8"]}}
+        pipeline(parse_config(shared | sections), MODEL, Keeper())
+        return found
+
+    packed = {"format": "compressed-tensors", "consumers": ["vllm"]}
+    once = given(export=packed)
+    wider = given(export=packed | {"tensor_parallel": 4, "consumers": ["vllm", "sglang"]})
+    assert {name for name in once if once[name] != wider[name]} == {"allocate", "analyze"}
+    gptq = {"format": "gptq", "consumers": ["vllm"]}
+    named = given(export=gptq | {"consumers": ["gptqmodel"]})
+    assert named["export"] != given(export=gptq)["export"]
+    longer = given(export=packed, quantization={"learned_rounding_steps": 7})
+    assert {name for name in once if once[name] != longer[name]} == {"analyze"}
+    learned = {"method": "adaround", "learned_rounding_steps": 7}
+    assert given(quantization=learned)["quantize"]["quantization"].learned_rounding_steps == 7
+    rivals = {"uniform": ["int4"], "methods": ["adaround"]}
+    tried = given(quantization={"learned_rounding_steps": 7}, comparison=rivals)
+    assert tried["compare"]["quantization"].learned_rounding_steps == 7
+    assert tried["quantize"] == given()["quantize"]
+
+
 def test_the_names_offered_in_forms_are_the_stages_in_order() -> None:
     recorder = _drawn(WHOLE)
     assert list(recorder.given) == list(STAGE_NAMES)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from alphaquant.errors import ModelError
+from alphaquant.models.resolve import ModelRef
 from flows.cli import VERBS
 from tests.flows.conftest import Cli
 from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
@@ -397,10 +398,21 @@ def test_several_models_go_into_one_folder_under_names_that_say_how_they_were_ma
 
 
 def test_a_model_that_fails_does_not_keep_the_others_from_being_quantized(
-    cli: Cli, tmp_path: Path
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_model_folder(tmp_path / "last")
-    sources = ("--src", "model", "--src", "missing", "--src", "last")
+    for name in ("broken", "last"):
+        folder = make_model_folder(tmp_path / name)
+        (folder / "config.json").write_text(
+            (folder / "config.json").read_text().replace('"llama"', f'"llama", "is": "{name}"')
+        )
+
+    def export(out: Path, store: Any, *, model: ModelRef, **inputs: Any) -> None:
+        if Path(model.path).name == "broken":
+            raise ModelError("model.layers.0.mlp.up_proj of broken holds NaN")
+        BODIES["export"](out, store, **inputs)
+
+    use_fake_stages(monkeypatch, export=export)
+    sources = ("--src", "model", "--src", "broken", "--src", "last")
     ending = cli("quantize", *sources, "--dst", "made", "--json")
     assert ending.status == 1
     assert [found["status"] for found in ending.json["models"]] == [
@@ -410,7 +422,17 @@ def test_a_model_that_fails_does_not_keep_the_others_from_being_quantized(
         f"{name}_GPTQ_w4_g128_headbf16" for name in ("model", "last")
     }
     assert "1 of 3 models failed" in ending.stderr
+    assert "broken holds NaN" in ending.stderr
+
+
+def test_a_wrong_second_model_ends_it_before_the_first_is_quantized(
+    cli: Cli, tmp_path: Path
+) -> None:
+    ending = cli("quantize", "--src", "model", "--src", "missing", "--dst", "made")
+    assert ending.status == 2
     assert "missing" in ending.stderr
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "artifacts" / "keys").exists()
 
 
 def test_models_of_one_name_are_refused_before_anything_is_written(
