@@ -16,12 +16,8 @@ from alphaquant.export.targets import targets_by_kind
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.linear import LinearSpec
 
-_FUSED = (
-    (("q_proj", "k_proj", "v_proj"), "qkv_proj"),
-    (("q_a_proj", "kv_a_proj_with_mqa"), "fused_qkv_a_proj"),
-    (("gate_proj", "up_proj"), "gate_up_proj"),
-)
-"""Projections that vLLM loads as one, and what it calls that."""
+_KERNELS = {"qkv": "qkv_proj", "qkv_a": "fused_qkv_a_proj", "gate_up": "gate_up_proj"}
+"""What vLLM calls the module that it makes of linears with one `fused_key`, by that key's last part."""
 
 
 def quantization_config(
@@ -41,13 +37,14 @@ def quantization_config(
     used = [scheme for scheme in kinds.values() if scheme is not None]
     base = max(sorted(set(used), key=str), key=used.count)
     dynamic: dict[str, dict[str, int]] = {}
-    for found in targets_by_kind([spec for spec in specs if spec.name in kinds], kinds):
+    named = [spec for spec in specs if spec.name in kinds]
+    for found in targets_by_kind(named, kinds):
         if found.kind == base:
             continue
         sign, settings = ("-:", {}) if found.kind is None else ("+:", _settings(found.kind))
         experts = (one.pattern_with_folder for one in found.experts)
         dynamic |= {
-            sign + pattern: settings for pattern in (*_both_spellings(found.names), *experts)
+            sign + pattern: settings for pattern in (*_both_spellings(found.names, named), *experts)
         }
     return {
         "quant_method": "gptq",
@@ -67,15 +64,19 @@ def _settings(scheme: Scheme) -> dict[str, int]:
     return {"bits": scheme.number_format.bits, "group_size": scheme.group_size or -1}
 
 
-def _both_spellings(names: Sequence[str]) -> list[str]:
+def _both_spellings(names: Sequence[str], specs: Sequence[LinearSpec]) -> list[str]:
     """Patterns for exact names; those that are fused when served, and all here, also match the fused name."""
+    groups: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.expert is None and spec.fused_key.rpartition(".")[2] in _KERNELS:
+            groups.setdefault(spec.fused_key, []).append(spec.name)
     left, patterns = dict.fromkeys(names), []
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        for leaves, fused in _FUSED:
-            together = [f"{parent}.{one}" for one in leaves]
-            if leaf in leaves and all(one in left for one in together):
-                for one in together:
-                    del left[one]
-                patterns.append(rf"^{re.escape(parent)}\.({'|'.join((*leaves, fused))})$")
+    for key, members in groups.items():
+        if len(members) > 1 and all(one in left for one in members):
+            for one in members:
+                del left[one]
+            parent = members[0].rpartition(".")[0]
+            leaves = [one.rpartition(".")[2] for one in members]
+            fused = _KERNELS[key.rpartition(".")[2]]
+            patterns.append(rf"^{re.escape(parent)}\.({'|'.join((*leaves, fused))})$")
     return patterns + [f"^{re.escape(name)}$" for name in left]
