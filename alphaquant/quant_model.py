@@ -25,12 +25,12 @@ from alphaquant.errors import ConfigError, ModelError, UserError
 from alphaquant.evaluation.evaluate import evaluate_checkpoint
 from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
-from alphaquant.export.model_card import FACTS, facts_of, plan_figure, write_card
+from alphaquant.export.model_card import facts_of, plan_figure, write_card
 from alphaquant.export.packed import export_packed
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_device
 from alphaquant.models.loading import load, load_tokenizer
-from alphaquant.models.resolve import model_folder, read_config
+from alphaquant.models.resolve import FACTS, model_folder, read_config
 from alphaquant.models.rows import architecture_of
 from alphaquant.plan import QuantPlan
 from alphaquant.quantize_config import QuantizeConfig

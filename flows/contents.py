@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from alphaquant.errors import DataError
+from alphaquant.models.resolve import FACTS
 from alphaquant.store.files import read_json, sha256_of
 
 _TASK_SUFFIXES = frozenset(
     ".yaml .yml .py .json .jsonl .csv .tsv .txt .parquet .arrow".split()  # noqa: SIM905
 )
 _MOST_FILES = 2000
-_SUMMARIES = ("summary.json", "alphaquant.json")
+_SUMMARIES = ("summary.json", FACTS)
 
 
 def file_digests(names: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alphaquant.errors import UserError
+from alphaquant.models.resolve import FACTS
 from alphaquant.store.artifacts import MANIFEST, REFS
 from alphaquant.store.files import read_json
 from alphaquant.store.profile import profiles
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from flows.runner import Request
 
 SUMMARY = "summary.json"
-CHECKPOINT_SUMMARY = "alphaquant.json"
 _LINKED = ".safetensors"
 _PLAN_FIGURE = "figures/formats_by_role.png"
 """Of the report; where there is none, it is drawn for the card."""
@@ -129,7 +129,7 @@ def _is_ours(out: Path) -> bool:
         return False
     if not any(out.iterdir()):
         return True
-    found = read_json(out / SUMMARY) or read_json(out / CHECKPOINT_SUMMARY)
+    found = read_json(out / SUMMARY) or read_json(out / FACTS)
     return isinstance(found, dict) and "run_id" in found
 
 

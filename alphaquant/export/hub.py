@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alphaquant.errors import ModelError, first_line
-from alphaquant.export.model_card import FACTS, model_card, read_facts
+from alphaquant.export.model_card import model_card, read_facts
+from alphaquant.models.resolve import FACTS
 
 
 def push_to_hub(

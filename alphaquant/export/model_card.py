@@ -16,14 +16,12 @@ import yaml
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
 from alphaquant.export.folder import PROGRAM, write_json
-from alphaquant.models.resolve import read_config
+from alphaquant.models.resolve import FACTS, read_config
 from alphaquant.models.stock import WITHOUT_HF, Need, transformers_needs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FACTS = "alphaquant.json"
-"""File of a checkpoint folder that says who made it."""
 _FIGURE = "plan.png"
 _KEPT_FIELDS = ("license", "license_name", "license_link", "language")
 """What a card takes over from the original's."""

@@ -22,6 +22,8 @@ from alphaquant.store.files import sha256_of, write_json
 
 # what decides a model's behaviour; READMEs and pictures may change without effect
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
+FACTS = "alphaquant.json"
+"""File of a checkpoint folder that says who made it: nothing that computes reads it, and no digest counts it."""
 
 
 class ModelRef(BaseModel):
@@ -150,7 +152,8 @@ def _digest(folder: Path, cache_path: Path | None) -> str:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    return sorted({path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()})
+    found = {path for pattern in _FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name != FACTS)
 
 
 def _file_sum(path: Path, cache: dict[str, list[Any]]) -> str:

@@ -72,7 +72,9 @@ def _with_alphaquant(job: Job) -> dict[str, Any]:
     dtype = getattr(torch, job["dtype"])
 
     def load(device: Any) -> Any:
-        return load_model(job["checkpoint"], device, job["trust_remote_code"], dtype)
+        return load_model(
+            job["checkpoint"], device, job["trust_remote_code"], dtype, job["architecture"]
+        )
 
     return _torch_model(job, load)
 

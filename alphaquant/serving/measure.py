@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alphaquant.errors import AlphaQuantError
 from alphaquant.models.resolve import read_config
@@ -20,6 +21,7 @@ from alphaquant.serving.consumers import CONSUMERS, DENSE, Consumer, obstacle
 
 _DRIVER = Path(__file__).with_name("driver.py")
 _SAID = 300
+_LOG = "log.txt"
 METRICS = {
     "load_seconds": "seconds to load",
     "peak_bytes": "peak memory of the process",
@@ -77,6 +79,10 @@ class Load:
     batch_size: int
     device: str
     trust_remote_code: bool = False
+    architecture: Literal["auto", "generic"] = "auto"
+    """How AlphaQuant's own loader finds linears."""
+    limit: int = 3600
+    """Seconds after which a process is ended."""
 
 
 def measure_all(
@@ -130,15 +136,36 @@ def measure(
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [str(python or sys.executable), "-P", str(_DRIVER), str(folder / "job.json")]
-        with (folder / "log.txt").open("wb") as log:
-            ended = subprocess.run(
-                command, stdout=log, stderr=log, env=_environment(python), cwd=folder, check=False
-            )
+        code = _ended(command, folder, _environment(python), load.limit)
         report = folder / "report.json"
-        if ended.returncode or not report.is_file():
-            raise MeasurementError(_last_words(folder / "log.txt", ended.returncode))
+        if code or not report.is_file():
+            raise MeasurementError(_last_words(folder / _LOG, code))
         found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         return found
+
+
+def _ended(command: Sequence[str], folder: Path, environment: Mapping[str, str], limit: int) -> int:
+    """The exit status of a command. Raises MeasurementError when it is ended after `limit` seconds."""
+    with (folder / _LOG).open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,  # processes that it starts are ended with it
+        )
+        try:
+            return child.wait(limit)
+        except subprocess.TimeoutExpired as error:
+            raise MeasurementError(
+                f"it took longer than {limit} s; give it more with --limit"
+            ) from error
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
 
 
 def _row(

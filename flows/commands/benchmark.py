@@ -61,9 +61,16 @@ def add_to(verbs: Verbs) -> None:
         ("new-tokens", 64, "tokens to write"),
         ("batch-size", 1, "sequences at once"),
         ("repeats", 3, "processes per row; figures are medians"),
+        ("limit", 3600, "seconds that one process may take"),
     ):
         add(f"--{name}", type=_count, default=default, metavar="N", help=f"{meaning} ({default})")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add(
+        "--architecture",
+        choices=("auto", "generic"),
+        default="auto",
+        help="generic: a type without a row, for AlphaQuant's own loader",
+    )
     add("--trust-remote-code", action="store_true", help="let code of the model run")
     add("--out", type=Path, metavar="DIR", help="keep table and figure here (a run: its folder)")
     add_json(parser)
@@ -167,6 +174,8 @@ def _load(options: argparse.Namespace, contenders: Sequence[Contender]) -> Load:
         options.batch_size,
         options.device,
         options.trust_remote_code,
+        options.architecture,
+        options.limit,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError
-from alphaquant.models.resolve import resolve_model
+from alphaquant.models.resolve import FACTS, resolve_model
 from alphaquant.store.files import sha256_of
 from tests.tiny import make_model
 
@@ -41,6 +41,13 @@ def test_digest_follows_content_not_place(folder: Path, sharded: Path) -> None:
     assert ours.model_type == "olmoe"
     edit_config(folder, rms_norm_eps=1e-3)
     assert resolve_model(ModelConfig(path=str(folder))).digest != theirs.digest
+
+
+def test_who_made_a_checkpoint_and_when_is_not_in_its_digest(folder: Path) -> None:
+    """A checkpoint that is handed over again would be evaluated again."""
+    before = resolve_model(ModelConfig(path=str(folder))).digest
+    (folder / FACTS).write_text('{"run_id": "1"}')
+    assert resolve_model(ModelConfig(path=str(folder))).digest == before
 
 
 def test_digest_cache_sees_a_change_of_equal_size(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from alphaquant.errors import ConfigError, ModelError
+from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.reporting.figures_serving import serving
 from alphaquant.serving.consumers import CONSUMERS, obstacle, pythons
 from alphaquant.serving.driver import computed_with, prompts
@@ -192,6 +193,33 @@ def test_a_consumer_that_fails_is_listed_with_its_last_words(
     assert "nothing could be measured" in said
     assert answer["rows"] == []
     assert "failed: AttributeError" in answer["not_measured"][0]["reason"]
+
+
+def test_a_consumer_that_hangs_is_ended_with_all_that_it_started(
+    models: Path, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    hanging = f"""
+import pathlib, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+pathlib.Path({str(tmp_path / "child")!r}).write_text(str(child.pid))
+time.sleep(600)
+"""
+    python = environment(tmp_path / "environment", "gptqmodel", hanging)
+    choice = ("--consumers", "gptqmodel", "--python", f"gptqmodel={python}", "--limit", 3)
+    _, answer, _ = benchmark(models / "gptq", *choice, *SHORT)
+    assert "took longer than 3 s; give it more with --limit" in answer["not_measured"][0]["reason"]
+    state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
+    assert not state.is_file() or state.read_text().split()[2] == "Z"  # dead, if not yet waited for
+
+
+@pytest.mark.slow
+def test_a_type_without_a_row_is_measured_too(benchmark: Benchmark, tmp_path: Path) -> None:
+    source = Checkpoint(make_model(tmp_path / "model", "olmo2", **SIZES), architecture="generic")
+    _, packed = exported(source, lambda spec: "int4-g32", "compressed-tensors", tmp_path)
+    choice = (packed, "--consumers", "alphaquant", *SHORT)
+    assert benchmark(*choice)[0] == 1
+    _, answer, _ = benchmark(*choice, "--architecture", "generic")
+    assert answer["rows"][0]["computed_with"] == "weights decoded to bfloat16"
 
 
 def test_a_run_folder_names_checkpoint_and_original(models: Path, tmp_path: Path) -> None:
