@@ -47,7 +47,8 @@ def plan_needs(plan: QuantPlan, architecture: Architecture, export: ExportConfig
 
     Raises FormatError for a scheme that `export` does not carry.
     """
-    stored = [(linear.in_experts, _stored(linear, export)) for linear in candidates(plan, export)]
+    alike = {(one.in_experts, *one.stored): one for one in candidates(plan, export)}
+    stored = [(linear.in_experts, _stored(linear, export)) for linear in alike.values()]
     if export.format == "dense" or all(kind is None for _, kind in stored):
         return need_of(architecture.model_type, ())
     if export.format != _ACTIVE:
