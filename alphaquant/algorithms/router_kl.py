@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from alphaquant.linalg.divergence import divergence
+
 TOP = 64
 """Tokens whose probabilities are kept for training: 8 bytes each, 134 MB for 128 windows of 2048 tokens."""
 
@@ -46,7 +48,7 @@ def top_kl(head: nn.Module, original: TopPrediction, hidden: Tensor) -> Tensor:
         log_p = original.log_p[number].to(window.device)
         log_rest = original.log_rest[number].to(window.device)
         ours, our_rest = _grouped(head(window).float(), index)
-        kl = (log_p.exp() * (log_p - ours)).sum(-1) + log_rest.exp() * (log_rest - our_rest)
+        kl = divergence(log_p, ours) + divergence(log_rest[..., None], our_rest[..., None])
         return kl.mean()
 
     return _mean_over_windows(of, hidden)
@@ -74,7 +76,7 @@ def kl_divergence(
         with torch.no_grad():
             log_p = torch.log_softmax(head(theirs.to(mine.device)).float(), -1)
             log_q = torch.log_softmax((our_head or head)(mine).float(), -1)
-            kept.append((log_p.exp() * (log_p - log_q)).sum(-1).cpu())
+            kept.append(divergence(log_p, log_q).cpu())
     return torch.stack(kept)
 
 
@@ -87,7 +89,7 @@ def full_kl(
         with torch.no_grad():
             log_p = torch.log_softmax(head(original[number].to(window.device)).float(), -1)
         log_q = torch.log_softmax((our_head or head)(window).float(), -1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        return divergence(log_p, log_q).mean()
 
     return _mean_over_windows(of, ours)
 

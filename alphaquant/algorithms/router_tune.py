@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.config import RouterConfig
+from alphaquant.linalg.divergence import divergence
 from alphaquant.models.architecture import Scoring
 
 ROUTING_SHARE = 1.0
@@ -28,7 +29,7 @@ def routing_divergence(theirs: Tensor, ours: Tensor, scoring: Scoring) -> Tensor
     """
     if scoring == "softmax":
         log_p, log_q = torch.log_softmax(theirs, -1), torch.log_softmax(ours, -1)
-        return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        return divergence(log_p, log_q).mean()
     chance, log = torch.sigmoid(theirs), nn.functional.logsigmoid
     chosen = chance * (log(theirs) - log(ours))
     left_out = (1 - chance) * (log(-theirs) - log(-ours))
