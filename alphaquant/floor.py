@@ -218,9 +218,6 @@ def spectra(model: Checkpoint, config: AlphaConfig) -> dict[Step, Work]:
     }
 
 
-def compared(model: Checkpoint, tokens: Tokens) -> dict[Step, Work]:
-    """Both models over the same tokens, heads included."""
-    return {
-        "load weights": stored_bytes(model) * 2,
-        "forward": forward(model.plannable, tokens) * 2,
-    }
+def predicted(model: Checkpoint, tokens: Tokens) -> dict[Step, Work]:
+    """A model over tokens, its head included."""
+    return {"load weights": stored_bytes(model), "forward": forward(model.plannable, tokens)}

@@ -6,7 +6,7 @@ run (`alphaquant plan`) and the Prefect flow: they differ in `call` only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -14,10 +14,13 @@ from alphaquant.config import UNCALIBRATED, RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
+from flows.stage_inputs import baseline_inputs, compare_settings, sensitivity_settings
 from tasks.allocate import allocate
 from tasks.alpha import alpha
 from tasks.analyze import analyze
+from tasks.answers import answers
 from tasks.balance import balance
+from tasks.baseline import baseline
 from tasks.calibration import calibration
 from tasks.compare import compare
 from tasks.evaluate import evaluate
@@ -31,6 +34,8 @@ from tasks.tune import tune
 StageName: TypeAlias = Literal[
     "calibration",
     "balance",
+    "baseline",
+    "answers",
     "alpha",
     "rotate",
     "sensitivity",
@@ -76,6 +81,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """Compress a model, score it and report."""
     here, rounding = config.execution, config.quantization.by_block()
     tokens = _tokens(config, model, call)
+    original = _original(config, model, call)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     if config.rotation.kind == "none":
         turned = call.skip(rotate, "rotation.kind is none")
@@ -119,16 +125,8 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
         routers=routers,
         export=config.export.as_written(),
     )
-    scores = call(
-        evaluate,
-        model=model,
-        checkpoint=checkpoint,
-        plan=plan,
-        evaluation=config.evaluation,
-        files=file_digests([config.evaluation.dataset, *config.evaluation.tasks]),
-        execution=here,
-    )
-    if not (config.comparison.uniform or config.comparison.random):
+    scores = _score(config, model, checkpoint, original, call, plan)
+    if not _has_rivals(config):
         rivals = call.skip(compare, "comparison names no rival plans")
     else:
         rivals = call(
@@ -137,7 +135,8 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
             plan=plan,
             blocks=blocks,
             tokens=tokens,
-            **_compare_settings(config),
+            baseline=original.baseline,
+            **compare_settings(config),
             **({"original": model} if turned else {}),
             execution=here,
         )
@@ -161,6 +160,68 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     return Products(plan, checkpoint, scores, report)
 
 
+@dataclass(frozen=True)
+class Original:
+    """What the original makes of held-out text and of the tasks; None where nobody asked."""
+
+    baseline: Any
+    answers: Any
+
+
+def evaluate_checkpoints(
+    config: RunConfig, model: ModelRef, checkpoints: Sequence[ModelRef], call: Call
+) -> list[Any]:
+    """The scores of checkpoints that others made, against an original that is evaluated once."""
+    original = _original(config, model, call)
+    return [_score(config, model, checkpoint, original, call) for checkpoint in checkpoints]
+
+
+def _original(config: RunConfig, model: ModelRef, call: Call) -> Original:
+    """Evaluate the original, once for every plan and checkpoint."""
+    if config.evaluation.perplexity or _has_rivals(config):
+        kept = call(baseline, **baseline_inputs(config, model))
+    else:
+        kept = call.skip(baseline, "evaluation.perplexity is false")
+    if not config.evaluation.tasks:
+        return Original(kept, call.skip(answers, "evaluation.tasks is empty"))
+    found = call(
+        answers,
+        model=model,
+        tasks=config.evaluation.tasks,
+        sequence_length=config.evaluation.sequence_length,
+        limit=config.evaluation.limit,
+        files=file_digests(config.evaluation.tasks),
+        execution=config.execution,
+    )
+    return Original(kept, found)
+
+
+def _score(
+    config: RunConfig,
+    model: ModelRef,
+    checkpoint: Any,
+    original: Original,
+    call: Call,
+    plan: Any = None,
+) -> Any:
+    """Evaluate a checkpoint against what the original made of the same text and tasks."""
+    return call(
+        evaluate,
+        model=model,
+        checkpoint=checkpoint,
+        plan=plan,
+        evaluation=config.evaluation,
+        files=file_digests(config.evaluation.tasks),
+        baseline=original.baseline if config.evaluation.perplexity else None,
+        answers=original.answers,
+        execution=config.execution,
+    )
+
+
+def _has_rivals(config: RunConfig) -> bool:
+    return bool(config.comparison.uniform or config.comparison.random)
+
+
 def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """The short way: one format for all linears, no scores."""
     if needs_calibration(config):
@@ -182,6 +243,7 @@ def quantize_only(config: RunConfig, model: ModelRef, call: Call) -> Products:
 def quantize_and_measure(config: RunConfig, model: ModelRef, call: Call) -> Products:
     """A point of a comparison: one format for all linears, measured beside the original, not exported."""
     tokens = _tokens(config, model, call)
+    kept = call(baseline, **baseline_inputs(config, model))
     seen = tokens if needs_calibration(config) else None
     plan, weights, blocks = _rounded(config, model, seen, call)
     scores = call(
@@ -190,7 +252,8 @@ def quantize_and_measure(config: RunConfig, model: ModelRef, call: Call) -> Prod
         plan=plan,
         blocks=blocks,
         tokens=tokens,
-        **_compare_settings(config),
+        baseline=kept,
+        **compare_settings(config),
         **({"original": model} if config.rotation.kind != "none" else {}),
         execution=config.execution,
     )
@@ -254,30 +317,3 @@ def _tuned(config: RunConfig, weights: Any, blocks: Any, tokens: Any, call: Call
         quantization=config.quantization,
         execution=config.execution,
     )
-
-
-def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
-    """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
-    rounding = config.quantization
-    return {
-        "formats": config.allocation.formats,
-        "group_size": rounding.group_size,
-        "symmetric": rounding.symmetric,
-        "scale_search": rounding.scale_search,
-        "damping": rounding.damping,
-        "expert_shrinkage": rounding.expert_shrinkage,
-        "routing_weight": rounding.routing_weight,
-    }
-
-
-def _compare_settings(config: RunConfig) -> dict[str, Any]:
-    """What decides rivals and their scores: not the tasks, which only the run's own plan is given."""
-    return {
-        "allocation": config.allocation,
-        "quantization": config.quantization.by_block(*config.comparison.methods),
-        "comparison": config.comparison,
-        "dataset": config.evaluation.dataset,
-        "sequence_length": config.evaluation.sequence_length,
-        "limit": config.evaluation.limit,
-        "files": file_digests([config.evaluation.dataset]),
-    }

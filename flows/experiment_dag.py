@@ -15,20 +15,20 @@ from alphaquant.config import RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
-from flows.dag import sensitivity_settings
+from flows.stage_inputs import baseline_inputs, sensitivity_settings
 from tasks.alpha import alpha
 from tasks.arm import arm
 from tasks.balance import balance
+from tasks.baseline import baseline
 from tasks.calibration import calibration
 from tasks.conclude import conclude
 from tasks.evaluate import evaluate
 from tasks.oracle import oracle
 from tasks.rotate import rotate
 from tasks.sensitivity import sensitivity
-from tasks.teacher import teacher
 from tasks.trial import trial
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (oracle, arm, teacher, trial, conclude)}
+STAGES: dict[str, Stage] = {stage.name: stage for stage in (oracle, arm, trial, conclude)}
 """Stages that only experiments have."""
 FRONT = ("fisher", "low", "high")
 """Arms that the Pareto front shows at several bits."""
@@ -82,20 +82,7 @@ def experiment(
         )
         for name in ("hill", "farms")
     }
-    original = calls.step(
-        Step(
-            "teacher",
-            teacher,
-            {
-                "model": model,
-                "dataset": config.evaluation.dataset,
-                "sequence_length": config.evaluation.sequence_length,
-                "limit": config.evaluation.limit,
-                "files": file_digests([config.evaluation.dataset]),
-                "execution": here,
-            },
-        )
-    )
+    kept = calls.step(Step("baseline", baseline, baseline_inputs(config, model)))
     turned = None
     if config.rotation.kind != "none":
         turned = calls.step(Step("rotate", rotate, {"model": model, "rotation": config.rotation}))
@@ -145,7 +132,7 @@ def experiment(
                     "model": weights,
                     "plans": planned[label],
                     "tokens": seed.tokens,
-                    "teacher": original,
+                    "baseline": kept,
                     "quantization": rounding,
                     "execution": here,
                     **({"original": model} if turned else {}),
@@ -154,7 +141,7 @@ def experiment(
             for label, (_, seed) in wanted.items()
         ]
     )
-    scored = calls.all([_rival(config, model, text, place) for text, place in rivals.items()])
+    scored = calls.all([_rival(config, model, kept, text, place) for text, place in rivals.items()])
     return calls.step(
         Step(
             "conclude",
@@ -163,7 +150,7 @@ def experiment(
                 "model": model,
                 "name": model.name,
                 "config": config.model_dump(mode="json", exclude={"model", "execution"}),
-                "teacher": original,
+                "baseline": kept,
                 "alphas": guides,
                 "losses": [seed.losses for seed in seeds],
                 "oracles": [seed.oracle for seed in seeds if seed.oracle is not None],
@@ -223,7 +210,7 @@ def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number
     return _Seed(number, tokens, losses, alone)
 
 
-def _rival(config: RunConfig, model: ModelRef, text: str, place: ModelRef) -> Step:
+def _rival(config: RunConfig, model: ModelRef, kept: Any, text: str, place: ModelRef) -> Step:
     """Score another software's checkpoint on the same windows."""
     evaluation = config.evaluation.model_copy(update={"perplexity": True, "tasks": ()})
     return Step(
@@ -234,7 +221,9 @@ def _rival(config: RunConfig, model: ModelRef, text: str, place: ModelRef) -> St
             "checkpoint": place,
             "plan": None,
             "evaluation": evaluation,
-            "files": file_digests([evaluation.dataset]),
+            "files": {},
+            "baseline": kept,
+            "answers": None,
             "execution": config.execution,
         },
     )

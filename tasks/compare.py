@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.inputs import load_tokens, open_model, open_weights
+from tasks.room import room_of
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -32,39 +33,33 @@ def compare(
     allocation: AllocationConfig,
     quantization: QuantizationConfig,
     comparison: ComparisonConfig,
-    dataset: str,
-    sequence_length: int,
-    limit: int | None,
-    files: dict[str, str],
+    baseline: ArtifactRef,
     execution: ExecutionConfig,
     original: ModelRef | None = None,
 ) -> None:
     """Write `rivals.parquet`, with the columns of `scores.parquet` and one label per rival.
 
-    `files`, the digest of the text that `dataset` names, is for the key. `original` is what rivals are
-    measured against when `model` is its rotated form.
+    `baseline` is what rivals are measured against: what `original` makes of held-out text when `model` is its rotated
+    form, `model` itself otherwise.
     """
+    from alphaquant.evaluation.baseline import Baseline
     from alphaquant.evaluation.rivals import rival_scores
     from alphaquant.evaluation.scores import scores_table
-    from alphaquant.models.device import compute_device
     from alphaquant.plan import QuantPlan
-    from alphaquant.text.sources import load_documents
-    from alphaquant.text.windows import evaluation_windows
 
-    checkpoint = open_weights(store, model)
-    length = min(sequence_length, checkpoint.context_length)
-    documents = load_documents(dataset, "evaluation")
+    checkpoint, room = open_weights(store, model), room_of(execution)
+    kept = Baseline(store.path(baseline))
     scores = rival_scores(
         checkpoint,
         QuantPlan.load(store.path(plan), checkpoint.plannable),
         store.block_paths(blocks),
         load_tokens(store, tokens),
-        evaluation_windows(checkpoint.tokenizer, documents, length, limit),
+        kept.windows,
+        kept.predictions(open_model(original) if original else checkpoint, room.device),
         allocation,
         quantization,
         comparison,
-        device=compute_device(execution.device),
-        batch_size=execution.batch_size,
-        original=open_model(original) if original else None,
+        room,
+        rotated=original is not None,
     )
     scores_table(scores).to_parquet(out / "rivals.parquet", index=False)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.inputs import read_table
 from tasks.stage import stage
-from tasks.teacher import HIDDEN
 
 if TYPE_CHECKING:
     from alphaquant.models.resolve import ModelRef
@@ -24,7 +23,7 @@ def conclude(
     model: ModelRef,
     name: str,
     config: dict[str, Any],
-    teacher: ArtifactRef,
+    baseline: ArtifactRef,
     alphas: dict[str, ArtifactRef],
     losses: list[ArtifactRef],
     oracles: list[ArtifactRef],
@@ -36,8 +35,8 @@ def conclude(
     `comparisons.parquet`, one row per compared pair, and `verdict.json`.
     """
     import pandas as pd
-    from safetensors import safe_open
 
+    from alphaquant.evaluation.baseline import Baseline
     from alphaquant.reporting.experiment import write_experiment
     from alphaquant.reporting.experiment_tables import ExperimentInputs, Measured
 
@@ -46,8 +45,6 @@ def conclude(
         assert found is not None
         return found
 
-    with safe_open(store.path(teacher) / HIDDEN, framework="np") as file:
-        original = file.get_tensor("loss")
     measured = [
         Measured(
             label,
@@ -60,7 +57,7 @@ def conclude(
         model=name,
         config=config,
         measured=measured,
-        original_loss=original,
+        original_loss=Baseline(store.path(baseline)).loss.numpy(),
         alphas={kind: table(ref, "alpha") for kind, ref in alphas.items()},
         losses=[table(ref, "sensitivity") for ref in losses],
         oracles=[table(ref, "oracle") for ref in oracles],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from alphaquant.store.artifacts import ArtifactRef
 from tasks.inputs import open_model
+from tasks.room import room_of
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -25,25 +26,30 @@ def evaluate(
     plan: ArtifactRef | None,
     evaluation: EvaluationConfig,
     files: dict[str, str],
+    baseline: ArtifactRef | None,
+    answers: ArtifactRef | None,
     execution: ExecutionConfig,
 ) -> None:
     """Write `scores.parquet`, one row per task, metric and model.
 
     `checkpoint` is one of the store's or any model folder; `plan` tells which activations to simulate;
-    `files`, digests of the text and task files that `evaluation` names, is for the key.
+    `files`, digests of the task files that `evaluation` names, is for the key; `baseline` and `answers` are what the
+    original makes of the text and the tasks, None where nobody asked for such scores.
     """
-    from alphaquant.evaluation.evaluate import evaluate_checkpoint
-    from alphaquant.models.device import compute_device
+    from alphaquant.evaluation.answers import load_answers
+    from alphaquant.evaluation.baseline import Baseline
+    from alphaquant.evaluation.evaluate import score_checkpoint
     from alphaquant.plan import QuantPlan
 
     original = open_model(model)
     folder = store.path(checkpoint) if isinstance(checkpoint, ArtifactRef) else checkpoint.path
-    table = evaluate_checkpoint(
+    table = score_checkpoint(
         original,
         Path(folder),
         evaluation,
-        device=compute_device(execution.device),
-        batch_size=execution.batch_size,
+        Baseline(store.path(baseline)) if baseline else None,
+        load_answers(store.path(answers)) if answers else None,
+        room_of(execution),
         activations=QuantPlan.load(store.path(plan), original.plannable).activations
         if plan
         else None,

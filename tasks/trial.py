@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from alphaquant.progress import track
 from tasks.inputs import load_tokens, open_model, open_weights
+from tasks.room import room_of
 from tasks.stage import stage
-from tasks.teacher import HIDDEN
 
 if TYPE_CHECKING:
     from alphaquant.config import ExecutionConfig, QuantizationConfig
@@ -27,7 +27,7 @@ def trial(
     model: ModelRef | ArtifactRef,
     plans: ArtifactRef,
     tokens: ArtifactRef,
-    teacher: ArtifactRef,
+    baseline: ArtifactRef,
     quantization: QuantizationConfig,
     execution: ExecutionConfig,
     original: ModelRef | None = None,
@@ -39,41 +39,41 @@ def trial(
     weights are not kept.
     """
     import pandas as pd
-    from safetensors.torch import load_file
 
     from alphaquant.algorithms.plan_tables import read_plans
     from alphaquant.algorithms.quantize_model import quantized_for_now
-    from alphaquant.evaluation.ruler import Ruler
-    from alphaquant.models.device import compute_device
+    from alphaquant.evaluation.baseline import Baseline
+    from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 
     checkpoint = open_weights(store, model)
     table = pd.read_parquet(store.path(plans) / "plans.parquet")
     found = read_plans(table, checkpoint.plannable)
-    finished = store.block_cache(model=model, tokens=tokens, teacher=teacher, rounding=quantization)
-    held = load_file(store.path(teacher) / HIDDEN)
-    device, windows = compute_device(execution.device), load_tokens(store, tokens)
-    ruler: Ruler | None = None
+    finished = store.block_cache(
+        model=model, tokens=tokens, baseline=baseline, rounding=quantization
+    )
+    kept, room, windows = (
+        Baseline(store.path(baseline)),
+        room_of(execution),
+        load_tokens(store, tokens),
+    )
+    ruler: Ruler | BlockRuler | None = None
     parts = []
     for draw, plan in enumerate(track(found, "plan", len(found))):
         schemes = {name: str(scheme) for name, scheme in plan.schemes.items()}
         folder = finished.get(draw, schemes)
         if folder is None:
             if ruler is None:  # not before a plan has to be measured
-                ruler = Ruler(
-                    checkpoint,
-                    held["windows"],
-                    device,
-                    execution.batch_size,
-                    original=open_model(original) if original else None,
-                    hidden=held["hidden"],
+                against = open_model(original) if original else checkpoint
+                ruler = ruler_for(
+                    checkpoint, kept.windows, room, kept.predictions(against, room.device)
                 )
             with quantized_for_now(
                 checkpoint,
                 plan,
                 windows,
                 quantization,
-                device=device,
-                batch_size=execution.batch_size,
+                device=room.device,
+                batch_size=room.batch_size,
             ) as blocks:
                 ruler.put_blocks(blocks)
             scores = ruler.measure()
@@ -83,7 +83,7 @@ def trial(
                 schemes,
                 lambda place, m=measured: m.to_parquet(place / _TABLE, index=False),  # type: ignore[misc]
             )
-        kept = pd.read_parquet(folder / _TABLE)
-        parts.append(kept.assign(draw=draw, window=range(len(kept))))
+        scored = pd.read_parquet(folder / _TABLE)
+        parts.append(scored.assign(draw=draw, window=range(len(scored))))
     columns = ["draw", "window", "kl", "loss"]
     pd.concat(parts, ignore_index=True)[columns].to_parquet(out / _TABLE, index=False)

@@ -23,7 +23,6 @@ from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
-from alphaquant.progress import track
 
 
 class Norm:
@@ -138,18 +137,6 @@ class TunableModel:
                 hidden = block.run(hidden)
             last = model.final_norm(hidden).to(model.dtype)
             return full_kl(self._head, original, last, self._our_head)
-
-
-def last_hidden(
-    checkpoint: Checkpoint, batches: Sequence[Tensor], device: torch.device
-) -> list[Tensor]:
-    """The original's normed last hidden states, on the CPU: exact predictions, and smaller by vocabulary over width."""
-    model = BlockModel(checkpoint, device, compute_dtype(device))
-    hidden = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
-    for index in track(range(checkpoint.blocks), "original block", checkpoint.blocks):
-        hidden = list(model.advance(model.block(index), index, hidden))
-    with torch.no_grad():
-        return [model.final_norm(batch.to(device)).cpu() for batch in hidden]
 
 
 def _alike(

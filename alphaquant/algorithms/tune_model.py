@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.schedule import warm_cosine
-from alphaquant.algorithms.tunable_model import TunableModel, last_hidden
+from alphaquant.algorithms.tunable_model import TunableModel
 from alphaquant.algorithms.tuning_memory import require_memory
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
+from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import compute_dtype
+from alphaquant.models.streamed import last_hidden
 from alphaquant.progress import reporter
 from alphaquant.text.windows import held_out
 
@@ -72,7 +75,9 @@ def tune_model(
     size = min(config.tune_batch_size, batch_size)
     batches = [batch.split(size) for batch in tokens[:first].split(config.tune_batch_size)]
     batches.append(tokens[first:].split(size))
-    teacher = iter(last_hidden(checkpoint, [*itertools.chain(*batches)], device))
+    original = BlockModel(checkpoint, device, compute_dtype(device))
+    teacher = iter(last_hidden(original, [*itertools.chain(*batches)]))
+    del original
     *train, held = [[(part, next(teacher)) for part in parts] for parts in batches]
     student = TunableModel(checkpoint, folders, device)
 

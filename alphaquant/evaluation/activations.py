@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from alphaquant.errors import ModelError
 from alphaquant.formats.grid import fake_quantize
@@ -37,12 +38,26 @@ def simulated_activations(
         yield
         return
     unfuse(model, share=True)
-    with contextlib.ExitStack() as hooks:
-        for linear, text in activations.items():
-            module = model.get_submodule(architecture.module_name(linear))
-            scheme = Scheme.parse(text, group_size=None)
-            hooks.callback(module.register_forward_pre_hook(_round_input(linear, scheme)).remove)
+    modules = {name: model.get_submodule(architecture.module_name(name)) for name in activations}
+    with rounded_inputs(modules, activations):
         yield
+
+
+@contextlib.contextmanager
+def rounded_inputs(
+    modules: Mapping[str, nn.Module], activations: Mapping[str, str]
+) -> Iterator[None]:
+    """While open, each module's input passes through the format that `activations` has for its linear, its key."""
+    with contextlib.ExitStack() as hooks:
+        for linear, module in modules.items():
+            hooks.callback(round_inputs(module, linear, activations[linear]).remove)
+        yield
+
+
+def round_inputs(module: nn.Module, linear: str, activation: str) -> RemovableHandle:
+    """Let a module's input pass through a format until the handle is removed; `linear` names it in errors."""
+    scheme = Scheme.parse(activation, group_size=None)
+    return module.register_forward_pre_hook(_round_input(linear, scheme))
 
 
 def asked_activations(

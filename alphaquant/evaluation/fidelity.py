@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
@@ -24,13 +23,12 @@ from alphaquant.evaluation.bootstrap import (
     weighted_mean,
     weighted_quantile,
 )
-from alphaquant.evaluation.perplexity import logits_of
+from alphaquant.evaluation.perplexity import next_token_losses
+from alphaquant.evaluation.predictions import Predictions, log_probabilities, position_slices
 from alphaquant.evaluation.scores import HELDOUT, ORIGINAL, QUANTIZED, Score
-from alphaquant.progress import track
+from alphaquant.linalg.divergence import divergence
 
 TAIL = 0.999
-POSITIONS = 256
-"""Positions whose fp32 distributions exist at one time, per window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,75 +42,56 @@ class TokenComparison:
     flips: Tensor
 
 
+@timed("forward")
 def compare(
-    original: nn.Module,
-    quantized: nn.Module,
+    original: Predictions,
+    quantized: Predictions,
     windows: Tensor,
     *,
-    batch_size: int = 8,
-    device: torch.device | str = "cpu",
     task: str = HELDOUT,
     label: str = QUANTIZED,
-    what: str = "fidelity",
 ) -> list[Score]:
     """Perplexity of both, mean and 99.9th-percentile KL, top-1 agreement and flips, with intervals.
 
-    `windows` is int64 `[windows, length]`; both models are on `device`. `label` names the compared
-    model in the rows. Raises ModelError when the vocabularies differ.
+    `windows` is int64 `[windows, length]`, what both predict. `label` names the compared model in the rows. Raises
+    ModelError when the vocabularies differ.
     """
-    tokens = compare_tokens(
-        original, quantized, windows, batch_size=batch_size, device=device, what=what
-    )
-    return fidelity_scores(tokens, task=task, label=label)
+    return fidelity_scores(compare_tokens(original, quantized, windows), task=task, label=label)
 
 
-@timed("forward")
 @torch.inference_mode()
 def compare_tokens(
-    original: nn.Module,
-    quantized: nn.Module,
-    windows: Tensor,
-    *,
-    batch_size: int = 8,
-    device: torch.device | str = "cpu",
-    what: str = "fidelity",
+    original: Predictions, quantized: Predictions, windows: Tensor
 ) -> TokenComparison:
-    """Run both models over `windows`, holding one batch of logits of each at a time."""
-    original.eval()
-    quantized.eval()
-    chunks = windows.split(batch_size)
+    """What both say of `windows` `[windows, length]`, holding the logits of one slice of positions of each."""
     parts: list[list[Tensor]] = []
-    for chunk in track(chunks, what, len(chunks)):
-        tokens = chunk.to(device)
-        first, second = logits_of(original, tokens), logits_of(quantized, tokens)
-        if first.shape != second.shape:
-            raise ModelError(
-                f"the models cannot be compared: their vocabularies have {first.shape[-1]} and "
-                f"{second.shape[-1]} tokens; compare checkpoints of the same original"
-            )
+    for tokens, first, second in zip(windows, original.hidden, quantized.hidden, strict=True):
         slices = [
-            _compare_slice(first[:, at:end], second[:, at:end], tokens[:, at + 1 : end + 1])
-            for at in range(0, tokens.shape[1] - 1, POSITIONS)
-            for end in [min(at + POSITIONS, tokens.shape[1] - 1)]
+            _compare_slice(
+                log_probabilities(original.head, first[at]),
+                log_probabilities(quantized.head, second[at]),
+                tokens[1:][at],
+            )
+            for at in position_slices(len(tokens))
         ]
-        parts.append([torch.cat(column, dim=1).cpu() for column in zip(*slices, strict=True)])
-    return TokenComparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts.append([torch.cat(column).cpu() for column in zip(*slices, strict=True)])
+    return TokenComparison(*(torch.stack(column) for column in zip(*parts, strict=True)))
 
 
-def _compare_slice(first: Tensor, second: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    log_p = functional.log_softmax(first.float(), dim=-1)
-    log_q = functional.log_softmax(second.float(), dim=-1)
-    p = log_p.exp()
-    # A token that the original rules out (-inf logit) adds nothing, whatever the other says.
-    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1).clamp_min(0)
+def _compare_slice(log_p: Tensor, log_q: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    if log_p.shape != log_q.shape:
+        raise ModelError(
+            f"the models cannot be compared: their vocabularies have {log_p.shape[-1]} and "
+            f"{log_q.shape[-1]} tokens; compare checkpoints of the same original"
+        )
+    true = targets.to(log_p.device)
     top_p, top_q = log_p.argmax(dim=-1), log_q.argmax(dim=-1)
-    true = targets.unsqueeze(-1)
     return (
-        kl,
-        -log_p.gather(-1, true).squeeze(-1),
-        -log_q.gather(-1, true).squeeze(-1),
+        divergence(log_p, log_q).clamp_min(0),
+        next_token_losses(log_p, true),
+        next_token_losses(log_q, true),
         top_p == top_q,
-        (top_p == targets) != (top_q == targets),
+        (top_p == true) != (top_q == true),
     )
 
 

@@ -16,6 +16,7 @@ from alphaquant.algorithms.allocation_groups import Group
 from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.algorithms.quantized_block import block_weights, blocks_of
 from alphaquant.config import QuantizationConfig
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
@@ -57,7 +58,8 @@ def one_at_a_time(
     """
     import pandas as pd
 
-    ruler = Ruler(checkpoint, tokens[: max(1, TOKENS // tokens.shape[1])], device, batch_size)
+    some = tokens[: max(1, TOKENS // tokens.shape[1])]
+    ruler = Ruler(checkpoint, some, Room(device, batch_size))
     with quantized_for_now(
         checkpoint, plan, tokens, quantization, device=device, batch_size=batch_size
     ) as folders:

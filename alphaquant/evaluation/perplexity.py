@@ -8,49 +8,33 @@ the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from alphaquant.progress import track
-
-
-def next_token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    """-log p of every next token, fp32 `[windows, length - 1]`, in nats.
-
-    `logits` are `[windows, length, vocabulary]` and `tokens` `[windows, length]`.
-    """
-    scores = functional.log_softmax(logits[:, :-1].float(), dim=-1)
-    return -scores.gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
-
-
-def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Logits `[windows, length, vocabulary]` of a causal language model for `tokens` `[windows, length]`."""
-    output: Any = model(input_ids=tokens, use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+from alphaquant.evaluation.predictions import (
+    Predictions,
+    WholeModel,
+    log_probabilities,
+    position_slices,
+)
 
 
 @torch.inference_mode()
-def window_losses(
-    model: nn.Module,
-    windows: Tensor,
-    *,
-    batch_size: int = 8,
-    device: torch.device | str = "cpu",
-    what: str = "perplexity",
-) -> Tensor:
-    """Mean next-token loss of each window, float64 `[windows]`, in nats; `what` names the progress."""
-    model.eval()
-    chunks = windows.split(batch_size)
+def window_losses(predictions: Predictions, windows: Tensor) -> Tensor:
+    """Mean next-token loss of each of `windows` `[windows, length]`, float64 `[windows]`, in nats."""
     losses = []
-    for chunk in track(chunks, what, len(chunks)):
-        tokens = chunk.to(device)
-        chunk_losses = next_token_losses(logits_of(model, tokens), tokens)
-        losses.append(chunk_losses.double().mean(dim=1).cpu())
-    return torch.cat(losses)
+    for tokens, hidden in zip(windows, predictions.hidden, strict=True):
+        parts = [
+            next_token_losses(log_probabilities(predictions.head, hidden[at]), tokens[1:][at])
+            for at in position_slices(len(tokens))
+        ]
+        losses.append(torch.cat(parts).double().mean().cpu())
+    return torch.stack(losses)
+
+
+def next_token_losses(log_p: Tensor, targets: Tensor) -> Tensor:
+    """-log p of the true tokens `[positions]`, from log-probabilities `[positions, vocabulary]`."""
+    return -log_p.gather(-1, targets.to(log_p.device).unsqueeze(-1)).squeeze(-1)
 
 
 def perplexity(
@@ -61,6 +45,9 @@ def perplexity(
     device: torch.device | str = "cpu",
     what: str = "perplexity",
 ) -> float:
-    """Perplexity of `model` on `windows`, int64 `[windows, length]`; infinite when exp overflows."""
-    losses = window_losses(model, windows, batch_size=batch_size, device=device, what=what)
-    return float(torch.exp(losses.mean()))
+    """Perplexity of `model` on `windows`, int64 `[windows, length]`; infinite when exp overflows.
+
+    `what` names the progress.
+    """
+    predictions = WholeModel(model, device, batch_size).predictions(windows, what)
+    return float(torch.exp(window_losses(predictions, windows).mean()))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
@@ -26,7 +25,9 @@ from alphaquant.config import (
 )
 from alphaquant.errors import PlanError
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_mean
-from alphaquant.evaluation.ruler import Ruler
+from alphaquant.evaluation.predictions import Predictions
+from alphaquant.evaluation.room import Room
+from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 from alphaquant.evaluation.scores import HELDOUT, Score
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
@@ -44,27 +45,28 @@ def rival_scores(
     own_blocks: Sequence[Path],
     tokens: Tensor,  # [samples, length] calibration
     windows: Tensor,  # [windows, length] held out
+    original: Predictions,
     allocation: AllocationConfig,
     quantization: QuantizationConfig,
     comparison: ComparisonConfig,
+    room: Room,
     *,
-    device: torch.device,
-    batch_size: int,
-    original: Checkpoint | None = None,
+    rotated: bool,
 ) -> list[Score]:
     """`bits_per_weight` of each rival, and of the own plan likewise, and what separates it from the original:
 
     `kl_mean`, `perplexity`, `perplexity_ratio`, `top1_agreement`.
 
-    `original` is given when `checkpoint` is its rotated form: that one's own KL is measured then too.
+    `original` is what the original predicts on `windows`. Where `checkpoint` is its `rotated` form, that one's own
+    scores are measured too.
     """
-    ruler = Ruler(checkpoint, windows, device, batch_size, original=original)
-    scores = [] if original is None else _distances(ruler, ROTATED)
+    ruler = ruler_for(checkpoint, windows, room, original)
+    scores = _distances(ruler, ROTATED) if rotated else []
     scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with quantized_for_now(
-            checkpoint, plan, tokens, rounding, device=device, batch_size=batch_size
+            checkpoint, plan, tokens, rounding, device=room.device, batch_size=room.batch_size
         ) as blocks:
             scores += _measured(ruler, label, plan, blocks)
     return scores
@@ -117,14 +119,16 @@ def _uniform(comparison: ComparisonConfig) -> Iterator[tuple[str, Method]]:
         yield "nf4", "nf4"
 
 
-def _measured(ruler: Ruler, label: str, plan: QuantPlan, blocks: Sequence[Path]) -> list[Score]:
+def _measured(
+    ruler: Ruler | BlockRuler, label: str, plan: QuantPlan, blocks: Sequence[Path]
+) -> list[Score]:
     """Put quantized blocks into the ruler and compare."""
     ruler.put_blocks(blocks)
     bits = Score(HELDOUT, "bits_per_weight", plan.bits_per_weight, model=label)
     return [*_distances(ruler, label), bits]
 
 
-def _distances(ruler: Ruler, label: str) -> list[Score]:
+def _distances(ruler: Ruler | BlockRuler, label: str) -> list[Score]:
     """How far the ruler's model as it is lies from the original; intervals resample windows."""
     found = ruler.measure()
     loss, change = weighted_mean(found.loss), weighted_mean(found.loss - found.loss_original)

@@ -1,7 +1,6 @@
-"""The ruler: one model in memory whose weights are exchanged, measured against the original's hidden states.
+"""The ruler: a model whose weights are exchanged, measured against the original's predictions.
 
-Window by window, so that two plans can be compared on the same windows. Hidden states are kept instead
-of logits: they are exact, and smaller by vocabulary over hidden size.
+Window by window, so that two plans can be compared on the same windows.
 """
 
 from __future__ import annotations
@@ -9,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from alphaquant.algorithms.quantized_block import block_weights, blocks_of, quantized_head
 from alphaquant.clock import timed
+from alphaquant.evaluation.fidelity import compare_tokens
+from alphaquant.evaluation.predictions import Predictions, WholeModel
+from alphaquant.evaluation.room import Room
+from alphaquant.evaluation.streamed import streamed_predictions
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.head import Head
 from alphaquant.models.linear import HEAD
 from alphaquant.models.live import LiveCheckpoint
 from alphaquant.models.loading import load_model
@@ -38,36 +38,28 @@ class WindowScores:
 
 
 class Ruler:
-    """Measures whatever weights are put into it."""
+    """Measures whatever weights are put into it, the whole model in memory."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         windows: Tensor,  # [windows, length]
-        device: torch.device,
-        batch_size: int,
-        *,
-        original: Checkpoint | None = None,
-        hidden: Tensor | None = None,  # [windows, length, hidden]
+        room: Room,
+        original: Predictions | None = None,
     ) -> None:
-        """`original` is given when `checkpoint` is its rotated form, whose hidden states have another basis.
-
-        `hidden` is what `hidden_states` of the unchanged original gave; computed anew without it.
+        """`original` is what it predicts on `windows`, to be iterated as often as is measured; without it the
+        checkpoint's unchanged weights are what others are measured against.
         """
-        self._checkpoint, self._device = checkpoint, device
-        self._batches = windows.split(batch_size)
-        self._model = _loaded(original or checkpoint, device)
-        self._head = Head(self._model)
-        self._original = (self.hidden_states() if hidden is None else hidden).split(batch_size)
-        if original is not None:
-            self._model = _loaded(checkpoint, device)
+        self._checkpoint, self._windows = checkpoint, windows
+        model = load_model(checkpoint.path, room.device, checkpoint.trust_remote_code)
+        size = room.batch_beside(checkpoint, windows.shape[1])
+        self._model = WholeModel(model, room.device, size)
+        if original is None:
+            unchanged = self._model.predictions(windows)
+            original = Predictions([window.cpu() for window in unchanged.hidden], unchanged.head)
+        self._original = original
         self._put_head = False
-        self._live = LiveCheckpoint(self._model, checkpoint.architecture.kind)
-
-    @timed("scores")
-    def hidden_states(self) -> Tensor:
-        """Last hidden states on the windows with the weights as they are now, on the CPU."""
-        return torch.cat([self._hidden(batch).cpu() for batch in self._batches])
+        self._live = LiveCheckpoint(model, checkpoint.architecture.kind)
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Overwrite linears by name."""
@@ -86,34 +78,55 @@ class Ruler:
             self.put(block_weights(self._checkpoint, index, folder))
 
     @timed("scores")
-    @torch.inference_mode()
     def measure(self) -> WindowScores:
         """Compare the model as it is now with the original."""
-        found: list[tuple[Tensor, ...]] = []
-        head = Head(self._model)
-        for batch, originals in zip(self._batches, self._original, strict=True):
-            hidden = self._hidden(batch)
-            for tokens, first, second in zip(batch, originals, hidden, strict=True):
-                # one window's logits at a time
-                log_p = torch.log_softmax(self._head(first[:-1].to(self._device)).float(), -1)
-                log_q = torch.log_softmax(head(second[:-1]).float(), -1)
-                targets = tokens[1:, None].to(self._device)
-                means = (
-                    (log_p.exp() * (log_p - log_q)).sum(-1).mean(),
-                    -log_q.gather(-1, targets).mean(),
-                    -log_p.gather(-1, targets).mean(),
-                    (log_p.argmax(-1) == log_q.argmax(-1)).float().mean(),
-                )
-                found.append(means)
-        parts = (torch.stack(part).double().cpu() for part in zip(*found, strict=True))
-        return WindowScores(*parts)
-
-    @torch.no_grad()
-    def _hidden(self, batch: Tensor) -> Tensor:
-        output = self._model.model(batch.to(self._device), use_cache=False)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        found = self._model.predictions(self._windows)
+        return _window_scores(self._original, found, self._windows)
 
 
-def _loaded(checkpoint: Checkpoint, device: torch.device) -> Any:
-    return load_model(checkpoint.path, device, checkpoint.trust_remote_code)
+class BlockRuler:
+    """Measures a quantized model's folders, one block in memory at a time."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, windows: Tensor, room: Room, original: Predictions
+    ) -> None:
+        """As `Ruler`."""
+        self._checkpoint, self._windows = checkpoint, windows
+        self._room, self._original = room, original
+        self._folders: Sequence[Path] = ()
+
+    def put_blocks(self, folders: Sequence[Path]) -> None:
+        """Read these from now on, in place of the original's linears and norms."""
+        self._folders = folders
+
+    @timed("scores")
+    def measure(self) -> WindowScores:
+        """Compare the model as it is now with the original."""
+        checkpoint, folders = self._checkpoint, blocks_of(self._checkpoint, self._folders)
+
+        def weights(index: int) -> Mapping[str, Tensor]:
+            return block_weights(checkpoint, index, folders[index]) if folders else {}
+
+        found = streamed_predictions(
+            checkpoint,
+            self._windows,
+            self._room,
+            "blocks measured",
+            weights=weights,
+            head=quantized_head(checkpoint, self._folders),
+        )
+        return _window_scores(self._original, found, self._windows)
+
+
+def ruler_for(
+    checkpoint: Checkpoint, windows: Tensor, room: Room, original: Predictions
+) -> Ruler | BlockRuler:
+    """The ruler that there is room for."""
+    kind = Ruler if room.holds(checkpoint) else BlockRuler
+    return kind(checkpoint, windows, room, original)
+
+
+def _window_scores(original: Predictions, found: Predictions, windows: Tensor) -> WindowScores:
+    tokens = compare_tokens(original, found, windows)
+    parts = (tokens.kl, tokens.loss_quantized, tokens.loss_original, tokens.agrees)
+    return WindowScores(*(part.double().mean(dim=1) for part in parts))

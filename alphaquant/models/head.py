@@ -23,6 +23,11 @@ class Head(nn.Module):
         self._causal.model = _Given()
         self._causal.lm_head = _shallow(self._causal.lm_head)  # type: ignore[arg-type]
 
+    @property
+    def output(self) -> nn.Module:
+        """The output projection."""
+        return self._causal.lm_head  # type: ignore[return-value]
+
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` to logits `[..., vocabulary]`."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])

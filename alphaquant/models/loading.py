@@ -16,9 +16,8 @@ from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, tokenizer_i
 from alphaquant.models.device import compute_device, compute_dtype, dtype_named
 from alphaquant.models.fused_tensors import assembled
 from alphaquant.models.native import teach_transformers
-from alphaquant.models.packed import PackedCheckpoint
+from alphaquant.models.packed import PackedCheckpoint, open_checkpoint
 from alphaquant.models.resolve import model_folder, read_config
-from alphaquant.models.rows import architecture_of
 
 
 def load(
@@ -91,11 +90,9 @@ def load_model(
     try:
         config = read_config(Path(folder))
         teach_transformers(str(config.get("model_type")))
-        if settings := config.get("quantization_config"):
-            row = architecture_of(config, architecture, trust_remote_code=trust_remote_code)
-            decoded = settings.get("quant_method") in row.decodes
-            kind = Checkpoint if decoded else PackedCheckpoint
-            model: Any = _from_tensors(kind(folder, trust_remote_code, architecture), dtype)
+        if config.get("quantization_config"):
+            checkpoint = open_checkpoint(folder, trust_remote_code, architecture)
+            model: Any = _from_tensors(checkpoint, dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=trust_remote_code

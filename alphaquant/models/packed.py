@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from alphaquant.models.packed_config import (
     storage_of,
     storage_rule,
 )
+from alphaquant.models.resolve import read_config
+from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 _DTYPES = {
@@ -29,6 +32,21 @@ _DTYPE_NAMES = {stored: name for name, (stored, _) in _DTYPES.items()}
 _SCALES = ("weight_scale", "scales")
 _CACHE_SCALES = ("k_scale", "v_scale")
 """Of keys and values as they are served; no tensors of the model."""
+
+
+def open_checkpoint(
+    folder: Path | str,
+    trust_remote_code: bool = False,
+    architecture: Literal["auto", "generic"] = "auto",
+) -> Checkpoint:
+    """A model folder as the dense model that it is or stands for. Raises ModelError as `Checkpoint` does."""
+    config = read_config(Path(folder))
+    kind = Checkpoint
+    if settings := config.get("quantization_config"):
+        row = architecture_of(config, architecture, trust_remote_code=trust_remote_code)
+        if settings.get("quant_method") not in row.decodes:
+            kind = PackedCheckpoint
+    return kind(folder, trust_remote_code, architecture)
 
 
 class PackedCheckpoint(Checkpoint):

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from alphaquant.evaluation.fidelity import TokenComparison, compare_tokens, fidelity_scores
+from alphaquant.evaluation.predictions import Predictions, WholeModel
 from alphaquant.evaluation.scores import QUANTIZED
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import suit_threads
@@ -58,10 +59,10 @@ class Scorer:
         self._copy: Any = copy.deepcopy(self._original)
         self._live = LiveCheckpoint(self._copy)
         self._windows, self._batch_size = windows, batch_size
-        self._remembered = {
-            text: _Remembered(self._original, rows.split(batch_size), device)
-            for text, rows in windows.items()
-        }
+        self._remembered = {}
+        for text, rows in windows.items():
+            told = self._predictions(self._original, rows)
+            self._remembered[text] = Predictions([*told.hidden], told.head)
 
     def score(self, file: Path, format_: Format | None, rotated: Path | None = None) -> Scores:
         """What the values in a safetensors file score.
@@ -92,7 +93,7 @@ class Scorer:
     def _compared(self, model: Any) -> Scores:
         found = Scores([], {})
         for text in self._windows:
-            tokens = self._both(text, model)
+            tokens = self._both(text, self._predictions(model, self._windows[text]))
             found.kl[text] = tokens.kl.double().mean(dim=1).tolist()
             found.rows.extend(
                 {"text": text, "metric": s.metric, "value": s.value, "low": s.low, "high": s.high}
@@ -112,15 +113,12 @@ class Scorer:
             for text in self._windows
         }
 
-    def _both(self, text: str, model: Any) -> TokenComparison:
+    def _predictions(self, model: Any, windows: Tensor) -> Predictions:
+        return WholeModel(model, self._device, self._batch_size).predictions(windows)
+
+    def _both(self, text: str, predictions: Predictions) -> TokenComparison:
         """A model beside the original on the windows of a text."""
-        return compare_tokens(
-            self._remembered[text],
-            model,
-            self._windows[text],
-            batch_size=self._batch_size,
-            device=self._device,
-        )
+        return compare_tokens(self._remembered[text], predictions, self._windows[text])
 
     def _check_levels(self, names: set[str], values: Any, format_: Format) -> None:
         linears = quantized_linears(self._checkpoint.specs)
@@ -150,29 +148,6 @@ def most_levels(weight: Tensor, group: int) -> int:
     # a sum of scale times code can round a tie both ways, so that -0 and 0 alone count as one
     ordered = (weight.float() + 0.0).view(-1, group).sort(dim=1).values
     return int((ordered[:, 1:] != ordered[:, :-1]).sum(dim=1).max()) + 1
-
-
-class _Remembered(nn.Module):
-    """The original's logits for known batches, from hidden states kept once: half of a comparison."""
-
-    def __init__(self, model: Any, batches: tuple[Tensor, ...], device: str) -> None:
-        super().__init__()
-        self._head = model.get_output_embeddings()
-        with torch.inference_mode():
-            self._hidden = {
-                digest_of(batch): model.model(batch.to(device), use_cache=False).last_hidden_state
-                for batch in batches
-            }
-
-    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
-        """An object with `logits` `[windows, length, vocabulary]`."""
-        del use_cache
-        return _Output(self._head(self._hidden[digest_of(input_ids)]))
-
-
-class _Output:
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
 
 
 def score_key(windows: dict[str, Tensor]) -> str:

@@ -23,6 +23,7 @@ from alphaquant.algorithms.router_models import Student, Teacher
 from alphaquant.algorithms.router_windows import split_windows
 from alphaquant.algorithms.tune_model import tune_model
 from alphaquant.config import QuantizationConfig, RotationConfig, RouterConfig
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
@@ -224,7 +225,7 @@ def test_end_to_end_tuning_begins_at_the_scaled_norms(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         save_retuned_block(folder, *model.stored(index))
         assert load_moved(folder).keys() >= load_moved(folders[index]).keys()
-    ruler = Ruler(checkpoint, windows(24)[held_out(24).start :], CPU, 4)
+    ruler = Ruler(checkpoint, windows(24)[held_out(24).start :], Room(CPU, 4))
     ruler.put_blocks(after)
     assert float(ruler.measure().kl.mean()) == pytest.approx(tuning.kl_after, rel=0.05)
 

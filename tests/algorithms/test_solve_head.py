@@ -19,15 +19,18 @@ from alphaquant.algorithms.router_models import Student, Teacher
 from alphaquant.algorithms.router_windows import Windows
 from alphaquant.algorithms.rtn import rtn
 from alphaquant.algorithms.solve_head import solve_head
-from alphaquant.algorithms.tunable_model import TunableModel, last_hidden
+from alphaquant.algorithms.tunable_model import TunableModel
 from alphaquant.algorithms.tuning_memory import bytes_needed
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.errors import ModelError
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.export.dense import export_dense
 from alphaquant.formats.scheme import Scheme
 from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.streamed import last_hidden
 from alphaquant.plan import QuantPlan
 from tests.algorithms.test_quantize_model import CPU, FolderCache, windows
 from tests.tiny import make_model
@@ -252,13 +255,13 @@ def test_tuning_and_rulers_see_the_quantized_head(tmp_path: Path, tied: bool) ->
     seen = kl(original, exported(checkpoint, folders, tmp_path / "out"), windows())
     body = kl(original, exported(checkpoint, folders[:-1], tmp_path / "body"), windows())
     assert seen > 1.5 * body
-    [teacher] = last_hidden(checkpoint, [windows()], CPU)
+    [teacher] = last_hidden(BlockModel(checkpoint, CPU, torch.float32), [windows()])
     with torch.no_grad():
         for units, expected in ((folders, seen), (folders[:-1], body)):
             loss = TunableModel(checkpoint, units, CPU).loss(windows(), teacher)
             assert float(loss) == pytest.approx(expected, rel=1e-3)
     assert bytes_needed(checkpoint, folders, CPU) > bytes_needed(checkpoint, folders[:-1], CPU)
-    ruler = Ruler(checkpoint, windows(), CPU, 4)
+    ruler = Ruler(checkpoint, windows(), Room(CPU, 4))
     measured = []
     for units in (folders[:-1], folders, folders[:-1]):
         ruler.put_blocks(units)

@@ -13,6 +13,7 @@ from alphaquant.algorithms.tune_model import ModelTuning, tune_model
 from alphaquant.algorithms.tuning_memory import bytes_needed
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import ConfigError, DataError
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.export.dense import export_dense
 from alphaquant.models.checkpoint import Checkpoint
@@ -92,7 +93,7 @@ def test_codes_stay_and_scales_and_norms_move(tmp_path: Path) -> None:
 def test_a_ruler_takes_norms_in_and_gives_them_back(tmp_path: Path) -> None:
     checkpoint, folders = crude(tmp_path)
     after, _ = tuned(checkpoint, folders, tmp_path / "t")
-    ruler = Ruler(checkpoint, held_out(), CPU, 4)
+    ruler = Ruler(checkpoint, held_out(), Room(CPU, 4))
     ruler.put_blocks(folders)
     first = ruler.measure().kl
     ruler.put_blocks(after)

@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
-from alphaquant.evaluation.perplexity import next_token_losses, perplexity, window_losses
+from alphaquant.evaluation.perplexity import perplexity, window_losses
+from alphaquant.evaluation.predictions import Predictions
 from alphaquant.progress import reporting_to
 from tests.evaluation.models import Bigram, random_bigram, random_windows
 
@@ -51,19 +53,18 @@ def test_it_is_the_exponential_of_the_mean_of_all_token_losses() -> None:
 def test_the_batch_size_changes_nothing_but_the_calls(batch_size: int) -> None:
     model, windows = random_bigram(), random_windows(7, 9)
     torch.testing.assert_close(
-        window_losses(model, windows, batch_size=batch_size), window_losses(model, windows)
+        window_losses(model.predict(windows, batch_size), windows),
+        window_losses(model.predict(windows), windows),
     )
-    assert max(model.calls[:-1]) <= batch_size
+    assert max(model.model.calls[:-1]) <= batch_size
 
 
 def test_bfloat16_logits_are_scored_in_fp32() -> None:
-    logits, tokens = (
-        torch.zeros(1, 3, 1000, dtype=torch.bfloat16),
-        torch.zeros(1, 3, dtype=torch.int64),
-    )
-    losses = next_token_losses(logits, tokens)
-    assert losses.dtype == torch.float32
-    assert losses.flatten().tolist() == pytest.approx([math.log(1000)] * 2)
+    windows = torch.zeros(1, 3, dtype=torch.int64)
+    hidden = [torch.zeros(3, 1000, dtype=torch.bfloat16)]
+    losses = window_losses(Predictions(hidden, nn.Identity()), windows)
+    assert losses.dtype == torch.float64
+    assert losses.tolist() == pytest.approx([math.log(1000)])  # 6.9 would be 6.90625 in bfloat16
 
 
 def test_progress_counts_batches() -> None:

@@ -10,12 +10,16 @@ import pytest
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.config import AllocationConfig, ComparisonConfig, QuantizationConfig
+from alphaquant.evaluation.baseline import Baseline
+from alphaquant.evaluation.heldout import write_baseline
 from alphaquant.evaluation.rivals import OWN_PLAN, rival_scores
+from alphaquant.evaluation.room import Room
 from alphaquant.models.checkpoint import Checkpoint
 from tests.algorithms.test_quantize_model import CPU, FolderCache, windows
 from tests.tiny import make_model
 
 
+@pytest.mark.parametrize("limit", [None, 1])
 @pytest.mark.parametrize(
     "head",
     [
@@ -23,7 +27,9 @@ from tests.tiny import make_model
         {"overrides": [{"pattern": "lm_head", "wq": "int8-asym", "group_size": -1}]},
     ],
 )
-def test_the_own_plan_and_its_uniform_twin_are_one(tmp_path: Path, head: dict[str, Any]) -> None:
+def test_the_own_plan_and_its_uniform_twin_are_one(
+    tmp_path: Path, head: dict[str, Any], limit: int | None
+) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m"))
     rounding = QuantizationConfig(method="rtn", group_size=16)
     allocation = AllocationConfig.model_validate(
@@ -39,18 +45,22 @@ def test_the_own_plan_and_its_uniform_twin_are_one(tmp_path: Path, head: dict[st
         batch_size=4,
         blocks=FolderCache(tmp_path / "b"),
     )
+    room = Room(CPU, 4, limit)
+    write_baseline(checkpoint, windows(), tmp_path, room)
     scores = rival_scores(
         checkpoint,
         own,
         blocks,
         windows(),
         windows(),
+        Baseline(tmp_path).predictions(checkpoint, CPU),
         allocation,
         rounding,
         ComparisonConfig(uniform=("int4",), methods=("rtn",)),
-        device=CPU,
-        batch_size=4,
+        room,
+        rotated=False,
     )
     found = {(score.model, score.metric): score.value for score in scores}
     for metric in ("bits_per_weight", "kl_mean", "perplexity"):
         assert found["uniform int4, rtn", metric] == pytest.approx(found[OWN_PLAN, metric])
+    assert found[OWN_PLAN, "kl_mean"] > 1e-3

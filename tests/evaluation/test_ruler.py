@@ -14,6 +14,8 @@ from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import QuantizationConfig, RotationConfig
 from alphaquant.evaluation.fidelity import compare_tokens
 from alphaquant.evaluation.one_at_a_time import MOST_GROUPS, one_at_a_time, too_large
+from alphaquant.evaluation.predictions import Predictions, WholeModel
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
@@ -37,7 +39,7 @@ def windows(count: int = 5) -> Tensor:
 
 
 def test_an_unchanged_model_is_at_no_distance(checkpoint: Checkpoint) -> None:
-    ruler = Ruler(checkpoint, windows(), CPU, 2)
+    ruler = Ruler(checkpoint, windows(), Room(CPU, 2))
     scores = ruler.measure()
     assert scores.kl.shape == scores.loss.shape == (5,)
     assert float(scores.kl.abs().max()) < 1e-6
@@ -45,12 +47,13 @@ def test_an_unchanged_model_is_at_no_distance(checkpoint: Checkpoint) -> None:
 
 def test_it_measures_what_comparing_two_models_measures(checkpoint: Checkpoint) -> None:
     changed = checkpoint.weight(NAME) * 3
-    ruler = Ruler(checkpoint, windows(), CPU, 2)
+    ruler = Ruler(checkpoint, windows(), Room(CPU, 2))
     ruler.put({NAME: changed})
     scores = ruler.measure()
     other = load_model(checkpoint.path, CPU)
     LiveCheckpoint(other).replace(NAME, changed)
-    tokens = compare_tokens(load_model(checkpoint.path, CPU), other, windows(), batch_size=5)
+    models = (WholeModel(model, CPU, 5) for model in (load_model(checkpoint.path, CPU), other))
+    tokens = compare_tokens(*(model.predictions(windows()) for model in models), windows())
     torch.testing.assert_close(scores.kl, tokens.kl.double().mean(1), rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(scores.loss, tokens.loss_quantized.double().mean(1))
     torch.testing.assert_close(scores.loss_original, tokens.loss_original.double().mean(1))
@@ -59,11 +62,10 @@ def test_it_measures_what_comparing_two_models_measures(checkpoint: Checkpoint) 
     assert float(ruler.measure().kl.abs().max()) < 1e-6
 
 
-def test_hidden_states_that_were_kept_serve_like_fresh_ones(checkpoint: Checkpoint) -> None:
-    kept = Ruler(checkpoint, windows(), CPU, 2).hidden_states()
+def test_predictions_that_were_kept_serve_like_fresh_ones(checkpoint: Checkpoint) -> None:
     scores = []
-    for hidden in (None, kept):
-        ruler = Ruler(checkpoint, windows(), CPU, 3, hidden=hidden)
+    for original in (None, kept(checkpoint)):
+        ruler = Ruler(checkpoint, windows(), Room(CPU, 3), original)
         ruler.put({NAME: checkpoint.weight(NAME) * 3})
         scores.append(ruler.measure().kl)
     torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-7)
@@ -75,13 +77,18 @@ def test_a_rotated_model_is_held_against_the_original(
     out = tmp_path / "rotated"
     out.mkdir()
     export_rotated(RotatedCheckpoint(checkpoint, RotationConfig(kind="hadamard")), out)
-    rotated = Checkpoint(out)
-    hidden = Ruler(checkpoint, windows(), CPU, 2).hidden_states()
-    for kept in (None, hidden):
-        ruler = Ruler(rotated, windows(), CPU, 2, original=checkpoint, hidden=kept)
-        assert 0 <= float(ruler.measure().kl.max()) < 1e-3  # weights are rounded to bf16 once more
-    blind = Ruler(rotated, windows(), CPU, 2, hidden=hidden)
+    rotated, original = Checkpoint(out), kept(checkpoint)
+    ruler = Ruler(rotated, windows(), Room(CPU, 2), original)
+    assert 0 <= float(ruler.measure().kl.max()) < 1e-3  # weights are rounded to bf16 once more
+    other = Predictions(original.hidden, kept(rotated).head)
+    blind = Ruler(rotated, windows(), Room(CPU, 2), other)
     assert float(blind.measure().kl.min()) > 0.01  # another basis under the wrong head
+
+
+def kept(checkpoint: Checkpoint) -> Predictions:
+    model = WholeModel(load_model(checkpoint.path, CPU), CPU, 2)
+    found = model.predictions(windows())
+    return Predictions(list(found.hidden), found.head)
 
 
 def test_what_groups_cost_alone_is_measured_one_by_one(checkpoint: Checkpoint) -> None:

@@ -45,9 +45,11 @@ PACKABLE = [name for name in sorted(TYPES) if not ARCHITECTURES[name].fused_expe
 Mixture = Callable[[LinearSpec], str]
 
 
-def make_wide(folder: Path, model_type: str) -> Checkpoint:
+def make_wide(folder: Path, model_type: str, **changes: Any) -> Checkpoint:
     """A tiny model whose rows are multiples of 32, so that every format has whole groups."""
-    return Checkpoint(make_model(folder, model_type, **(SIZES | WIDER.get(model_type, {}))))
+    return Checkpoint(
+        make_model(folder, model_type, **(SIZES | WIDER.get(model_type, {}) | changes))
+    )
 
 
 def always(text: str) -> Mixture:

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-import flows.commands.evaluate
 import flows.dag
 from alphaquant.store.stage import Skipped, Stage, Workbench
 
@@ -49,6 +48,14 @@ def make_model_folder(folder: Path) -> Path:
 
 def _calibration(out: Path, store: Workbench, **inputs: Any) -> None:
     save_file({"tokens": np.zeros((2, 4), np.int64)}, out / "tokens.safetensors")
+
+
+def _baseline(out: Path, store: Workbench, **inputs: Any) -> None:
+    save_file({"hidden": np.zeros((2, 4, 16), np.float32)}, out / "hidden.safetensors")
+
+
+def _answers(out: Path, store: Workbench, *, tasks: Any, **inputs: Any) -> None:
+    pd.DataFrame({"task": [*tasks], "value": 1.0}).to_parquet(out / "answers.parquet")
 
 
 def _alpha(out: Path, store: Workbench, **inputs: Any) -> None:
@@ -134,10 +141,14 @@ def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
     (out / "report.html").write_text(f"<h1>{name}</h1>")
 
 
-GPU_STAGES = ("balance", "sensitivity", "quantize", "tune", "router", "evaluate", "compare")
+GPU_STAGES = (
+    "balance", "baseline", "answers", "sensitivity", "quantize", "tune", "router", "evaluate", "compare"
+)  # fmt: skip
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
     "balance": _calibration,
+    "baseline": _baseline,
+    "answers": _answers,
     "alpha": _alpha,
     "rotate": _rotate,
     "sensitivity": _sensitivity,
@@ -157,5 +168,3 @@ def use_fake_stages(monkeypatch: pytest.MonkeyPatch, **changes: Callable[..., An
     for name, body in (BODIES | changes).items():
         stage = Stage(name, body, __name__, gpu=name in GPU_STAGES)
         monkeypatch.setattr(flows.dag, name, stage)
-        if name == "evaluate":
-            monkeypatch.setattr(flows.commands.evaluate, "stage", stage)

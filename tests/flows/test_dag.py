@@ -59,6 +59,8 @@ def test_the_whole_pipeline() -> None:
     assert recorder.given == {
         "calibration": set(),
         "balance": {"calibration"},
+        "baseline": set(),
+        "answers": set(),
         "alpha": set(),
         "rotate": set(),
         "sensitivity": {"balance", "rotate"},
@@ -67,9 +69,10 @@ def test_the_whole_pipeline() -> None:
         "tune": {"balance", "rotate", "quantize"},
         "router": {"balance", "rotate", "allocate", "tune"},
         "export": {"allocate", "rotate", "tune", "router"},
-        "evaluate": {"allocate", "export"},
-        "compare": {"balance", "rotate", "allocate", "quantize"},
-        "analyze": {*STAGE_NAMES} - {"calibration", "balance", "export", "analyze"},
+        "evaluate": {"allocate", "export", "baseline", "answers"},
+        "compare": {"balance", "rotate", "allocate", "quantize", "baseline"},
+        "analyze": {*STAGE_NAMES}
+        - {"calibration", "balance", "baseline", "answers", "export", "analyze"},
     }
 
 
@@ -86,6 +89,16 @@ def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     assert recorder.given["quantize"] == {"calibration", "allocate"}
 
 
+def test_an_original_that_nothing_is_held_against_is_not_evaluated() -> None:
+    nothing = {"perplexity": False, "tasks": []}
+    recorder = _drawn(parse_config({"evaluation": nothing}))
+    assert recorder.skipped["baseline"] == "evaluation.perplexity is false"
+    assert recorder.skipped["answers"] == "evaluation.tasks is empty"
+    rivals = _drawn(parse_config({"evaluation": nothing, "comparison": {"random": 1}}))
+    assert "baseline" in rivals.given["compare"]
+    assert "baseline" not in rivals.given["evaluate"]
+
+
 def test_the_short_way_scores_nothing() -> None:
     recorder = _drawn(RunConfig(), quantize_only)
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
@@ -99,14 +112,15 @@ def test_a_point_of_a_comparison_is_quantized_and_measured() -> None:
     recorder = _drawn(RunConfig(), quantize_and_measure)
     assert recorder.given == {
         "calibration": set(),
+        "baseline": set(),
         "allocate": set(),
         "quantize": {"calibration", "allocate"},
-        "compare": {"calibration", "allocate", "quantize"},
+        "compare": {"calibration", "allocate", "quantize", "baseline"},
     }
     blind = _drawn(parse_config({"quantization": {"method": "rtn"}}), quantize_and_measure)
     assert blind.given["quantize"] == {"allocate"}
     whole = _drawn(WHOLE, quantize_and_measure)
-    assert whole.given["compare"] == {"balance", "rotate", "allocate", "tune"}
+    assert whole.given["compare"] == {"balance", "rotate", "allocate", "tune", "baseline"}
 
 
 def test_without_a_rotation_no_stage_is_told_of_one() -> None:
@@ -220,4 +234,6 @@ def test_target_bits_do_not_concern_what_comes_before_allocation() -> None:
 
     three, four = inputs_of(3.0), inputs_of(4.0)
     same = {name for name in three if three[name] == four[name]}
-    assert same == {"calibration", "alpha", "sensitivity", "quantize", "export", "evaluate"}
+    assert same == {
+        "calibration", "baseline", "answers", "alpha", "sensitivity", "quantize", "export", "evaluate"
+    }  # fmt: skip

@@ -44,8 +44,8 @@ def _arm(out: Path, store: Workbench, **inputs: Any) -> None:
     )
 
 
-def _teacher(out: Path, store: Workbench, **inputs: Any) -> None:
-    _write(out, "teacher", dataset=inputs["dataset"])
+def _baseline(out: Path, store: Workbench, **inputs: Any) -> None:
+    _write(out, "baseline", dataset=inputs["dataset"])
 
 
 def _trial(out: Path, store: Workbench, **inputs: Any) -> None:
@@ -88,7 +88,7 @@ def use_fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         "rotate": fakes.BODIES["rotate"],
         "oracle": _oracle,
         "arm": _arm,
-        "teacher": _teacher,
+        "baseline": _baseline,
         "trial": _trial,
         "conclude": _conclude,
         "evaluate": fakes.BODIES["evaluate"],

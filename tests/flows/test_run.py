@@ -23,6 +23,8 @@ RUN = ("run", "--model", "model", "--no-prefect")
 ALL = [
     "calibration",
     "balance",
+    "baseline",
+    "answers",
     "alpha",
     "rotate",
     "sensitivity",
@@ -49,6 +51,7 @@ def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
         "checkpoint/model.safetensors",
         "checkpoint/plan.png",
         "alpha.parquet",
+        "answers.parquet",
         "errors.parquet",
         "figures/alpha.png",
         "figures/time_by_step.png",
@@ -121,11 +124,13 @@ def test_other_tasks_run_scores_and_report_only(cli: Cli) -> None:
     cli(*RUN)
     ending = cli(*RUN, "--json", "--set", "evaluation.tasks=[boolq]")
     assert [name for name, state in ending.states.items() if state == "ran"] == [
+        "answers",
         "evaluate",
         "analyze",
     ]
     reason = next(s["reason"] for s in ending.json["stages"] if s["name"] == "evaluate")
-    assert reason.startswith("changed: evaluation.tasks")
+    assert reason.startswith("changed: answers")
+    assert reason.endswith(', evaluation.tasks ["builtin_rolling", "builtin_cloze"] -> ["boolq"]')
 
 
 def test_where_it_runs_is_in_no_key(cli: Cli) -> None:
@@ -231,7 +236,10 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--force", "quantise"], ["nearest: quantize", "calibration, balance, alpha"]),
+        (
+            ["--force", "quantise"],
+            ["nearest: quantize", "calibration, balance, baseline, answers, alpha"],
+        ),
         (["--set", "quantization.foo=1"], ["unknown config key 'quantization.foo'", "damping"]),
         (["--set", "allocation.formats=[int5]"], ["unknown number format 'int5'", "mxfp4"]),
         (
@@ -478,6 +486,33 @@ def test_evaluate_scores_any_checkpoint(cli: Cli, tmp_path: Path) -> None:
     again = cli("evaluate", "model", "--original", "model", "--json")
     assert again.json["state"] == "cached"
     assert "kl_mean" in cli("evaluate", "model", "--original", "model").stdout
+
+
+def test_evaluate_scores_several_checkpoints_against_an_original_evaluated_once(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Any:
+        def body(out: Path, store: Any, **inputs: Any) -> None:
+            calls.append(name)
+            BODIES[name](out, store, **inputs)
+
+        return body
+
+    counters = {name: counted(name) for name in ("baseline", "answers", "evaluate")}
+    use_fake_stages(monkeypatch, **counters)
+    other = make_model_folder(tmp_path / "other")
+    (other / "generation_config.json").write_text("{}")
+    ending = cli("evaluate", "model", "other", "--original", "model", "--json", "--out", "scores")
+    assert calls == ["baseline", "answers", "evaluate", "evaluate"]
+    found = ending.json["checkpoints"]
+    assert [entry["checkpoint"] for entry in found] == ["model", "other"]
+    assert {entry["scores"]["kl"] for entry in found} == {0.01}
+    table = pd.read_parquet(tmp_path / "scores" / "scores.parquet")
+    assert table.groupby("checkpoint").size().to_dict() == {"model": 8, "other": 8}
+    shown = cli("evaluate", "model", "other", "--original", "model").stdout
+    assert shown.count("kl_mean") == 2
 
 
 @pytest.mark.parametrize("verb", [module.__name__.rpartition(".")[2] for module in VERBS])

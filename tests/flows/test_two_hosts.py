@@ -101,7 +101,7 @@ def test_both_hosts_work(told: dict[str, Any]) -> None:
 
 
 def test_common_stages_are_computed_once(told: dict[str, Any]) -> None:
-    for name in ("calibration", "alpha", "sensitivity"):
+    for name in ("calibration", "baseline", "answers", "alpha", "sensitivity"):
         assert len(_ran(told, name)) == 1, name
     assert len(_ran(told, "quantize")) == len(BUDGETS)
 

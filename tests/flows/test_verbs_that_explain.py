@@ -70,7 +70,8 @@ def test_accept_all_takes_every_stage_of_which_only_code_changed(cli: Cli, edit:
     edit("calibration", "quantize", "analyze")
     ending = cli("accept", "--all", *MODEL, "--json")
     states = dict.fromkeys(("calibration", "quantize", "analyze"), "accepted")
-    cached = dict.fromkeys(("alpha", "sensitivity", "allocate", "export", "evaluate"), "cached")
+    names = "baseline answers alpha sensitivity allocate export evaluate"
+    cached = dict.fromkeys(names.split(), "cached")
     assert ending.states == states | cached | dict.fromkeys(
         ("balance", "rotate", "tune", "router", "compare"), "nothing"
     )
@@ -86,7 +87,7 @@ def test_accept_all_leaves_alone_what_has_other_inputs(cli: Cli, edit: Edit) -> 
     ending = cli("accept", "--all", *MODEL, *changed, "--json")
     assert ending.states["alpha"] == "accepted"
     assert ending.states["evaluate"] == "nothing"
-    assert _ran(cli(*RUN, "--json", *changed)) == ["evaluate", "analyze"]
+    assert _ran(cli(*RUN, "--json", *changed)) == ["answers", "evaluate", "analyze"]
 
 
 def test_accept_takes_a_config_file_as_run_does(cli: Cli, edit: Edit, tmp_path: Path) -> None:
@@ -105,15 +106,15 @@ def _keys(folder: Path) -> list[Path]:
     ("arguments", "said"),
     [
         (
-            ["quantize", "evaluate", "--set", "evaluation.tasks=[boolq]"],
-            ["evaluate cannot be accepted", 'evaluation.tasks ["builtin', '["boolq"]', "must run"],
+            ["quantize", "answers", "--set", "evaluation.tasks=[boolq]"],
+            ["answers cannot be accepted", 'tasks ["builtin', '["boolq"]', "must run"],
         ),
         (
             ["quantize", "--set", "allocation.target_bits=5"],
             ["allocate (changed: allocation.target_bits 4.25 -> 5.0", "accept allocate quantize"],
         ),
         (["quantise"], ["neither a stage nor a config", "nearest: quantize"]),
-        ([], ["name the stages", "--all", "calibration, balance, alpha"]),
+        ([], ["name the stages", "--all", "calibration, balance, baseline, answers, alpha"]),
         (["quantize", "--all"], ["not both"]),
         (["quantize", "a.yaml", "b.yaml"], ["one run config", "a.yaml, b.yaml"]),
     ],
@@ -155,7 +156,8 @@ def test_forcing_from_a_stage_runs_it_and_all_that_follow(cli: Cli) -> None:
 def test_forcing_from_alpha_leaves_calibration_alone(cli: Cli) -> None:
     cli(*RUN)
     ending = cli(*RUN, "--json", "--force-from", "alpha", "--force", "sensitivity")
-    assert {"calibration"} == {n for n, state in ending.states.items() if state == "cached"}
+    before = {"calibration", "baseline", "answers"}
+    assert before == {n for n, state in ending.states.items() if state == "cached"}
 
 
 def test_forcing_from_an_unknown_stage_names_the_option(cli: Cli) -> None:

@@ -19,6 +19,7 @@ from alphaquant.algorithms.tune_model import tune_model
 from alphaquant.config import ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.fidelity import compare
+from alphaquant.evaluation.predictions import WholeModel
 from alphaquant.export.dense import export_dense
 from alphaquant.export.rotated import export_rotated
 from alphaquant.formats.scheme import Scheme
@@ -86,8 +87,15 @@ def _divergence(checkpoint: Checkpoint, folders: list[Path], out: Path) -> float
     export_dense(checkpoint, folders, {}, out)
     texts = [document.text for document in documents("test")]
     windows = evaluation_windows(checkpoint.tokenizer, texts, _LENGTH, 16)
-    models = [load_model(folder, CPU) for folder in (checkpoint.path, out)]
-    scores = compare(models[0], models[1], windows)
+    return _kl(checkpoint.path, out, windows, CPU)
+
+
+def _kl(original: Path, other: Path, windows: torch.Tensor, device: torch.device) -> float:
+    first, second = (
+        WholeModel(load_model(folder, device), device, 8).predictions(windows)
+        for folder in (original, other)
+    )
+    scores = compare(first, second, windows)
     return next(score.value for score in scores if score.metric == "kl_mean")
 
 
@@ -234,9 +242,7 @@ def test_a_rotated_model_answers_the_same_on_a_gpu(tmp_path: Path, checkpoint: C
     export_rotated(RotatedCheckpoint(checkpoint, RotationConfig(kind="hadamard")), out)
     texts = [document.text for document in documents("test")]
     windows = evaluation_windows(checkpoint.tokenizer, texts, _LENGTH, 4)
-    models = [load_model(folder, GPU) for folder in (checkpoint.path, out)]
-    scores = compare(models[0], models[1], windows, device=GPU)
-    assert next(score.value for score in scores if score.metric == "kl_mean") < 2e-3
+    assert _kl(checkpoint.path, out, windows, GPU) < 2e-3
 
 
 def test_a_device_is_known_by_its_uuid_whatever_it_is_called() -> None:

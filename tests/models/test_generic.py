@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from alphaquant.algorithms.quantized_block import load_block
 from alphaquant.config import ModelConfig, RotationConfig
 from alphaquant.errors import ModelError
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.export.dense import export_dense
 from alphaquant.models.block import BlockModel
@@ -66,7 +67,7 @@ def test_quantizes_exports_and_loads(tmp_path: Path, model_type: str) -> None:
         b = torch.log_softmax(quantized.eval()(windows()).logits, -1)
         kl = float((a.exp() * (a - b)).sum(-1).mean())
     assert 0 < kl < 0.02
-    ruler = Ruler(checkpoint, windows(), CPU, 4)
+    ruler = Ruler(checkpoint, windows(), Room(CPU, 4))
     ruler.put_blocks(folders)
     with torch.no_grad():
         seen = float((a.exp() * (a - b)).sum(-1)[:, :-1].mean())

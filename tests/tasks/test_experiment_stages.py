@@ -103,7 +103,7 @@ def _inputs(store: ArtifactStore) -> dict[str, Any]:
         "model": ModelRef.model_validate(manifest["model_ref"]),
         "plans": refs["arm random, seed 0"],
         "tokens": refs["calibration, seed 0"],
-        "teacher": refs["teacher"],
+        "baseline": refs["baseline"],
         "quantization": QuantizationConfig.model_validate(manifest["config"]["quantization"]),
         "execution": ExecutionConfig(),
     }

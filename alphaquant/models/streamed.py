@@ -1,0 +1,36 @@
+"""A forward pass in the memory of one block: hidden states of all windows go through one block after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alphaquant.models.block import BlockModel
+from alphaquant.progress import track
+
+
+def last_hidden(
+    model: BlockModel,
+    batches: Sequence[Tensor],  # [windows, length] each
+    what: str = "original block",
+    weights: Callable[[int], Mapping[str, Tensor]] = lambda _: {},
+    around: Callable[[nn.Module, int], contextlib.AbstractContextManager[None]] = (
+        lambda *_: contextlib.nullcontext()
+    ),
+) -> list[Tensor]:
+    """The normed last hidden states `[windows, length, hidden]` of each batch, on the CPU.
+
+    `weights` of a block, by linear, replace its own; `around` is open while a block, of that index, computes.
+    """
+    hidden = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
+    for index in track(range(model.checkpoint.blocks), what, model.checkpoint.blocks):
+        block = model.block(index, weights(index))
+        with around(block, index):
+            for at, out in enumerate(model.advance(block, index, hidden)):
+                hidden[at] = out
+        del block  # or two would be in memory while the next is loaded
+    with torch.no_grad():
+        return [model.final_norm(batch.to(model.device)).cpu() for batch in hidden]
