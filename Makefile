@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration bench-profile bench-rivals bench-ablation bench-budgets consumers clean
+.PHONY: demo test quick check format bench-orchestration bench-profile bench-rivals bench-ablation bench-budgets bench-gpu consumers clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +49,9 @@ bench-ablation: $(READY)  ## what every ingredient is worth, alone and missing; 
 
 bench-budgets: $(READY)  ## ways to spend the same bits; hours
 	$(BIN)/python -m benchmarks.budgets
+
+bench-gpu: $(READY)  ## seconds of every step at real models' shapes against what the GPU can do; some minutes, random weights
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.gpu --out benchmarks/results/gpu.json
 
 consumers: $(READY)  ## vLLM, GPTQModel and transformers read our checkpoints; an environment each (5 GB for vLLM), half an hour
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.consumers

@@ -6,7 +6,7 @@
     python -m benchmarks.steps --shape tiny --device cpu            # a rehearsal
 
 Weights and tokens are random: the steps cost what they cost on trained ones, errors mean nothing. Times are wall
-seconds of the second block, after one to warm up, or of a whole stage (alpha, sensitivity); the device is waited for at
+seconds of the last block, after one to warm up, or of a whole stage (alpha, sensitivity); the device is waited for at
 both ends of every step. A step's seconds are its own, without the steps inside it; behind them stands how many times its
 floor that is (see `alphaquant.floor`). The table goes to the terminal and to `--out`.
 """
@@ -57,6 +57,19 @@ _LLAMA = {
     "vocab_size": 128256,
     "max_position_embeddings": 8192,
 }
+_QWEN = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+}
 _TINY = {
     "hidden_size": 128,
     "intermediate_size": 64,
@@ -66,12 +79,13 @@ _TINY = {
     "num_experts_per_tok": 2,
     "vocab_size": 512,
 }
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "olmoe-1b-7b": ("olmoe", _OLMOE),
-    "llama-3-8b": ("llama", _LLAMA),
-    "tiny": ("olmoe", _TINY),
+SHAPES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "olmoe-1b-7b": ("olmoe", _OLMOE, 16),
+    "llama-3-8b": ("llama", _LLAMA, 32),
+    "qwen3-30b-a3b": ("qwen3_moe", _QWEN, 48),
+    "tiny": ("olmoe", _TINY, 4),
 }
-"""Model type and config of real models, two blocks deep."""
+"""Model type, config and number of decoder blocks of real models."""
 
 
 def main() -> None:
@@ -123,7 +137,7 @@ def measure(
     batch: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Seconds and floors of the second block by step, and the peak of the device's memory in GiB."""
+    """Seconds and floors of the last block by step, seconds of all, and the peak of the device's memory in GiB."""
     settings = dict(SETTINGS[name])
     everywhere = {"policy": "manual", "default": {"wq": settings.pop("format")}}
     config = QuantizationConfig(**settings)
@@ -134,7 +148,7 @@ def measure(
         quantize_blocks(
             checkpoint, plan, tokens, config, device=device, batch_size=batch, blocks=blocks
         )
-    return _row(name, blocks.last, blocks.spent, device)
+    return _row(name, blocks.took[-1], blocks.spent, device) | {"blocks": blocks.took}
 
 
 def measure_stage(
@@ -187,7 +201,7 @@ class _Timed(FreshBlocks):
         super().__init__(root)
         self._clock, self._before = clock, clock.spent()
         self._began = time.perf_counter()
-        self.last = 0.0
+        self.took: list[float] = []
         self.spent: dict[Step, Spent] = {}
 
     def put(self, index: int, ingredients: Any, write: Callable[[Path], None]) -> Path:
@@ -195,15 +209,18 @@ class _Timed(FreshBlocks):
         folder = super().put(index, ingredients, write)
         found = self._clock.spent()
         now = time.perf_counter()
-        self.last, self._began = now - self._began, now
+        self.took.append(now - self._began)
+        self._began = now
         self.spent, self._before = since(found, self._before), found
         return folder
 
 
-def random_checkpoint(folder: Path, shape: str, device: torch.device) -> Path:
-    """Two blocks with a real model's shapes, bf16, one file; no tokenizer. Returns the folder."""
-    model_type, settings = SHAPES[shape]
-    config = AutoConfig.for_model(model_type, **settings, num_hidden_layers=2, dtype="bfloat16")
+def random_checkpoint(folder: Path, shape: str, device: torch.device, blocks: int = 2) -> Path:
+    """Some blocks with a real model's shapes, bf16, one file; no tokenizer. Returns the folder."""
+    model_type, settings, _ = SHAPES[shape]
+    config = AutoConfig.for_model(
+        model_type, **settings, num_hidden_layers=blocks, dtype="bfloat16"
+    )
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     generator = torch.Generator(device).manual_seed(0)

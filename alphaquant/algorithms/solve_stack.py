@@ -64,14 +64,13 @@ def solve_stacks(
     by_scheme: dict[Scheme, list[Stack]] = {}
     for stack in sharing:
         by_scheme.setdefault(schemes[stack.specs[0].name], []).append(stack)
-    kept = [scheme for scheme in by_scheme if scheme.format == "bf16"]
-    if len(kept) == len(by_scheme):
+    by_scheme.pop(Scheme("bf16"), None)
+    if not by_scheme:
         return []
     factor = inverse_factor(sharing[0].hessian, config.damping)
     return [
         solved
         for scheme, alike in by_scheme.items()
-        if scheme not in kept
         for together in _walked_together(alike, scheme, config)
         for solved in _solve_rows(weights, together, factor, scheme, device, config, drift)
     ]

@@ -1,0 +1,216 @@
+"""Everything about a GPU in one call: quantizing at real models' shapes, step by step, against what the device can do.
+
+    python -m benchmarks.gpu --out gpu.json                          # needs torch, transformers and a GPU; no Prefect
+    python -m benchmarks.gpu --shapes llama-3-8b --blocks 4
+    python -m benchmarks.gpu --shapes tiny --device cpu --samples 4 --length 64 --out tiny.json    # a rehearsal
+
+Weights and tokens are random: errors mean nothing. Of every model `--blocks` blocks are quantized, and what the
+whole model would take is the first block and the mean of the others times the rest. Floors are those of
+`alphaquant.floor` at the rates measured here. What was measured is written after every row, as JSON and as
+Markdown beside it, since time on a GPU may end at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alphaquant.algorithms.alpha import alpha_table
+from alphaquant.config import AlphaConfig
+from alphaquant.formats.grid import fused
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import available_cores
+from alphaquant.models.linear import LinearSpec
+from alphaquant.models.rates import measured_rates
+from alphaquant.progress import reporting_to
+from benchmarks.kernels import FORMATS, compare_kernel, launch_by_launch, tile_seconds
+from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint, table
+
+_SETTINGS = ("int4", "int4 tuned")
+
+
+def main() -> None:
+    """Command line."""
+    options = _options()
+    device = torch.device(options.device)
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "cores": available_cores(),
+        "windows": options.samples,
+        "length": options.length,
+        "blocks": options.blocks,
+        "rates": dataclasses.asdict(measured_rates(device)),
+        "kernels": [],
+        "tiles": [],
+        "models": [],
+    }
+
+    def keep() -> None:
+        if options.out:
+            options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+            options.out.with_suffix(".md").write_text(page(report), encoding="utf-8")
+
+    with reporting_to(_Terminal()):
+        if fused(torch.empty(0, device=device)):
+            for text in FORMATS:
+                report["kernels"].append(compare_kernel(text, device))
+                keep()
+            report["tiles"] = tile_seconds(device)
+        for shape in options.shapes:
+            for row in measure_model(shape, device, options):
+                report["models"].append(row)
+                print(f"{shape}, {row['setting']}: {row['blocks']} s by block", flush=True)
+                keep()
+    keep()
+    print(page(report))
+
+
+class _Terminal:
+    """Shows notes: that kernels do not run, for one."""
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Ignored."""
+
+    def note(self, message: str) -> None:
+        """Show the line."""
+        print(message, flush=True)
+
+
+def measure_model(
+    shape: str, device: torch.device, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A row per setting, and one without our kernels where there are some."""
+    memory = Path("/dev/shm")  # a file system in memory: the device is what is measured
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        folder = Path(name)
+        source = random_checkpoint(folder / "model", shape, device, options.blocks)
+        checkpoint = Checkpoint(source)
+        tokens = torch.randint(
+            checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
+        )
+        whole = SHAPES[shape][2]
+        alpha = alpha_seconds(checkpoint) * whole
+        launched = [("int4", launch_by_launch)] if fused(torch.empty(0, device=device)) else []
+        for setting, surroundings in [
+            *((setting, contextlib.nullcontext) for setting in options.settings),
+            *launched,
+        ]:
+            with surroundings():
+                row = measure(checkpoint, tokens, setting, device, options.batch, folder)
+            if surroundings is launch_by_launch:
+                row["setting"] += ", launch by launch"
+            first, *rest = row["blocks"]
+            yield row | {
+                "shape": shape,
+                "model_blocks": whole,
+                "model": first + sum(rest) / len(rest) * (whole - 1),
+                "alpha": alpha,
+            }
+
+
+class _Some:
+    """Some linears of a checkpoint, as alpha reads them."""
+
+    def __init__(self, checkpoint: Checkpoint, specs: Sequence[LinearSpec]) -> None:
+        self.specs, self.weight = specs, checkpoint.weight
+
+
+def alpha_seconds(checkpoint: Checkpoint) -> float:
+    """Seconds that alpha takes for a block on all cores: of each shape, two linears a core, times their number."""
+    shapes: defaultdict[tuple[int, int], list[LinearSpec]] = defaultdict(list)
+    for spec in checkpoint.block_specs(0):
+        shapes[spec.rows, spec.cols].append(spec)
+    seconds = 0.0
+    for specs in shapes.values():
+        some = specs[: 2 * available_cores()]
+        alpha_table(_Some(checkpoint, some[:1]), AlphaConfig())  # the null of a shape is found once
+        began = time.perf_counter()
+        alpha_table(_Some(checkpoint, some), AlphaConfig())
+        seconds += (time.perf_counter() - began) * len(specs) / len(some)
+    return seconds
+
+
+def page(report: dict[str, Any]) -> str:
+    """Markdown of all that was measured."""
+    rates = report["rates"]
+    lines = [
+        f"{report['device']}, torch {report['torch']}, {report['cores']} cores; measured: bf16 "
+        f"{rates['tensor_flop'] / 1e12:.1f}, fp32 {rates['flop'] / 1e12:.1f} Tflop/s, {rates['moved'] / 1e9:.0f} GB/s. "
+        f"{report['windows']} windows of {report['length']} tokens. {report['blocks']} blocks were quantized; a whole model "
+        "is extrapolated: the first block and the mean of the others times the rest.",
+        "",
+        "| model | setting | s, last block | s, whole model | GiB | alpha, s on the CPU |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in report["models"]:
+        peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+        lines.append(
+            f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} ({row['model_blocks']} blocks) | {peak} | {row['alpha']:.0f} |"
+        )
+    for shape in dict.fromkeys(row["shape"] for row in report["models"]):
+        rows = [row for row in report["models"] if row["shape"] == shape]
+        lines += ["", f"{shape}:", "", table(rows)]
+    if report["kernels"]:
+        lines += [
+            "",
+            "| format | kernels, s | launch by launch, s | times faster | same codes | loss |",
+        ]
+        lines.append("|---|---:|---:|---:|---:|---:|")
+        for row in report["kernels"]:
+            lines.append(
+                f"| {row['format']} | {row['kernel']:.4f} | {row['torch']:.4f} | {row['torch'] / row['kernel']:.1f} | "
+                f"{row['same_codes']:.4%} | {row['loss_ratio']:.6f} |"
+            )
+    if report["tiles"]:
+        lines += ["", "| matrices | rows each | rows of a program | warps | ms a launch |"]
+        lines.append("|---:|---:|---:|---:|---:|")
+        for row in report["tiles"]:
+            lines.append(
+                f"| {row['batch']} | {row['out']} | {row['rows']} | {row['warps']} | {row['s'] * 1e3:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    real = [shape for shape in SHAPES if shape != "tiny"]
+    add("--shapes", nargs="+", choices=tuple(SHAPES), default=real, metavar="SHAPE")
+    add("--settings", nargs="+", choices=tuple(SETTINGS), default=list(_SETTINGS), metavar="NAME")
+    add(
+        "--blocks",
+        type=_two_or_more,
+        default=2,
+        help="blocks that are quantized (2); the rest is extrapolated",
+    )
+    add("--samples", type=int, default=128, help="calibration windows (128)")
+    add("--length", type=int, default=2048, help="tokens per window (2048)")
+    add("--batch", type=int, default=8, help="windows per forward pass (8)")
+    add("--device", default="cuda")
+    add("--out", type=Path, metavar="FILE.json")
+    return parser.parse_args()
+
+
+def _two_or_more(text: str) -> int:
+    if (blocks := int(text)) < 2:
+        raise argparse.ArgumentTypeError(
+            f"{blocks} is too few: the first block warms up, so 2 or more"
+        )
+    return blocks
+
+
+if __name__ == "__main__":
+    main()
