@@ -121,7 +121,7 @@ def walk_tile(
     fmt = rounding.number_format
     local, values, steps = (_batched(x) for x in (local, values, steps))
     scale, zero, before = (
-        local if x is None else _batched(x)
+        local if x is None else _batched(x if _in_rows(x) else x.contiguous())
         for x in (rounding.scale, rounding.zero, rounding.before)
     )
     felt = local.new_zeros(len(local), TILE, TILE)
@@ -144,6 +144,12 @@ def walk_tile(
         )
 
 
+def _in_rows(x: Tensor) -> bool:
+    """Whether a column `[..., columns, out]` follows the one before it in memory."""
+    columns, out = x.shape[-2:]
+    return (out == 1 or x.stride(-1) == 1) and (columns == 1 or x.stride(-2) == out)
+
+
 def _batched(x: Tensor) -> Tensor:
     return x if x.dim() == 3 else x[None]
 
@@ -152,6 +158,8 @@ def runs(local: Tensor, rounding: Rounding) -> bool:
     """Whether the kernel serves these."""
     fmt, device = rounding.number_format, local.device
     if fmt.kind == "none" or local.dim() > 3 or local.dtype != torch.float32:
+        return False
+    if not _in_rows(local):
         return False
     asymmetric, moving = rounding.zero is not None, rounding.before is not None
     return trusted(

@@ -61,34 +61,37 @@ class _Descent:
         return (self.values + self._gradient * self._inverse[..., :, None]).mT.contiguous()
 
     def sweep(self) -> None:
-        """Scales where they are refitted, then every element to the grid value nearest to its minimum.
+        """Scales where they are refitted, then every element to the grid value nearest to its minimum."""
+        self._descend(codes=True)
 
-        Groups that fit into a block of columns are refitted as the block is entered, so that the gradient
-        of the whole matrix is updated once for both.
+    def move_scales(self) -> None:
+        """Every scale that is refitted to the storable value nearest to its minimum, group after group."""
+        if self._refit:
+            self._descend(codes=False)
+
+    def _descend(self, *, codes: bool) -> None:
+        """Groups that fit into a block of columns are refitted as the block is entered, wider ones before all blocks.
+
+        So the gradient of the whole matrix is updated once for all groups of a block and its codes.
         """
         fits = self._width <= _BLOCK
-        if self._refit and not fits:
-            self.move_scales()
         cols = self.values.shape[-2]
+        if self._refit and not fits:
+            for start in range(0, cols, self._width):
+                inside = slice(start, min(start + self._width, cols))
+                now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
+                square = self._hessian[..., inside, inside]
+                self._move_scales(inside, now, slope, square, alone=True)
+                self._place(inside, now)
         size = _BLOCK // self._width * self._width if fits else _BLOCK
-        for start in range(0, cols, size):
+        for start in range(0, cols if fits or codes else 0, size):
             inside = slice(start, min(start + size, cols))
             now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :].clone()
             square = self._hessian[..., inside, inside]
             if self._refit and fits:
                 self._move_scales(inside, now, slope, square)
-            self._move_codes(inside, now, slope, square)
-            self._place(inside, now)
-
-    def move_scales(self) -> None:
-        """Every scale to the storable value nearest to its minimum, group after group."""
-        if not self._refit:
-            return
-        cols = self.values.shape[-2]
-        for start in range(0, cols, self._width):
-            inside = slice(start, min(start + self._width, cols))
-            now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
-            self._move_scales(inside, now, slope, self._hessian[..., inside, inside], alone=True)
+            if codes:
+                self._move_codes(inside, now, slope, square)
             self._place(inside, now)
 
     def _move_scales(

@@ -134,7 +134,8 @@ def test_one_matrix_needs_no_batch_dimension() -> None:
     generator = torch.Generator().manual_seed(2)
     local, scale = torch.randn(2, 7, 9, generator=generator)
     coupling = torch.randn(7, 7, generator=generator) / 8
-    rounding = Rounding(FORMATS["int4"], scale.abs() + 0.1, None, torch.ones(7))
+    scale = (scale.abs() + 0.1).T.contiguous().T  # in another order in memory
+    rounding = Rounding(FORMATS["int4"], scale, None, torch.ones(7))
     found = _walked(column_kernel.walk_tile, local, coupling, rounding)
     expected = _walked(column_tile.walk_tile, local, coupling, rounding)
     assert torch.equal(found[0], expected[0])

@@ -164,3 +164,6 @@ def test_it_is_held_against_torch_before_it_serves(monkeypatch: pytest.MonkeyPat
         rounding = Rounding(FORMATS[name], torch.ones(1, 4, 4), None, torch.ones(1, 4))
         assert column_kernel.runs(local, rounding) == (name != "bf16")
     assert [variant[1].name for variant in asked] == ["int4", "nf4"]
+    # columns that lie apart in memory are torch's
+    rounding = Rounding(FORMATS["int4"], torch.ones(1, 4, 5), None, torch.ones(1, 4))
+    assert not column_kernel.runs(torch.zeros(1, 5, 4).mT, rounding)

@@ -44,6 +44,7 @@ pytestmark = [
 
 if torch.cuda.is_available():
     from alphaquant.algorithms import column_kernel
+    from alphaquant.formats import search_kernel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 _LENGTH = 256
@@ -131,9 +132,11 @@ def test_gptq_leaves_the_same_loss() -> None:
 
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "bf16"])
-def test_the_fused_kernel_rounds_as_torch_does(name: str, moving: bool) -> None:
+def test_the_fused_kernels_round_as_torch_does(name: str, moving: bool) -> None:
     for asymmetric in (False, True) if FORMATS[name].is_integer else (False,):
         assert column_kernel._agrees(GPU, FORMATS[name], asymmetric, moving)
+        for width in (16, 100, 128, 1024):
+            assert search_kernel._agrees(GPU, FORMATS[name], width, asymmetric, moving)
 
 
 @pytest.mark.parametrize("text", ["int3-g64", "int4-g32-asym", "nvfp4", "fp6-g96", "mxfp4", "nf4"])
