@@ -36,9 +36,9 @@ StageName: TypeAlias = Literal[
     "balance",
     "baseline",
     "answers",
-    "alpha",
     "rotate",
     "sensitivity",
+    "alpha",
     "allocate",
     "quantize",
     "tune",
@@ -82,7 +82,6 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     here, rounding = config.execution, config.quantization.by_block()
     tokens = _tokens(config, model, call)
     original = _original(config, model, call)
-    alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     if config.rotation.kind == "none":
         turned = call.skip(rotate, "rotation.kind is none")
     else:
@@ -91,6 +90,8 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     losses = call(
         sensitivity, model=weights, tokens=tokens, **sensitivity_settings(config), execution=here
     )
+    # last of what a plan needs: where a GPU is at work, it has been computed beside (`flows.beside`)
+    alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     plan = call(
         allocate,
         model=model,

@@ -20,6 +20,7 @@ from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import environment
 from alphaquant.store.runs import new_run_id, save_run
 from alphaquant.store.stage import Stage, StageResult, lookup, run_stage
+from flows.beside import alpha_beside
 from flows.dag import Products, Stages, pipeline
 from flows.devices import claim_device
 from flows.display import current_display
@@ -151,7 +152,7 @@ def run(
     calls = StageCalls(request, stage_runner)
 
     def work() -> dict[str, Any]:
-        with reporting_to(current_display()):
+        with reporting_to(current_display()), alpha_beside(request):
             products = request.stages(request.config, request.model, calls)
         return hand_over(request, calls.results, products)
 

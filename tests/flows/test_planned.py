@@ -30,6 +30,9 @@ WHOLE = parse_config(
 )
 
 
+_FROM_PLAN = STAGE_NAMES[STAGE_NAMES.index("allocate") :]
+
+
 @pytest.mark.parametrize(
     ("first", "following"),
     [
@@ -38,9 +41,9 @@ WHOLE = parse_config(
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
         (["tune"], ["tune", "router", "export", "evaluate", "analyze"]),
-        (["balance"], ["balance", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
-        (["alpha"], ["alpha", *STAGE_NAMES[STAGE_NAMES.index("allocate") :]]),
-        (["rotate"], ["rotate", *STAGE_NAMES[STAGE_NAMES.index("sensitivity") :]]),
+        (["balance"], ["balance", "sensitivity", *_FROM_PLAN]),
+        (["alpha"], ["alpha", *_FROM_PLAN]),
+        (["rotate"], ["rotate", "sensitivity", *_FROM_PLAN]),
         (["compare", "export"], ["export", "evaluate", "compare", "analyze"]),
         ([], []),
     ],
