@@ -67,12 +67,20 @@ _TINY = {
     "vocab_size": 512,
     "tie_word_embeddings": False,
 }
+_SMALL = _OLMOE | {
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_experts": 32,
+    "vocab_size": 4096,
+}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe-1b-7b": ("olmoe", _OLMOE),
     "qwen2-0.5b": ("qwen2", _QWEN2),
+    "small": ("olmoe", _SMALL),
     "tiny": ("olmoe", _TINY),
 }
-"""Model type and config of real models; tiny is for a rehearsal."""
+"""Model type and config of real models; small and tiny are for rehearsals."""
 
 _SHARD_BYTES = 2 << 30
 _EVERY = 0.1  # seconds between looks at a process

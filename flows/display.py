@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alphaquant.progress import Reporter, reporter, reporting_to
+from alphaquant.store.place import Place
 from alphaquant.store.stage import StageResult
 
 _LOG = logging.getLogger("alphaquant.run")
@@ -164,8 +165,20 @@ def _sentence(result: StageResult) -> str:
     blocks = ""
     if result.state == "ran" and result.units_ran + result.units_cached:
         blocks = f", blocks: {result.units_ran} ran, {result.units_cached} cached"
-    spent = f" in {duration(result.seconds)}" if result.state == "ran" else ""
+    spent = ""
+    if result.state == "ran":
+        spent = f" in {duration(result.seconds)}{_memory(result.place)}"
     return f"{result.name:<12} {result.state:<8}{spent} ({result.reason}{blocks})"
+
+
+def _memory(place: Place | None) -> str:
+    """What a stage had in memory at most."""
+    if place is None or place.memory is None:
+        return ""
+    text = f", {place.memory / 1e9:.1f} GB of memory"
+    if place.device_memory is not None:
+        text += f", {place.device_memory / 1e9:.1f} GB of the GPU's"
+    return text
 
 
 def stage_table(stages: list[dict[str, Any]], title: str) -> Table:

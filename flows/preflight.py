@@ -62,6 +62,7 @@ def prepare(
     check_windows(config, stages)
     if not dry and config.execution.where == "here":
         check_device(config.execution.device)
+        check_memory(config, model, stages)
     return Request(config, model, store, out, force, stages)
 
 
@@ -132,6 +133,30 @@ def check_device(name: str) -> None:
     from alphaquant.models.device import compute_device
 
     compute_device(name)
+
+
+def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
+    """Raise ConfigError for a memory limit that quantizing this model cannot keep, or training it as a whole."""
+    limit = config.execution.memory_bytes
+    if limit is None:
+        return
+    from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
+    from alphaquant.models.checkpoint import Checkpoint
+    from alphaquant.models.device import compute_device, compute_dtype
+
+    checkpoint = Checkpoint(model.path, model.trust_remote_code, model.architecture)
+    device, calibration = compute_device(config.execution.device), config.calibration
+    calibrated = stages is not quantize_only or needs_calibration(config)
+    length = min(calibration.sequence_length, checkpoint.context_length)
+    shape = (calibration.samples, length) if calibrated else (0, 0)
+    needs_and_room(limit, checkpoint, shape, config.quantization, device, compute_dtype(device))
+    whole = {"quantization.tune=model": config.quantization.tune == "model"}
+    if stages is not quantize_only:
+        router = config.router.method
+        whole[f"router.method={router}"] = any(m in ("kl", "ce") for m in router.split("+"))
+    for setting, asked in whole.items():
+        if asked:
+            require_whole(setting, checkpoint, limit, device)
 
 
 def check_plan(config: RunConfig, model: ModelRef) -> None:

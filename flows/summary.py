@@ -40,7 +40,8 @@ def _place(result: StageResult) -> dict[str, Any]:
     """Where and when a stage was computed, for stages that were."""
     if result.state != "ran" or result.place is None:
         return {}
-    return result.place.model_dump(include={"host", "device", "started", "ended"})
+    shown = {"host", "device", "started", "ended", "memory", "device_memory"}
+    return result.place.model_dump(include=shown, exclude_none=True)
 
 
 def block_counts(results: Sequence[StageResult]) -> dict[str, int]:

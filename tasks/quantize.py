@@ -52,6 +52,8 @@ def quantize(
         device=compute_device(execution.device),
         batch_size=execution.batch_size,
         blocks=blocks,
+        memory_limit=execution.memory_bytes,
+        scratch=out,
     )
     errors = pd.concat([load_errors(folder) for folder in folders], ignore_index=True)
     errors.to_parquet(out / "errors.parquet", index=False)

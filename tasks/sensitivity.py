@@ -54,6 +54,8 @@ def sensitivity(
         routing_weight=routing_weight,
         device=device,
         batch_size=execution.batch_size,
+        memory_limit=execution.memory_bytes,
+        scratch=out,
     )
     seen, back = (
         floor.Tokens.of(checkpoint, part.numel(), half=device.type == "cuda")

@@ -24,6 +24,18 @@ def test_assignments_override_the_file(tmp_path: Path) -> None:
     assert config.model.path == "x"
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4_000_000_000), ("4GiB", 4 << 30), ("1.5 GB", 1_500_000_000), ("4096", 4096)],
+)
+def test_a_memory_limit_is_a_size(text: str, size: int) -> None:
+    config = load_config(None, [f"execution.memory_limit={text}"])
+    assert config.execution.memory_bytes == size
+    again = parse_config(config.model_dump(mode="json"))
+    assert again.execution.memory_bytes == size
+    assert load_config(None, []).execution.memory_bytes is None
+
+
 def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'allocation\.target_bit'; nearest: target_bits"):
         parse_config({"allocation": {"target_bit": 4}})
@@ -51,6 +63,8 @@ def test_unknown_key_of_an_override_names_the_nearest() -> None:
         ("allocation.overrides=[{pattern: x, group_size: 0}]", "0 is not a group size"),
         ("quantization.group_size=0", "0 is not a group size"),
         ("calibration.samples=0", "greater than or equal to 1"),
+        ("execution.memory_limit=plenty", "'plenty' is no size of memory.*4GB, 4GiB or 4096MB"),
+        ("execution.memory_limit=0", "'0' is no size of memory"),
         ("rotation.kind=spin", "'none' or 'hadamard'"),
         ("rotation.block=1", "greater than or equal to 2"),
         ("export.consumers=[llama.cpp]", "gptqmodel"),

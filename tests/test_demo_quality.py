@@ -73,7 +73,7 @@ class Lab:
         live = LiveCheckpoint(model)
         with torch.no_grad():
             for index, folder in enumerate(blocks):
-                weights = block_weights(self.demo, index, folder) | (routers or {})
+                weights = dict(block_weights(self.demo, index, folder)) | (routers or {})
                 for name in [s.name for s in self.demo.block_specs(index)]:
                     live.replace(name, weights[name])
         ours = log_probabilities(model, self.heldout)

@@ -15,6 +15,7 @@ FLOORS = {
     "work": 0,
     "clock": 0,
     "floor": 3,
+    "resident": 0,
     "store": 1,
     "upkeep": 2,
     "demo": 1,

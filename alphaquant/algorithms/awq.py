@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.stacks import Stack, stacks
+from alphaquant.algorithms.stacks import AtOnce, Stack, stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
@@ -77,8 +77,12 @@ def scale_block(
     observed: Mapping[str, HessianAccumulator],
     config: QuantizationConfig,
     device: torch.device,
+    at_once: AtOnce | None = None,
 ) -> ScaledBlock:
-    """Find the scales of block `index` from the Hessians of its inputs, by input key."""
+    """Find the scales of block `index` from the Hessians of its inputs, by input key.
+
+    `at_once` says how many experts of a shape are looked at together.
+    """
     block = ScaledBlock(checkpoint)
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
     specs = checkpoint.block_specs(index)
@@ -92,7 +96,7 @@ def scale_block(
         if isinstance(fold, NoFold):
             left[f"{', '.join(fold.roles)}: {fold.reason}"] = None
         elif rounded:
-            _search(block, fold, rounded, plan, observed, config, device)
+            _search(block, fold, rounded, plan, observed, config, device, at_once)
     if left:
         reporter().note(f"awq: block {index} leaves inputs unscaled ({'; '.join(left)})")
     return block
@@ -106,24 +110,24 @@ def _search(
     observed: Mapping[str, HessianAccumulator],
     config: QuantizationConfig,
     device: torch.device,
+    at_once: AtOnce | None,
 ) -> None:
     """Give the fold's linears the scales under which the `rounded` among them lose least."""
     magnitude = _magnitude(fold, [observed[spec.input_key] for spec in rounded])
-    parts = [
-        _Part.of(block.checkpoint, stack, plan.schemes[stack.specs[0].name], observed, device)
-        for stack in stacks(rounded, observed, config.expert_shrinkage, plan.schemes)
-    ]
-    best, least, found = torch.ones_like(magnitude), float("inf"), 0.0
-    for step in range(_STEPS):
-        scale = _scale(magnitude, step / _STEPS)
-        columns = _for_readers(scale, fold).to(device)
-        loss = sum(part.loss(columns) for part in parts)
-        if loss < least:
-            best, least, found = scale, loss, step / _STEPS
-    block.alphas[fold.source] = found
-    if not found:
+    scales = [_scale(magnitude, step / _STEPS) for step in range(_STEPS)]
+    losses = [0.0] * _STEPS
+    for stack in stacks(rounded, observed, config.expert_shrinkage, plan.schemes, at_once):
+        # part by part: all of a block's weights and Hessians in fp32 are more than the block
+        scheme = plan.schemes[stack.specs[0].name]
+        part = _Part.of(block.checkpoint, stack, scheme, observed, device)
+        for step, scale in enumerate(scales):
+            losses[step] += part.loss(_for_readers(scale, fold).to(device))
+        del stack, part
+    chosen = min(range(_STEPS), key=losses.__getitem__)
+    block.alphas[fold.source] = chosen / _STEPS
+    if not chosen:
         return
-    best = _storable(block.checkpoint, fold, best.cpu())
+    best = _storable(block.checkpoint, fold, scales[chosen].cpu())
     block.rows[fold.source] = best
     block.columns |= {spec.name: _for_readers(best, fold) for spec in fold.readers}
 

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
-from alphaquant.algorithms.quantized_block import block_weights, save_block
+from alphaquant.algorithms.memory_plan import (
+    MemoryPlan,
+    memory_within,
+)
+from alphaquant.algorithms.quantized_block import save_block, solved_weights
 from alphaquant.algorithms.solve_block import corrects, solve_block
 from alphaquant.algorithms.solve_head import solve_head
-from alphaquant.clock import Step, note_work, timed
+from alphaquant.algorithms.walk_model import ModelWalk
+from alphaquant.clock import note_work, timed
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
-from alphaquant.floor import Tokens, quantized_block
-from alphaquant.linalg.hessian import HessianAccumulator, white
-from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
-from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import RoutingWeight, collect_pairs, run_and_collect
+from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
-from alphaquant.text.windows import held_out
-from alphaquant.work import Work
+from alphaquant.resident import give_back
+
+Result = TypeVar("Result")
 
 
 class BlockCache(Protocol):
@@ -69,26 +72,26 @@ def quantize_blocks(
     batch_size: int,
     blocks: BlockCache,
     dtype: torch.dtype | None = None,
+    memory_limit: int | None = None,
+    scratch: Path | None = None,
 ) -> list[Path]:
     """Quantize every block by the plan; returns one folder per block, in order, and behind them the head's
     where the plan has a format for it.
 
     Hidden states are handed on in memory. Where finished blocks are found, they are recomputed from
     those, only when a later block needs them. Methods rtn and nf4 work without `tokens`; their output
-    errors are then those on white inputs.
+    errors are then those on white inputs. The process stays below `memory_limit` bytes, with files in `scratch`; raises
+    ConfigError where it cannot.
     """
     if tokens is None and config.method not in UNCALIBRATED:
         raise ValueError(f"method {config.method} needs calibration tokens")
     if tokens is None and config.tune != "none":
         raise ValueError("tuning needs calibration tokens")
-    walker = _Walker(
-        checkpoint,
-        tokens,
-        device,
-        dtype or compute_dtype(device),
-        batch_size,
-        config.routing_weight,
-    )
+    computed = dtype or compute_dtype(device)
+    memory = MemoryPlan(batch_size, method=config.method)
+    if memory_limit is not None:
+        memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)
+    walker = ModelWalk(checkpoint, tokens, device, computed, memory, config.routing_weight, scratch)
     folders: list[Path] = []
     head = next((spec for spec in plan.quantized if spec.role == "lm_head"), None)
     units = checkpoint.blocks + (head is not None)
@@ -105,13 +108,25 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
+            if index + 1 < checkpoint.blocks:
+                read_ahead(checkpoint, index + 1)
             taught = specs and (config.tune != "none" or corrects(config))
             ahead = config.tune_ahead and config.tune != "none"
             lesson = walker.lesson(index, every, ahead=ahead) if taught else None
-            block = solve_block(checkpoint, solved, plan, observed, device, config, lesson)
+            block = solve_block(
+                checkpoint, solved, plan, observed, device, config, lesson, memory.at_once
+            )
             note_work(partial(walker.work, index, every, plan, config))
+            walker.forget()
+            del observed, lesson
+            put = partial(blocks.put, index, ingredients, partial(save_block, block=block))
+            with _meanwhile(put) as written:
+                if index + 1 < units:
+                    walker.pass_on(index, solved_weights(checkpoint, index, block))
             with timed("write"):
-                folder = blocks.put(index, ingredients, partial(save_block, block=block))
+                folder = written.result()
+            del block, put, written  # or two blocks would be in memory while the next one is solved
+            give_back()
         folders.append(folder)
     if head is not None:
         reporter().update("block", checkpoint.blocks, units)
@@ -128,6 +143,13 @@ def quantize_blocks(
         folders.append(folder)
     reporter().update("block", units, units)
     return folders
+
+
+@contextlib.contextmanager
+def _meanwhile(work: Callable[[], Result]) -> Iterator[Future[Result]]:
+    """Let a thread do something while the context is open; it ends when both are done."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(contextvars.copy_context().run, work)
 
 
 @contextlib.contextmanager
@@ -151,125 +173,3 @@ def quantized_for_now(
             batch_size=batch_size,
             blocks=FreshBlocks(Path(folder)),
         )
-
-
-class _Walker:
-    """Hidden states of the quantized model, and of the original, advanced only as far as somebody asks."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        tokens: Tensor | None,
-        device: torch.device,
-        dtype: torch.dtype,
-        batch_size: int,
-        routing_weight: RoutingWeight,
-    ) -> None:
-        self._checkpoint, self._tokens = checkpoint, tokens
-        self._device, self._dtype, self._batch_size = device, dtype, batch_size
-        self._routing_weight: RoutingWeight = routing_weight
-        self._model: BlockModel | None = None
-        self._hidden: list[Tensor] = []
-        self._next = 0
-        self._original: dict[int, Tensor] = {}  # by the number of the original's blocks before
-
-    def observe(
-        self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
-    ) -> Mapping[str, HessianAccumulator]:
-        """Hessians of block `index` behind the finished blocks in `folders`, by input key."""
-        if not specs:
-            return {}
-        if self._tokens is None:
-            same = {cols: white(cols, self._device) for cols in {spec.cols for spec in specs}}
-            return {spec.input_key: same[spec.cols] for spec in specs}
-        model = self._advanced(index, folders)
-        block = model.block(index)
-        return run_and_collect(model, block, index, specs, self._hidden, self._routing_weight)[0]
-
-    def work(
-        self,
-        index: int,
-        every: Sequence[LinearSpec],
-        plan: QuantPlan,
-        config: QuantizationConfig,
-    ) -> Mapping[Step, Work]:
-        """What the steps of a block with linears `every` have to do."""
-        windows = 0 if self._tokens is None else self._tokens.shape[0]
-        count = 0 if self._tokens is None else self._tokens.numel()
-        tokens = Tokens.of(self._checkpoint, count, half=self._dtype == torch.bfloat16)
-        return quantized_block(
-            self._checkpoint, index, every, plan.schemes, tokens, windows, config
-        )
-
-    @timed("forward and Hessians")
-    def observe_head(self, head: LinearSpec, folders: Sequence[Path]) -> HessianAccumulator:
-        """The Hessian of what reaches the head behind the finished blocks in `folders`."""
-        if self._tokens is None:
-            return white(head.cols, self._device)
-        model = self._advanced(self._checkpoint.blocks, folders)
-        accumulator = HessianAccumulator(head.cols, self._device)
-        with torch.no_grad():
-            for batch in self._hidden:
-                accumulator.update(model.final_norm(batch.to(self._device)))
-        return accumulator
-
-    @timed("forward")
-    def _advanced(self, blocks: int, folders: Sequence[Path]) -> BlockModel:
-        """The model, with hidden states behind so many of the finished blocks."""
-        model = self._opened()
-        while self._next < blocks:
-            weights = block_weights(self._checkpoint, self._next, folders[self._next])
-            block = model.block(self._next, weights)
-            self._hidden = list(model.advance(block, self._next, self._hidden))
-            self._next += 1
-        return model
-
-    def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
-        """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
-        model, block = self._opened(), self._opened().block(index)
-        before, targets = self._behind(index), self._behind(index + 1)
-        routers = [spec for spec in every if spec.role == "router"]
-        inputs = torch.cat(self._hidden)
-        learnt = max(1, held_out(inputs.shape[0]).start)
-        streams = [x[:learnt].split(self._batch_size) for x in (inputs, before)]
-
-        def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-            return model.run(block, index, hidden, weights)
-
-        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
-            hidden, original = streams
-            return collect_pairs(
-                model, block, index, specs, routers, weights, hidden, original, self._routing_weight
-            )
-
-        last = index + 1 == self._checkpoint.blocks
-        sequel: Sequel | None = None
-        if ahead and last:
-            sequel = predictions(model.final_norm, model.head(), targets)
-        elif ahead:
-            following = partial(model.run, model.block(index + 1), index + 1)
-            sequel = next_block(following, self._behind(index + 2))
-        return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
-
-    @timed("original's blocks")
-    def _behind(self, blocks: int) -> Tensor:
-        """The original's hidden states `[windows, length, hidden]` behind its first blocks.
-
-        The last three are kept: what a block gets, what it answers, and what the next one makes of that.
-        """
-        model, known = self._opened(), self._original
-        if not known:
-            known[0] = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
-        while (at := max(known)) < blocks:
-            batches = list(known[at].split(self._batch_size))
-            known[at + 1] = torch.cat(list(model.advance(model.block(at), at, batches)))
-            known.pop(at - 2, None)
-        return known[blocks]
-
-    @timed("forward")
-    def _opened(self) -> BlockModel:
-        """The model, not built before a block has to be computed."""
-        if self._model is None:
-            self._model = BlockModel(self._checkpoint, self._device, self._dtype)
-            self._hidden = self._model.embed(cast(Tensor, self._tokens), self._batch_size)
-        return self._model

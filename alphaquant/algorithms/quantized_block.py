@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from alphaquant.algorithms.solve_block import SolvedBlock
@@ -21,6 +21,8 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import HEAD
+from alphaquant.models.on_demand import OnDemand
+from alphaquant.models.shard import Shard
 from alphaquant.models.untied import UntiedCheckpoint
 from alphaquant.progress import reporter
 
@@ -35,12 +37,15 @@ def save_block(folder: Path, block: SolvedBlock) -> None:
     """Write codes, scales and zeros by linear name, what else moved, the per-linear errors, and what tuning brought."""
     _save_weights(folder, block.weights)
     if block.moved:
-        # linears that the plan keeps are stored in 16 bits, norms in their own
-        moved = {name: kept(t) if t.dim() > 1 else t for name, t in block.moved.items()}
-        _save_moved(folder, moved)
+        _save_moved(folder, _as_stored(block.moved))
     block.errors.to_parquet(folder / _ERRORS, index=False)
     if block.tuning is not None:
         (folder / _TUNING).write_text(json.dumps(asdict(block.tuning)), encoding="utf-8")
+
+
+def _as_stored(moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Linears that the plan keeps are stored in 16 bits, norms in their own."""
+    return {name: kept(tensor) if tensor.dim() > 1 else tensor for name, tensor in moved.items()}
 
 
 def save_retuned_block(
@@ -63,16 +68,13 @@ def _save_weights(folder: Path, weights: Mapping[str, QuantizedWeight]) -> None:
     save_file(tensors, folder / _WEIGHTS, metadata={"schemes": json.dumps(schemes, sort_keys=True)})
 
 
-@timed("load weights")
-def load_block(folder: Path) -> dict[str, QuantizedWeight]:
-    """The quantized linears of a block, by name."""
-    with safe_open(folder / _WEIGHTS, framework="pt") as file:
-        schemes = _schemes(file)
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return {
-        name: QuantizedWeight.from_tensors(name, tensors, scheme)
-        for name, scheme in schemes.items()
-    }
+def load_block(folder: Path) -> Mapping[str, QuantizedWeight]:
+    """The quantized linears of a block, by name, each read when it is asked for."""
+    schemes, shard = load_schemes(folder), Shard(folder / _WEIGHTS)
+    tensors = OnDemand(shard.entries, shard.tensor)
+    return OnDemand(
+        schemes, lambda name: QuantizedWeight.from_tensors(name, tensors, schemes[name])
+    )
 
 
 def load_schemes(folder: Path) -> dict[str, Scheme]:
@@ -110,10 +112,13 @@ def stored_sizes(folder: Path) -> tuple[int, int]:
     return counts["codes"], counts["scale"]
 
 
-def load_moved(folder: Path) -> dict[str, Tensor]:
+def load_moved(folder: Path) -> Mapping[str, Tensor]:
     """A block's norms and kept linears by name (without `.weight`) where they are not the checkpoint's."""
     path = folder / _MOVED
-    return load_file(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    shard = Shard(path)
+    return OnDemand(shard.entries, shard.tensor)
 
 
 def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
@@ -122,17 +127,34 @@ def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
     return kept(checkpoint.weight(linear)) if moved is None else moved
 
 
-@timed("load weights")
-def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> dict[str, Tensor]:
-    """Every linear of a block as the checkpoint will store it, quantized or kept, and its norms where they moved."""
-    quantized = load_block(folder)
-    linears = {
-        spec.name: quantized[spec.name].dequantize().to(checkpoint.weight(spec.name).dtype)
-        if spec.name in quantized
-        else kept(checkpoint.weight(spec.name))
-        for spec in checkpoint.block_specs(index)
-    }
-    return linears | load_moved(folder)
+def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> Mapping[str, Tensor]:
+    """Every linear of a block as the checkpoint will store it, quantized or kept, and its norms where they moved.
+
+    Each is made when it is asked for.
+    """
+    return _stored_weights(checkpoint, index, load_block(folder), load_moved(folder))
+
+
+def solved_weights(checkpoint: Checkpoint, index: int, block: SolvedBlock) -> Mapping[str, Tensor]:
+    """What `block_weights` will give of a block that is not saved yet."""
+    return _stored_weights(checkpoint, index, block.weights, _as_stored(block.moved))
+
+
+def _stored_weights(
+    checkpoint: Checkpoint,
+    index: int,
+    quantized: Mapping[str, QuantizedWeight],
+    moved: Mapping[str, Tensor],
+) -> Mapping[str, Tensor]:
+    @timed("load weights")
+    def weight(name: str) -> Tensor:
+        if name in moved:
+            return moved[name]
+        stored = checkpoint.weight(name)
+        return quantized[name].dequantize().to(stored.dtype) if name in quantized else kept(stored)
+
+    linears = [spec.name for spec in checkpoint.block_specs(index)]
+    return OnDemand([*linears, *moved], weight)
 
 
 def blocks_of(checkpoint: Checkpoint, folders: Sequence[Path]) -> Sequence[Path]:

@@ -12,23 +12,29 @@ never in memory. The information is summed in folds of windows, whose spread tel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
+from alphaquant.algorithms.memory_plan import MemoryPlan, memory_within
 from alphaquant.algorithms.stacks import Stack, sharing_stacks
 from alphaquant.clock import timed
+from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor, output_error
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import compute_dtype
-from alphaquant.models.observe import RoutingWeight, output_gradients, run_and_collect
+from alphaquant.models.hidden_states import HiddenStates
+from alphaquant.models.observe import RoutingWeight, gather, output_gradients
+from alphaquant.models.tensor_file import TensorFile
 from alphaquant.progress import track
+from alphaquant.resident import give_back
 
 FISHER_TOKENS = (
     16_384  # of the backward pass, which keeps every block's inputs; the Hessians use all
@@ -49,31 +55,52 @@ def sensitivity_table(
     device: torch.device,
     batch_size: int = 8,
     seed: int = 0,
+    memory_limit: int | None = None,
+    scratch: Path | None = None,
 ) -> pd.DataFrame:
     """One row per linear of the blocks and scheme.
 
     `predicted_loss` is the KL divergence in nats per token that the format would cause there after
     GPTQ, `stderr` its standard error over the calibration windows (NaN with one window), `output_change`
     the mean squared change of the output, summed over its features, and `local_loss` that as a share of
-    the output's energy.
+    the output's energy. The process stays below `memory_limit` bytes, with files in `scratch`, but for the head's
+    gradients; raises ConfigError where it cannot.
     """
-    model = BlockModel(checkpoint, device, compute_dtype(device))
+    dtype, config = compute_dtype(device), QuantizationConfig(method="rtn")
+    memory = MemoryPlan(batch_size, method=config.method)
+    if memory_limit is not None:
+        memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, dtype)
+    model = BlockModel(checkpoint, device, dtype)
     windows = fisher_windows(tokens)
     folds = _folds(windows)
     with timed("forward"):
-        hidden = model.embed(tokens, batch_size)
-    inputs: list[list[Tensor]] = []
+        batches = (model.embed(part, part.shape[0])[0] for part in tokens.split(memory.batch_size))
+    hidden = HiddenStates(batches, TensorFile(scratch) if memory.hidden_on_disk else None)
+    model.release_embedding()
+    sums = TensorFile(scratch) if memory.hessians_on_disk else None
+    kept = TensorFile(scratch) if memory_limit is not None else None
+    inputs: list[HiddenStates] = []
     moved: dict[tuple[str, Scheme], tuple[Tensor, float]] = {}
     for index in track(range(checkpoint.blocks), "block forward", checkpoint.blocks):
-        inputs.append([batch.cpu() for batch in _cut(hidden, folds)])
+        inputs.append(HiddenStates(_cut(hidden, folds), kept))
         specs = checkpoint.block_specs(index)
-        block = model.block(index)
-        accumulators, hidden = run_and_collect(model, block, index, specs, hidden, routing_weight)
-        for sharing in sharing_stacks(specs, accumulators, expert_shrinkage):
+        block = model.block(index, narrow=True)
+        passes = memory.passes(specs)
+        accumulators = gather(
+            model, block, index, passes, hidden, routing_weight, sums, onward=True
+        )
+        del block
+        for sharing in sharing_stacks(
+            specs, accumulators, expert_shrinkage, at_once=memory.at_once
+        ):
             factor = inverse_factor(sharing[0].hessian, damping)
             for stack in sharing:
                 moved |= _moved_rows(checkpoint, stack, factor, schemes, scale_search)
-    fisher = _fisher(model, _cut(hidden, folds), inputs, folds, seed)
+            del sharing, stack, factor  # or they would be in memory while the next ones are made
+        if sums:
+            sums.clear()
+        give_back()
+    fisher = _fisher(model, list(_cut(hidden, folds)), inputs, folds, seed)
     return pd.DataFrame(
         [
             {
@@ -140,7 +167,7 @@ def _moved_rows(
 def _fisher(
     model: BlockModel,
     last: list[Tensor],
-    inputs: list[list[Tensor]],
+    inputs: Sequence[HiddenStates],
     folds: Sequence[int],
     seed: int,
 ) -> dict[str, Tensor]:
@@ -156,7 +183,7 @@ def _fisher(
     length = last[0].shape[1]
     fisher: dict[str, Tensor] = {}
     for index in track(reversed(range(checkpoint.blocks)), "block backward", checkpoint.blocks):
-        block = model.block(index)
+        block = model.block(index, narrow=True)
         specs = checkpoint.block_specs(index)
         fisher |= {spec.name: torch.zeros(len(folds), spec.rows) for spec in specs}
         with output_gradients(model, block, index, specs) as sums:
@@ -169,6 +196,8 @@ def _fisher(
                     fisher[name][place[i]] += (total / length).cpu()
                     total.zero_()
         inputs[index].clear()
+        del block
+        give_back()
     return fisher
 
 
@@ -178,19 +207,18 @@ def _folds(windows: int) -> list[int]:
     return [windows * (k + 1) // count - windows * k // count for k in range(count)]
 
 
-def _cut(batches: Sequence[Tensor], folds: Sequence[int]) -> list[Tensor]:
+def _cut(batches: Iterable[Tensor], folds: Sequence[int]) -> Iterator[Tensor]:
     """The windows of all folds in batches, none of which reaches over the end of a fold."""
-    found: list[Tensor] = []
-    rest = list(batches)
+    coming = iter(batches)
+    rest: Tensor | None = None
     for size in folds:
         missing = size
         while missing:
-            batch = rest.pop(0)
-            found.append(batch[:missing])
-            if batch.shape[0] > missing:
-                rest.insert(0, batch[missing:])
-            missing -= found[-1].shape[0]
-    return found
+            batch = next(coming) if rest is None else rest
+            rest = batch[missing:] if batch.shape[0] > missing else None
+            part = batch[:missing]
+            missing -= part.shape[0]
+            yield part
 
 
 def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int) -> Tensor:

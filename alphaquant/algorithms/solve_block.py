@@ -14,7 +14,7 @@ from alphaquant.algorithms.awq import scale_block
 from alphaquant.algorithms.correct_block import solve_in_order
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stacks
-from alphaquant.algorithms.stacks import Stack, sharing_stacks
+from alphaquant.algorithms.stacks import AtOnce, Stack, sharing_stacks
 from alphaquant.algorithms.tune_block import Start, Tuning, tune_block
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
@@ -55,41 +55,60 @@ def solve_block(
     device: torch.device,
     config: QuantizationConfig,
     lesson: Lesson | None = None,
+    at_once: AtOnce | None = None,
 ) -> SolvedBlock:
-    """Quantize a block's linears by the plan, and tune them when there is a `lesson`."""
+    """Quantize a block's linears by the plan, and tune them when there is a `lesson`.
+
+    `at_once` says how many experts of a shape are solved together at most.
+    """
     scaled = None
     if config.method == "awq" and specs and specs[0].block is not None:
-        scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device)
+        scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device, at_once)
     moved = scaled.moved(plan) if scaled else {}
-    solved = [
-        one
-        for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes)
+    done = _Done()
+    solved: list[Solved] = []
+    for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once):
         # scaled inputs have Hessians of their own
-        for group in ([[scaled.stack(stack)] for stack in sharing] if scaled else [sharing])
-        for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config)
-    ]
-    if lesson is not None and lesson.observe is not None and solved and corrects(config):
-        other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
-        solved = _better(solved, other, lesson)
-    weights, tuning = [one.quantized for one in solved], None
-    if lesson is not None and solved and config.tune != "none":
-        starts = [
-            Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated) for s in solved
-        ]
-        weights, tuning = tune_block(_within(moved, lesson), starts, config)
-    pairs = list(zip(solved, weights, strict=True))
-    done = {
-        spec.name: weight[position]
-        for one, weight in pairs
-        for position, spec in enumerate(one.stack.specs)
-    }
-    ordered = {spec.name: done[spec.name] for spec in specs if spec.name in done}
-    rows = [
-        row
-        for one, weight in pairs
-        for row in error_rows(one.stack, one.scheme, sums(one, weight), one.damping)
-    ]
-    return SolvedBlock(ordered, error_table(rows), tuning, moved)
+        groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
+        for group in groups:
+            for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config):
+                if lesson is None:
+                    done.add(one, one.quantized)
+                else:
+                    solved.append(one)
+                del one  # or it would be in memory while the next stacks are made
+        del sharing, groups, group
+    tuning = None
+    if lesson is not None and solved:
+        if lesson.observe is not None and corrects(config):
+            other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
+            solved = _better(solved, other, lesson)
+        weights = [one.quantized for one in solved]
+        if config.tune != "none":
+            starts = [
+                Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated)
+                for s in solved
+            ]
+            weights, tuning = tune_block(_within(moved, lesson), starts, config)
+        for one, weight in zip(solved, weights, strict=True):
+            done.add(one, weight)
+    ordered = {spec.name: done.weights[spec.name] for spec in specs if spec.name in done.weights}
+    return SolvedBlock(ordered, error_table(done.rows), tuning, moved)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is kept of solved stacks: codes and scales on the CPU, and rows of errors; all else may go."""
+
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, solved: Solved, quantized: QuantizedWeight) -> None:
+        """Take a stack with the codes that it ended up with."""
+        found = sums(solved, quantized)
+        self.rows.extend(error_rows(solved.stack, solved.scheme, found, solved.damping))
+        kept = quantized.to(torch.device("cpu"))
+        self.weights.update({spec.name: kept[at] for at, spec in enumerate(solved.stack.specs)})
 
 
 def _within(moved: Mapping[str, Tensor], lesson: Lesson) -> Lesson:

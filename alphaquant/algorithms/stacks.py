@@ -6,16 +6,22 @@ stack of one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from alphaquant.linalg.hessian import HessianAccumulator, shrink
+from alphaquant.linalg.hessian import HessianAccumulator, pooled, shrink
 from alphaquant.models.linear import LinearSpec
 
-_STACK_BYTES = 2 << 30  # fp32 Hessians of one stack; larger ones are solved in parts
+PART = 2 << 30
+"""Bytes of the fp32 Hessians that are solved at once; stacks with more are solved in parts."""
+
+
+AtOnce: TypeAlias = Callable[[Sequence[LinearSpec]], int]
+"""Linears of one expert that read the same inputs, to how many experts are solved at once."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,14 @@ def stacks(
     accumulators: Mapping[str, HessianAccumulator],
     expert_shrinkage: float,
     sort_key: Mapping[str, Hashable] | None = None,
+    at_once: AtOnce | None = None,
 ) -> Iterator[Stack]:
     """Group a block's linears; experts' Hessians are shrunk towards the mean over all experts.
 
-    `sort_key` (by linear) splits experts further, by their scheme for example.
+    `sort_key` (by linear) splits experts further, by their scheme for example. `at_once` says how many experts a stack
+    has at most. Hessians are made for one stack after the other.
     """
-    for sharing in sharing_stacks(specs, accumulators, expert_shrinkage, sort_key):
+    for sharing in sharing_stacks(specs, accumulators, expert_shrinkage, sort_key, at_once):
         yield from sharing
 
 
@@ -46,35 +54,49 @@ def sharing_stacks(
     accumulators: Mapping[str, HessianAccumulator],
     expert_shrinkage: float,
     sort_key: Mapping[str, Hashable] | None = None,
+    at_once: AtOnce | None = None,
 ) -> Iterator[list[Stack]]:
     """The same, those together that read the same inputs, such as q, k and v: they hold one tensor of Hessians."""
     for families in _sharing(specs):
         members = families[0]
-        seen = [accumulators[spec.input_key] for spec in members]
-        hessian = _hessians(seen)
-        tokens = [accumulator.tokens for accumulator in seen]
-        if members[0].expert is not None:
-            effective, mass = (
-                torch.tensor(numbers, device=hessian.device)
-                for numbers in ([a.effective_tokens for a in seen], [a.mass for a in seen])
-            )
-            hessian = shrink(hessian, effective, expert_shrinkage, mass)
+        every = [accumulators[spec.input_key] for spec in members]
+        prior = pooled(every) if members[0].expert is not None else None
+        readers = [family[0] for family in families]
+        most = at_once(readers) if at_once else max(1, PART // (4 * members[0].cols ** 2))
         parts: dict[tuple[int, ...], list[Sequence[LinearSpec]]] = {}
         for family in families:
-            for chosen in _split(family, sort_key):
+            for chosen in _split(family, sort_key, most):
                 parts.setdefault(tuple(chosen), []).append([family[i] for i in chosen])
         for part, together in parts.items():
-            whole = len(part) == len(members) or hessian.stride(0) == 0
-            some = hessian[: len(part)] if whole else hessian[list(part)]  # choosing copies
-            yield [Stack(chosen, some, [tokens[i] for i in part]) for chosen in together]
+            # no name for it here: it would be in memory still while the next one is made
+            yield _of_one(together, [every[i] for i in part], expert_shrinkage, prior)
+
+
+def _of_one(
+    together: Sequence[Sequence[LinearSpec]],
+    seen: Sequence[HessianAccumulator],
+    strength: float,
+    prior: Tensor | None,
+) -> list[Stack]:
+    """Stacks over one tensor of Hessians."""
+    hessian = _hessians(seen)
+    if prior is not None:
+        effective = torch.tensor([accumulator.effective_tokens for accumulator in seen])
+        hessian = shrink(hessian, effective, strength, prior)
+    tokens = [accumulator.tokens for accumulator in seen]
+    return [Stack(specs, hessian, tokens) for specs in together]
 
 
 def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
     """One Hessian per accumulator `[n, in, in]`; a single one, in memory once, where all are the same."""
     first = seen[0]
-    if len(seen) > 1 and all(accumulator is first for accumulator in seen):
-        return first.hessian.expand(len(seen), -1, -1)
-    return torch.stack([accumulator.hessian for accumulator in seen])
+    one = first.hessian
+    if all(accumulator is first for accumulator in seen):
+        return one.expand(len(seen), -1, -1)
+    found = one.new_empty(len(seen), *one.shape)
+    for hessian, accumulator in zip(found, seen, strict=True):
+        torch.mul(accumulator.total, accumulator.scale, out=hessian)
+    return found
 
 
 def _sharing(specs: Sequence[LinearSpec]) -> Iterator[list[list[LinearSpec]]]:
@@ -94,12 +116,11 @@ def _families(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
 
 
 def _split(
-    members: Sequence[LinearSpec], sort_key: Mapping[str, Hashable] | None
+    members: Sequence[LinearSpec], sort_key: Mapping[str, Hashable] | None, most: int
 ) -> Iterator[list[int]]:
     parts: dict[Hashable, list[int]] = {}
     for index, spec in enumerate(members):
         parts.setdefault(sort_key[spec.name] if sort_key else None, []).append(index)
-    limit = max(1, _STACK_BYTES // (4 * members[0].cols ** 2))
     for indices in parts.values():
-        for start in range(0, len(indices), limit):
-            yield indices[start : start + limit]
+        for start in range(0, len(indices), most):
+            yield indices[start : start + most]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -140,7 +140,7 @@ class TunableModel:
 
 
 def _alike(
-    checkpoint: Checkpoint, quantized: dict[str, QuantizedWeight]
+    checkpoint: Checkpoint, quantized: Mapping[str, QuantizedWeight]
 ) -> Iterator[tuple[list[str], torch.dtype]]:
     """Linears that can form a stack, and the dtype that the checkpoint stores them in."""
     families: dict[tuple[object, ...], list[str]] = {}

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from alphaquant.config.allocation import DEFAULT_MENU, AllocationConfig
 from alphaquant.config.measuring import ComparisonConfig, EvaluationConfig, ExperimentConfig
 from alphaquant.config.quantization import QuantizationConfig, RotationConfig, RouterConfig
-from alphaquant.config.section import Section
+from alphaquant.config.section import Section, Size, bytes_of
 from alphaquant.formats.carriers import can_store, unasked
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.support import all_load
@@ -94,6 +94,13 @@ class ExecutionConfig(Section):
     """Windows per forward pass; evaluation takes fewer where memory asks for it."""
     workers: int | None = Field(None, ge=1)
     """CPU threads for spectra; empty means one per core."""
+    memory_limit: Size | None = None
+    """Memory that the process may take, such as 4GB or 4GiB; quantize then holds less at once, with the same result. Empty: no limit."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory limit in bytes."""
+        return None if self.memory_limit is None else bytes_of(self.memory_limit)
 
     def halved(self) -> ExecutionConfig | None:
         """The same with half the batch; None when a batch is one window already."""

@@ -12,9 +12,13 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
     WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -67,6 +71,28 @@ def _not_zero(size: int) -> int:
     return size
 
 
+def bytes_of(size: str) -> int:
+    """A size such as 4GB or 4GiB in bytes."""
+    return TypeAdapter(ByteSize).validate_python(size)
+
+
+def _size(value: Any) -> Any:
+    """The text of a size; YAML may give a number."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str):
+        try:
+            positive = bytes_of(text) > 0
+        except ValidationError:
+            positive = False
+        if not positive:
+            raise ValueError(
+                f"{text!r} is no size of memory; write a number above 0 with its unit, such as 4GB, 4GiB or 4096MB"
+            )
+    return text
+
+
+Size: TypeAlias = Annotated[str, BeforeValidator(_size)]
+"""Bytes with their unit."""
 FormatName: TypeAlias = Annotated[str, AfterValidator(_parsed)]
 """A format, or one with group and zero point such as int4-g64-asym; refused with what is known."""
 GroupSize: TypeAlias = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]

@@ -22,7 +22,7 @@ from alphaquant.errors import FormatError, ModelError
 from alphaquant.export import compressed_tensors, gptq, quark
 from alphaquant.export.block_reader import BlockReader
 from alphaquant.export.folder import copy_small_files, shards, write_index, write_json
-from alphaquant.export.safetensors_writer import DTYPES, write_safetensors
+from alphaquant.export.safetensors_writer import write_safetensors
 from alphaquant.formats.carriers import Carrier, PackedFormat, carrier_of, misfit, stored_tensors
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.stored import pack, rounded_scales
@@ -31,6 +31,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.fused import check_whole
 from alphaquant.models.fused_tensors import assembled
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.shard import DTYPES
 from alphaquant.models.tensors import TensorEntry
 from alphaquant.progress import reporter, track
 

@@ -5,7 +5,7 @@ This module is the front door of `formats`: it re-exports what callers of quanti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +99,7 @@ class QuantizedWeight:
 
     @classmethod
     def from_tensors(
-        cls, prefix: str, tensors: dict[str, Tensor], scheme: Scheme
+        cls, prefix: str, tensors: Mapping[str, Tensor], scheme: Scheme
     ) -> QuantizedWeight:
         """Inverse of `tensors`; a missing tensor raises StoreError."""
 

@@ -6,6 +6,7 @@ Leading batch dimensions (the experts of a block) are supported throughout.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,9 @@ class HessianAccumulator:
     """Sums XᵀX in fp32 over the batches of one input, which several linears may share."""
 
     def __init__(self, cols: int, device: torch.device) -> None:
-        self.total = torch.zeros(cols, cols, dtype=torch.float32, device=device)  # [in, in]
+        self._total: Tensor | Callable[[], Tensor] = torch.zeros(
+            cols, cols, dtype=torch.float32, device=device
+        )
         self.magnitude_total = torch.zeros(
             cols, dtype=torch.float32, device=device
         )  # [in] sum of |x|
@@ -28,6 +31,15 @@ class HessianAccumulator:
         # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
         self._mass: Tensor | float = 0.0
         self._squares: Tensor | float = 0.0
+
+    @property
+    def total(self) -> Tensor:
+        """XᵀX `[in, in]`; a copy where it was put away."""
+        return self._total if isinstance(self._total, Tensor) else self._total()
+
+    def put_away(self, keep: Callable[[Tensor], Callable[[], Tensor]]) -> None:
+        """Let `total` wait where `keep` puts it; what it returns brings a copy back. No more batches can be added."""
+        self._total = keep(self.total)
 
     def update(self, x: Tensor, weight: Tensor | None = None) -> None:
         """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""
@@ -41,7 +53,7 @@ class HessianAccumulator:
             flat = flat * weights.sqrt().to(flat.dtype)[:, None]
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
-            self.total += torch.mm(flat.T, flat, out_dtype=torch.float32)
+            self.total.add_(torch.mm(flat.T, flat, out_dtype=torch.float32))
         else:
             flat = flat.float()
             self.total.addmm_(flat.T, flat)
@@ -61,7 +73,12 @@ class HessianAccumulator:
     @property
     def hessian(self) -> Tensor:
         """2/n XᵀX `[in, in]`, with n the sum of the weights; zero when no token arrived."""
-        return self.total * (2.0 / self.mass if self.mass > 0 else 2.0)
+        return self.total * self.scale
+
+    @property
+    def scale(self) -> float:
+        """What makes `hessian` of `total`."""
+        return 2.0 / self.mass if self.mass > 0 else 2.0
 
     @property
     def mass(self) -> float:
@@ -78,25 +95,35 @@ class HessianAccumulator:
 def white(cols: int, device: torch.device) -> HessianAccumulator:
     """The accumulator of uncorrelated unit inputs that no token stands behind."""
     accumulator = HessianAccumulator(cols, device)
-    accumulator.total = torch.eye(cols, dtype=torch.float32, device=device)
+    accumulator.total.fill_diagonal_(1)
     return accumulator
 
 
-def shrink(hessians: Tensor, tokens: Tensor, strength: float, mass: Tensor | None = None) -> Tensor:
-    """Pull each `[experts, in, in]` towards the mean of all, in which each counts by its `mass`.
+def pooled(accumulators: Sequence[HessianAccumulator]) -> Tensor | None:
+    """The mean Hessian `[in, in]`, in which each counts by its mass; None when no token arrived."""
+    mass = sum(accumulator.mass for accumulator in accumulators)
+    if not mass:
+        return None
+    total: Tensor | None = None  # one after another: all of them at once would be as large again
+    for accumulator in accumulators:
+        part = accumulator.total
+        total = torch.zeros_like(part) if total is None else total
+        total.add_(part, alpha=2.0 / mass)
+    return total
+
+
+def shrink(hessians: Tensor, tokens: Tensor, strength: float, prior: Tensor) -> Tensor:
+    """Pull each `[experts, in, in]`, which is overwritten, towards the `prior` `[in, in]`, the mean of all experts.
 
     The prior weighs as much as `strength * in` tokens, so an expert that few tokens reach leans on its
-    block, and one that none reaches equals it. Of weighted tokens, `tokens` is the effective number and
-    `mass` the sum of weights; without `mass` the two are the same.
+    block, and one that none reaches equals it. Of weighted tokens, `tokens` is the effective number.
     """
-    if not bool(tokens.any()):
-        return hessians
-    count = tokens.to(hessians.dtype).view(-1, 1, 1)
-    share = count if mass is None else mass.to(hessians.dtype).view(-1, 1, 1)
-    pooled = (hessians * share).sum(0, keepdim=True) / share.sum()
-    prior = strength * hessians.shape[-1]
-    weight = torch.where(count > 0, count / (count + prior), torch.zeros_like(count))
-    return weight * hessians + (1 - weight) * pooled
+    doubt = strength * hessians.shape[-1]
+    count = tokens.to(hessians.dtype)
+    trust = torch.where(count > 0, count / (count + doubt), torch.zeros_like(count))
+    for hessian, share in zip(hessians, trust.tolist(), strict=True):
+        hessian.mul_(share).add_(prior, alpha=1 - share)
+    return hessians
 
 
 @dataclass(frozen=True)

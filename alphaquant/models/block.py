@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from alphaquant.clock import timed
-from alphaquant.errors import ModelError, first_line
-from alphaquant.models.checkpoint import LOADING_ERRORS, Checkpoint, finite
+from alphaquant.errors import ModelError
+from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.experts import unfuse
 from alphaquant.models.head import Head
+from alphaquant.models.skeleton import skeleton_of
+from alphaquant.models.widened import Widened
 
 
 class _Recorder(nn.Module):
@@ -38,26 +40,6 @@ class _Recorder(nn.Module):
 
 
 @timed("build")
-def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """transformers' model without weights. Raises ModelError where it has no decoder layers or cannot be built."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(checkpoint.config)
-    config.use_cache = config.output_router_logits = False
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-            )
-        list(skeleton.model.layers)
-    except LOADING_ERRORS as error:
-        raise ModelError(
-            f"transformers cannot build the model of {checkpoint.path / 'config.json'} "
-            f"({first_line(error)}). Mend it, or download the model again."
-        ) from error
-    return skeleton.eval()
-
-
 class BlockModel:
     """A checkpoint as a sequence of decoder blocks on one device.
 
@@ -69,7 +51,7 @@ class BlockModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        skeleton = _skeleton(checkpoint, dtype)
+        skeleton = skeleton_of(checkpoint, dtype)
         inner = skeleton.model
         self._templates: list[nn.Module] = list(inner.layers)
         self._inner: Any = inner
@@ -78,34 +60,58 @@ class BlockModel:
         skeleton.model = nn.Identity()
         self._causal: nn.Module = skeleton
         architecture = checkpoint.architecture
-        outside = f"{architecture.blocks.rpartition('.')[0]}."
+        self._outside = outside = f"{architecture.blocks.rpartition('.')[0]}."
         inside = f"{architecture.blocks}."
         state = {
             stored.removeprefix(outside): self._cast(checkpoint.tensor(stored), stored)
             for stored in checkpoint.entries
             if stored.startswith(outside) and not stored.startswith(inside)
         }
-        self._load(inner, state, outside, "model", assign=True)
+        self._load(inner, state, outside, "model")
         self.final_norm: nn.Module = self._inner.get_submodule(
             architecture.final_norm.removeprefix(outside)
         )
 
     def embed(self, tokens: Tensor, batch_size: int) -> list[Tensor]:
         """`[windows, length]` token ids to the first block's inputs, in batches."""
-        return [self._record(batch)[0] for batch in tokens.split(batch_size)]
+        table = self._embedding()
+        if table.weight.is_meta:  # it was let go
+            name = f"{self.checkpoint.architecture.embedding}.weight"
+            self._set_embedding(self._cast(self.checkpoint.tensor(name), name))
+        return [
+            self._record(batch.shape, input_ids=batch.to(self.device))
+            for batch in tokens.split(batch_size)
+        ]
+
+    def release_embedding(self) -> None:
+        """Give the memory of the embedding back; `embed` reads it again."""
+        self._set_embedding(torch.empty_like(self._embedding().weight, device="meta"))
+
+    def _embedding(self) -> nn.Embedding:
+        name = self.checkpoint.architecture.embedding.removeprefix(self._outside)
+        return self._inner.get_submodule(name)  # type: ignore[no-any-return]
+
+    def _set_embedding(self, weight: Tensor) -> None:
+        self._embedding().weight = nn.Parameter(weight, requires_grad=False)
 
     @timed("load weights")
-    def block(self, index: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """Decoder block `index` with its weights from disk; `weights` (by linear name) replace some."""
-        template = copy.deepcopy(self._templates[index])
-        unfuse(template, share=False)
-        block = template.to_empty(device=self.device).eval()
+    def block(
+        self, index: int, weights: Mapping[str, Tensor] | None = None, *, narrow: bool = False
+    ) -> nn.Module:
+        """Decoder block `index` with its weights from disk; `weights` (by linear name) replace some.
+
+        A `narrow` one keeps its linears in the 16 bits that they are stored in and widens one at a time as it runs,
+        which computes the same; it is for looking at, not for training.
+        """
+        block = copy.deepcopy(self._templates[index]).eval()
+        unfuse(block, share=False)
         architecture = self.checkpoint.architecture
         prefix = f"{architecture.blocks}.{index}."
+        narrowed = self._narrowed(block, index) if narrow else set()
         state = {}
         for linear, weight in (weights or {}).items():
-            name = architecture.module_name(linear.removeprefix(prefix))
-            state[f"{name}.weight"] = self._cast(weight, f"{linear}.weight")
+            name = f"{architecture.module_name(linear.removeprefix(prefix))}.weight"
+            state[name] = self._cast(weight, f"{linear}.weight", narrow=name in narrowed)
         buffers = dict(block.named_buffers())
         for stored in (name for name in self.checkpoint.entries if name.startswith(prefix)):
             name = architecture.module_name(stored.removeprefix(prefix))
@@ -113,12 +119,24 @@ class BlockModel:
                 continue
             tensor = self.checkpoint.tensor(stored)
             if name in buffers:  # it is no weight, so it keeps the precision that it is stored in
-                buffers[name].data = buffers[name].data.to(tensor.dtype)
-                state[name] = finite(tensor, stored)
+                state[name] = finite(tensor, stored).to(self.device)
             else:
-                state[name] = self._cast(tensor, stored)
+                state[name] = self._cast(tensor, stored, narrow=name in narrowed)
         self._load(block, state, prefix, f"block {index}")
         return block
+
+    def _narrowed(self, block: nn.Module, index: int) -> set[str]:
+        """Let the block's linears hold what is narrower than the products are; names of their weights."""
+        if self.dtype.itemsize <= 2:
+            return set()
+        found = set()
+        for spec in self.checkpoint.block_specs(index):
+            name = self._module(index, spec.name)
+            linear = block.get_submodule(name)
+            if type(linear) is nn.Linear and spec.role != "router":
+                block.set_submodule(name, Widened.like(linear))
+                found.add(f"{name}.weight")
+        return found
 
     def linear(self, block: nn.Module, index: int, name: str) -> nn.Module:
         """The submodule (with a `.weight`) that a linear's name on disk means."""
@@ -156,8 +174,12 @@ class BlockModel:
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
         """The block's outputs, batch by batch, each kept where its input lay."""
         for batch in hidden:
-            with torch.no_grad():
-                yield self.run(block, index, batch).to(batch.device)
+            yield self.outputs(block, index, batch)
+
+    @torch.no_grad()
+    def outputs(self, block: nn.Module, index: int, batch: Tensor) -> Tensor:
+        """What a block makes of one batch, where that lay."""
+        return self.run(block, index, batch).to(batch.device)
 
     @timed("load weights")
     def head(self, weight: Tensor | None = None) -> Head:
@@ -173,27 +195,28 @@ class BlockModel:
         }
         weight = self.checkpoint.head_weight() if weight is None else weight
         state["weight"] = self._cast(weight, "lm_head.weight")
-        self._load(causal.lm_head, state, "lm_head.", "head", assign=True)
+        self._load(causal.lm_head, state, "lm_head.", "head")
         return Head(causal)
 
     def _kwargs(self, index: int, hidden: Tensor) -> dict[str, Any]:
-        shape = (hidden.shape[0], hidden.shape[1])
-        if getattr(self, "_shape", None) != shape:
-            self._record(torch.zeros(shape, dtype=torch.long))
+        if getattr(self, "_shape", None) != hidden.shape[:2]:
+            blank = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+            self._record(hidden.shape, inputs_embeds=blank)
         return self._inner.layers[index].kwargs  # type: ignore[no-any-return]
 
-    def _record(self, batch: Tensor) -> tuple[Tensor]:
-        self._shape = (batch.shape[0], batch.shape[1])
+    def _record(self, shape: torch.Size, **inputs: Tensor) -> Tensor:
+        """What reaches the first block, and the recorders' keyword arguments for inputs of this shape."""
+        self._shape = shape[:2]
         first: list[Tensor] = []
         hook = self._inner.layers[0].register_forward_hook(
             lambda _module, _args, out: first.append(out)
         )
         try:
             with torch.no_grad():
-                self._inner(input_ids=batch.to(self.device), use_cache=False)
+                self._inner(**inputs, use_cache=False)
         finally:
             hook.remove()
-        return (first[0],)
+        return first[0]
 
     def _load(
         self,
@@ -201,14 +224,12 @@ class BlockModel:
         state: Mapping[str, Tensor],
         prefix: str,
         what: str,
-        *,
-        assign: bool = False,
     ) -> None:
-        """Give a module its tensors: copies, or with `assign` the very ones, where it has none yet."""
+        """Give a module, which has none yet, its tensors: the very ones, so that nothing is held twice."""
         folder = self.checkpoint.path
         self._restore_buffers(module)
         try:
-            missing, unexpected = module.load_state_dict(state, strict=False, assign=assign)
+            missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
         except RuntimeError as error:
             raise ModelError(
                 f"{what} of {folder} does not fit its config.json: "
@@ -235,8 +256,9 @@ class BlockModel:
             if absent:
                 self._compute_buffers(part)
 
-    def _cast(self, tensor: Tensor, name: str) -> Tensor:
+    def _cast(self, tensor: Tensor, name: str, *, narrow: bool = False) -> Tensor:
         """A stored tensor on the device. Raises ModelError when it holds NaN or infinity."""
         if tensor.is_floating_point():
             finite(tensor, name)
-        return tensor.to(self.device, self.dtype)
+        kept = narrow and tensor.dtype in (torch.bfloat16, torch.float16)
+        return tensor.detach().to(self.device, tensor.dtype if kept else self.dtype)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alphaquant.clock import timed
@@ -21,6 +20,7 @@ from alphaquant.models.linear import LinearSpec
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import read_config
 from alphaquant.models.rows import architecture_of
+from alphaquant.models.shard import Shard
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 LOADING_ERRORS = (
@@ -62,7 +62,7 @@ class Checkpoint:
         row = architecture_of(self.raw_config, architecture, trust_remote_code=trust_remote_code)
         self.architecture: Architecture = row
         teach_transformers(row.model_type)
-        self._handles: dict[Path, Any] = {}
+        self._shards: dict[Path, Shard] = {}
         self._opening = threading.Lock()
         settings = self.raw_config.get("quantization_config") or {}
         if settings.get("quant_method") in self.architecture.decodes:
@@ -130,14 +130,7 @@ class Checkpoint:
 
     def _read(self, name: str, file: Path, part: int | None = None) -> Tensor:
         """A tensor of a file, or one `part` of its first dimension."""
-        try:
-            handle = self._handle(file)
-            tensor: Tensor = (
-                handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
-            )
-            return tensor
-        except SafetensorError as error:
-            raise ModelError(f"{file} is damaged at tensor {name}: {error}") from error
+        return self._shard(file).tensor(name, part)
 
     def weight(self, linear: str) -> Tensor:
         """A linear's weight `[out, in]` in its stored dtype, by the linear's name."""
@@ -180,14 +173,14 @@ class Checkpoint:
             if name.startswith(prefix) and name.endswith(".weight") and len(entry.shape) == 1
         )
 
-    def _handle(self, file: Path) -> Any:
+    def _shard(self, file: Path) -> Shard:
         with self._opening:
-            if file not in self._handles:
+            if file not in self._shards:
                 try:
-                    self._handles[file] = safe_open(file, framework="pt")
-                except (SafetensorError, OSError) as error:
+                    self._shards[file] = Shard(file)
+                except OSError as error:
                     raise ModelError(f"cannot read {file}: {error}") from error
-            return self._handles[file]
+            return self._shards[file]
 
 
 def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,22 +15,23 @@ from alphaquant.clock import timed
 from alphaquant.linalg.drift import DriftAccumulator
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
+from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.tensor_file import TensorFile
 
 RoutingWeight: TypeAlias = Literal["none", "p", "p2"]
 """How often a token counts in an expert's Hessian: once, or by its routing weight p or p²."""
 
 
-@timed("forward and Hessians")
-def run_and_collect(
+@contextlib.contextmanager
+def observing(
     model: BlockModel,
     block: nn.Module,
     index: int,
     specs: Sequence[LinearSpec],
-    hidden: list[Tensor],
     routing_weight: RoutingWeight = "none",
-) -> tuple[dict[str, HessianAccumulator], list[Tensor]]:
-    """One pass of `hidden` through a block: a Hessian for every input that `specs` read, and outputs.
+) -> Iterator[dict[str, HessianAccumulator]]:
+    """While open, what passes through a block is gathered: a Hessian for every input that `specs` read, by its key.
 
     Linears with one `input_key` share an accumulator; an expert's sees the tokens routed to it. A block
     adds p E(x) for each of a token's experts, so the squared error of E counts p² in its output.
@@ -46,8 +48,41 @@ def run_and_collect(
                     expert = model.expert(block, index, spec.name)
                 for handle in _feed(accumulator, module, expert, routing_weight):
                     hooks.callback(handle.remove)
-        outputs = list(model.advance(block, index, hidden))
-    return accumulators, outputs
+        yield accumulators
+
+
+def gather(
+    model: BlockModel,
+    block: nn.Module,
+    index: int,
+    passes: Iterable[Sequence[LinearSpec]],
+    hidden: HiddenStates,
+    routing_weight: RoutingWeight = "none",
+    file: TensorFile | None = None,
+    *,
+    onward: bool = False,
+) -> dict[str, HessianAccumulator]:
+    """What `observing` gathers in `passes` of `hidden` through a block, each for some linears; with a `file` it waits there.
+
+    With `onward` the last pass replaces `hidden` by the block's outputs.
+    """
+    seen: dict[str, HessianAccumulator] = {}
+    groups, run = list(passes), partial(model.outputs, block, index)
+    for number, specs in enumerate(groups, start=1):
+        with (
+            timed("forward and Hessians"),
+            observing(model, block, index, specs, routing_weight) as found,
+        ):
+            if onward and number == len(groups):
+                hidden.advance(run)
+            else:
+                for batch in hidden:
+                    run(batch)
+        if file:
+            for accumulator in found.values():
+                accumulator.put_away(file.keep)
+        seen |= found
+    return seen
 
 
 def _feed(

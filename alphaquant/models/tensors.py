@@ -18,6 +18,9 @@ class TensorEntry:
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
+    """First byte in the file, and the first behind it; equal for what no file holds as it is."""
+    end: int = 0
 
 
 def tensor_index(folder: Path) -> dict[str, TensorEntry]:
@@ -31,7 +34,7 @@ def tensor_index(folder: Path) -> dict[str, TensorEntry]:
         files = sorted(set(weight_map.values()))
         entries: dict[str, TensorEntry] = {}
         for file in files:
-            entries |= _read_header(folder / file, _first_named(weight_map, file))
+            entries |= read_header(folder / file, _first_named(weight_map, file))
         for name, file in weight_map.items():
             if name not in entries:
                 raise ModelError(
@@ -40,7 +43,7 @@ def tensor_index(folder: Path) -> dict[str, TensorEntry]:
         return entries
     single = folder / "model.safetensors"
     if single.is_file():
-        return _read_header(single, None)
+        return read_header(single)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ModelError(
             f"{folder} holds pickled weights only, and AlphaQuant never unpickles. Save the model as "
@@ -61,8 +64,8 @@ def _first_named(weight_map: dict[str, str], file: str) -> str:
     return next(name for name, place in weight_map.items() if place == file)
 
 
-def _read_header(path: Path, wanted: str | None) -> dict[str, TensorEntry]:
-    """One file's tensors; its length must cover every tensor."""
+def read_header(path: Path, wanted: str | None = None) -> dict[str, TensorEntry]:
+    """One file's tensors; its length must cover every tensor. Raises ModelError, which says that `wanted` needs it."""
     suffix = f" (needed for tensor {wanted})" if wanted else ""
     if not path.is_file():
         raise ModelError(f"{path} is missing{suffix}; download the model again")
@@ -77,14 +80,14 @@ def _read_header(path: Path, wanted: str | None) -> dict[str, TensorEntry]:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            end = 8 + length + int(entry["data_offsets"][1])
+            begin, end = (8 + length + int(offset) for offset in entry["data_offsets"])
             if end > size:
                 raise ModelError(
                     f"{path} is truncated: tensor {name} ends at byte {end}, the file has {size}. "
                     "Download it again."
                 )
             shape = tuple(int(n) for n in entry["shape"])
-            entries[name] = TensorEntry(path, str(entry["dtype"]), shape)
+            entries[name] = TensorEntry(path, str(entry["dtype"]), shape, begin, end)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}{suffix}") from error
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:

@@ -103,10 +103,12 @@ def run_section(inputs: ReportInputs) -> Section:
                 str(stage.get("name", "–")),
                 str(stage.get("state", "–")),
                 _seconds(stage.get("seconds")),
+                _gigabytes(stage.get("memory")),
             ]
             for stage in inputs.stages
         ]
-        items.append(Grid("Stages", ["stage", "state", "seconds"], rows, frozenset({2})))
+        header = ["stage", "state", "seconds", "memory at most, GB"]
+        items.append(Grid("Stages", header, rows, frozenset({2, 3})))
     else:
         items.append(
             "How long each stage took is in `summary.json`, where its seconds went in `profile.json` and in a section that is "
@@ -170,6 +172,10 @@ def _by(linears: pd.DataFrame, key: str) -> Grid:
     return Grid(
         f"By {key}", header, rows, numeric, frozenset({len(header) - 1}), folded=len(rows) > 12
     )
+
+
+def _gigabytes(value: object) -> str:
+    return f"{value / 1e9:.1f}" if isinstance(value, int) else "–"
 
 
 def _seconds(value: object) -> str:

@@ -81,7 +81,7 @@ class ReportInputs:
     model_tuning: Mapping[str, Any] | None = None
     """{kl_before, kl_after, steps}: what moving scales and norms of the whole model brought on held-out windows."""
     stages: Sequence[Mapping[str, Any]] = ()
-    """{name, state, seconds} of each stage, in order."""
+    """{name, state, seconds, memory} of each stage, in order."""
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """One value of the config, or `default`."""

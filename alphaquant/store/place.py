@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from alphaquant.resident import device_peak, peak, start_peak
 from alphaquant.work import Rates
 
 
@@ -29,7 +30,17 @@ class Place(BaseModel):
     ended: str | None = None
     rates: Rates | None = None
     """What the machine was measured to do in a second; None where nobody did."""
+    memory: int | None = None
+    """Bytes that the process had in memory at most meanwhile; None where the system does not say."""
+    device_memory: int | None = None
+    """Bytes that its tensors took of the GPU at most."""
+
+    def begun(self) -> Place:
+        """The same place, at the beginning of the computation: peaks of memory are counted from here."""
+        start_peak()
+        return self
 
     def finished(self) -> Place:
         """The same place, at the end of the computation."""
-        return self.model_copy(update={"ended": _now()})
+        found = {"ended": _now(), "memory": peak(), "device_memory": device_peak()}
+        return self.model_copy(update=found)

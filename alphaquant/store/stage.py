@@ -229,6 +229,7 @@ def _compute(
     force: bool,
 ) -> StageResult:
     started = time.perf_counter()
+    place = place.begun()
     bench = Workbench(store, stage, refresh=force)
 
     def attempt(given: dict[str, Any]) -> tuple[Draft, Skipped | None]:

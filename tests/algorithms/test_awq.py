@@ -30,9 +30,9 @@ from alphaquant.formats.weight import quantize_weight
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.foldable import Fold, folds
-from alphaquant.models.observe import run_and_collect
 from alphaquant.text.windows import held_out
 from tests.algorithms.test_quantize_model import CPU, quantize, uniform, windows
+from tests.observed import run_and_collect
 from tests.tiny import TYPES, make_model
 
 CONFIG = QuantizationConfig(method="awq", group_size=16)

@@ -8,8 +8,8 @@ import torch
 from alphaquant.algorithms.balance import balanced_choice, expert_loads, idlest_share
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.observe import run_and_collect
 from tests.algorithms.test_quantize_model import CPU, windows
+from tests.observed import run_and_collect
 from tests.tiny import MIXTURES, make_model
 
 

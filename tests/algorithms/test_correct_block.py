@@ -14,10 +14,11 @@ from alphaquant.config import QuantizationConfig
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import collect_pairs, run_and_collect
+from alphaquant.models.observe import collect_pairs
 from alphaquant.progress import reporting_to
 from tests.algorithms.test_quantize_model import CPU, FolderCache, uniform, windows
 from tests.notes import Notes
+from tests.observed import run_and_collect
 from tests.tiny import TYPES, make_model
 
 

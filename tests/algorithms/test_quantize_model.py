@@ -27,8 +27,8 @@ from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import output_error
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.observe import run_and_collect
 from alphaquant.plan import QuantPlan
+from tests.observed import run_and_collect
 from tests.tiny import MIXTURES, TYPES, VOCABULARY, make_model
 
 CPU = torch.device("cpu")

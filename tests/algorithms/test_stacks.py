@@ -1,40 +1,42 @@
-"""Stacks hold the Hessians of their linears, and no second copy of them."""
+"""Stacks hold the Hessians of their linears, one stack after the other, whatever their number."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from alphaquant.algorithms import stacks as module
 from alphaquant.algorithms.stacks import sharing_stacks, stacks
-from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.linalg.hessian import HessianAccumulator, pooled, shrink
 from tests.specs import moe_specs
 
 EXPERTS = [spec for spec in moe_specs(1) if spec.expert is not None and spec.role == "up"]
 
 
-@pytest.mark.parametrize(
-    "parts", [["int4", "int4", "int4", "int4"], ["int4", "int8", "int4", "int8"]]
-)
-def test_only_a_part_of_the_experts_is_copied(
-    monkeypatch: pytest.MonkeyPatch, parts: list[str]
-) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr(module, "shrink", lambda hessian, *_: seen.append(hessian) or hessian)
+@pytest.mark.parametrize("kinds", [["int4"] * 4, ["int4", "int8", "int4", "int8"]])
+@pytest.mark.parametrize("at_once", [1, 3, 9])
+def test_parts_have_the_hessians_that_the_whole_has(kinds: list[str], at_once: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    inputs = {}
-    for spec in EXPERTS:
-        inputs[spec.input_key] = HessianAccumulator(spec.cols, torch.device("cpu"))
-        inputs[spec.input_key].update(torch.randn(9, spec.cols, generator=generator))
-    schemes = {spec.name: part for spec, part in zip(EXPERTS, parts, strict=True)}
-    found = list(stacks(EXPERTS, inputs, 1.0, schemes))
-    [family] = seen
-    whole = len(found) == 1
-    for stack in found:
-        assert (stack.hessian.data_ptr() == family.data_ptr()) == whole
-        for spec, hessian in zip(stack.specs, stack.hessian, strict=True):
-            assert torch.equal(hessian, inputs[spec.input_key].hessian)
+    inputs = {
+        spec.input_key: HessianAccumulator(spec.cols, torch.device("cpu")) for spec in EXPERTS
+    }
+    for number, spec in enumerate(EXPERTS):
+        x = torch.randn(1 + 4 * number, spec.cols, generator=generator)
+        inputs[spec.input_key].update(x)
+    every = [inputs[spec.input_key] for spec in EXPERTS]
+    prior = pooled(every)
+    assert prior is not None
+    effective = torch.tensor([one.effective_tokens for one in every])
+    expected = shrink(torch.stack([one.hessian for one in every]), effective, 0.5, prior)
+    schemes = {spec.name: kind for spec, kind in zip(EXPERTS, kinds, strict=True)}
+    seen = []
+    for stack in stacks(EXPERTS, inputs, 0.5, schemes, lambda _: at_once):
+        assert len(stack.specs) <= at_once
+        assert len({schemes[spec.name] for spec in stack.specs}) == 1
+        for spec, hessian, tokens in zip(stack.specs, stack.hessian, stack.tokens, strict=True):
+            assert torch.equal(hessian, expected[EXPERTS.index(spec)])
+            assert tokens == inputs[spec.input_key].tokens
+            seen.append(spec)
+    assert sorted(seen, key=EXPERTS.index) == EXPERTS
 
 
 def test_linears_that_read_the_same_inputs_hold_one_tensor() -> None:

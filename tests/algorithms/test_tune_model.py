@@ -82,7 +82,7 @@ def test_codes_stay_and_scales_and_norms_move(tmp_path: Path) -> None:
             assert torch.equal(weight.codes, before[name].codes)
             assert weight.scheme == before[name].scheme
             assert not torch.equal(weight.scales.scale, before[name].scales.scale)
-    norms = load_moved(after[0]) | load_moved(after[1])
+    norms = dict(load_moved(after[0])) | dict(load_moved(after[1]))
     assert norms.keys() == {*checkpoint.block_norms(0), *checkpoint.block_norms(1)}
     for name, norm in norms.items():
         assert norm.dtype == checkpoint.weight(name).dtype

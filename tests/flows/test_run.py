@@ -259,6 +259,10 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
             ["quantization.tune=block holds out", "calibration.samples is 1", "at least 2"],
         ),
         (["--set", "execution.device=cuda:99"], ["cuda:99", "auto"]),
+        (
+            ["--set", "execution.memory_limit=100MB"],
+            ["memory_limit is 0.1 GB", "for what is there already", "Raise the limit"],
+        ),
         (["--model", "nowhere"], ["'nowhere' does not exist"]),
         (["missing.yaml"], ["missing.yaml"]),
         (["--out", "model"], ["was not made by alphaquant"]),

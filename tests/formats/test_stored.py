@@ -12,12 +12,12 @@ from compressed_tensors.quantization import QuantizationScheme
 
 from alphaquant.errors import FormatError
 from alphaquant.export.compressed_tensors import config_group
-from alphaquant.export.safetensors_writer import DTYPES
 from alphaquant.formats.carriers import CARRIERS, Carrier, carrier_of, misfit, stored_tensors
 from alphaquant.formats.decode import unpack
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.stored import pack, rounded_scales
 from alphaquant.formats.weight import QuantizedWeight, Scales, quantize_weight
+from alphaquant.models.shard import DTYPES
 
 SCHEMES = [
     *(f"int{bits}-{group}" for bits in (2, 3, 4, 6, 8) for group in ("g32", "perchannel")),

@@ -8,6 +8,7 @@ from alphaquant.linalg.hessian import (
     damp,
     inverse_factor,
     output_error,
+    pooled,
     shrink,
 )
 
@@ -86,11 +87,11 @@ def test_shrink_leaves_rich_experts_and_fills_starved_ones() -> None:
     hessians = torch.stack([gram(256, 4, s, torch.float32) for s in range(3)])
     hessians[2] = 0
     tokens = torch.tensor([10_000_000, 500, 0])
-    shrunk = shrink(hessians, tokens, 1.0)
+    prior = (hessians * tokens.view(-1, 1, 1)).sum(0) / tokens.sum()
+    shrunk = shrink(hessians.clone(), tokens, 1.0, prior)
     torch.testing.assert_close(shrunk[0], hessians[0], rtol=1e-4, atol=1e-5)
-    pooled = (hessians * tokens.view(-1, 1, 1)).sum(0) / tokens.sum()
-    torch.testing.assert_close(shrunk[2], pooled)
-    torch.testing.assert_close(shrink(hessians, tokens, 0.0)[1], hessians[1])
+    torch.testing.assert_close(shrunk[2], prior)
+    torch.testing.assert_close(shrink(hessians.clone(), tokens, 0.0, prior)[1], hessians[1])
 
 
 def test_output_error_equals_the_error_on_the_inputs() -> None:
@@ -162,11 +163,19 @@ def test_equal_weights_change_neither_the_hessian_nor_the_effective_tokens() -> 
 
 
 def test_shrinking_weighted_tokens_pools_by_mass_and_trusts_by_effective_number() -> None:
-    hessians = torch.stack([gram(64, 6, seed) for seed in range(3)])
-    effective, mass = torch.tensor([12.0, 3.0, 0.0]), torch.tensor([2.0, 6.0, 0.0])
-    pooled = (2 * hessians[0] + 6 * hessians[1]) / 8
-    found = shrink(hessians, effective, 0.5, mass)
-    torch.testing.assert_close(found[0], (12 * hessians[0] + 3 * pooled) / 15)
-    torch.testing.assert_close(found[1], (3 * hessians[1] + 3 * pooled) / 6)
-    torch.testing.assert_close(found[2], pooled)
-    assert torch.equal(shrink(hessians, mass, 0.5), shrink(hessians, mass, 0.5, mass))
+    experts = [HessianAccumulator(6, torch.device("cpu")) for _ in range(3)]
+    weights = torch.tensor([0.5, 0.5, 1.0, 4.0])
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    experts[0].update(x[:2], weights[:2])
+    experts[1].update(x[2:], weights[2:])
+    prior = pooled(experts)
+    assert prior is not None
+    torch.testing.assert_close(prior, 2 * (x * weights[:, None]).T @ x / weights.sum())
+    before = torch.stack([expert.hessian for expert in experts])
+    effective = torch.tensor([expert.effective_tokens for expert in experts])
+    found = shrink(before.clone(), effective, 0.5, prior)
+    torch.testing.assert_close(found[0], (2 * before[0] + 3 * prior) / 5)
+    assert float(effective[1]) == pytest.approx(25 / 17)
+    torch.testing.assert_close(found[1], (25 / 17 * before[1] + 3 * prior) / (25 / 17 + 3))
+    torch.testing.assert_close(found[2], prior)
+    assert pooled(experts[2:]) is None

@@ -8,7 +8,8 @@ import torch
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.observe import RoutingWeight, run_and_collect
+from alphaquant.models.observe import RoutingWeight
+from tests.observed import run_and_collect
 from tests.tiny import VOCABULARY, make_model
 
 _BLOCK = 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from alphaquant.errors import DataError, StoreError, UserError
+from alphaquant.resident import resident
 from alphaquant.store.artifacts import ArtifactRef, ArtifactStore
 from alphaquant.store.records import load_record
 from alphaquant.store.stage import Skipped, Stage, Workbench, run_stage
@@ -208,6 +209,23 @@ def test_a_stage_that_does_not_apply_is_remembered(store: ArtifactStore) -> None
         ("skipped", "the model is dense", None)
     ] * 2
     assert len(calls) == 1
+
+
+@pytest.mark.skipif(resident() is None, reason="the system does not say what is in memory")
+def test_a_stage_tells_what_it_had_in_memory_itself(store: ArtifactStore) -> None:
+    size = 64 << 20
+
+    def body(out: Path, bench: Workbench, *, held: int) -> None:
+        (out / "a").write_text(str(len(b"x" * held)))
+
+    stage = _stage(body)
+    much, little = (run_stage(stage, store, {"held": held}).place for held in (size, 1))
+    assert much is not None
+    assert much.memory is not None
+    assert little is not None
+    assert little.memory is not None
+    assert much.memory - little.memory > size * 15 // 16
+    assert much.device_memory is None
 
 
 def test_a_failing_body_leaves_nothing_behind(store: ArtifactStore) -> None:

@@ -1,0 +1,200 @@
+"""How a model is quantized inside a memory limit: what is held at once, and what is split where it is too much.
+
+Watching a block takes weights, activations, Hessians and hidden states; solving it takes Hessians, codes, hidden states and
+solving; going on behind it weights, activations, codes and hidden states. Hidden states go to a file first, then Hessians: those of a block are then gathered in as many passes as it takes
+and read again as they are solved. Neither changes a bit of the result, nor does the number of experts that are solved
+at once. Fewer windows per forward pass come last: they change the order of sums, as `execution.batch_size` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from alphaquant.algorithms.memory_needs import (
+    Needs,
+    hessian_bytes,
+    needs_of,
+    sharing,
+    solving_bytes,
+)
+from alphaquant.algorithms.stacks import PART
+from alphaquant.config import Method, QuantizationConfig
+from alphaquant.errors import ConfigError
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import compute_dtype, free_memory
+from alphaquant.models.linear import LinearSpec
+from alphaquant.models.skeleton import skeleton_of
+from alphaquant.progress import reporter
+from alphaquant.resident import resident
+
+_LIBRARIES = 100_000_000
+"""Bytes that libraries take when they are first used."""
+_SLACK = 16
+"""One part in so many stays free: allocators and libraries take some."""
+_HIDDEN = 8
+"""One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
+_FEW = 4
+"""Experts that should be solved at once before Hessians go to a file."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is held at once."""
+
+    batch_size: int
+    """Windows per forward pass."""
+    hidden_on_disk: bool = False
+    hessians_on_disk: bool = False
+    hessians: float = math.inf
+    """Bytes of Hessians that are gathered in one pass."""
+    solving: float = math.inf
+    """Bytes for solving."""
+    method: Method = "gptq"
+
+    def passes(self, specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
+        """The linears of a block by the pass in which their inputs are looked at."""
+        group: list[LinearSpec] = []
+        held = 0
+        for readers in sharing(specs):
+            size = hessian_bytes(readers[0])
+            if group and held + size > self.hessians:
+                yield group
+                group, held = [], 0
+            group.extend(readers)
+            held += size
+        if group:
+            yield group
+
+    def at_once(self, readers: Sequence[LinearSpec]) -> int:
+        """How many experts are solved together, of each of which `readers` read the same inputs."""
+        most = min(
+            self.solving / solving_bytes(readers, self.method), PART / hessian_bytes(readers[0])
+        )
+        return max(1, int(most))
+
+    def described(self, blocks: Sequence[Sequence[LinearSpec]]) -> str:
+        """What was split, for people; `blocks` are the linears of each."""
+        passes = max(len(list(self.passes(specs))) for specs in blocks)
+        experts = [
+            readers
+            for specs in blocks
+            for readers in sharing(specs)
+            if readers[0].expert is not None
+        ]
+        parts = [
+            f"batches of {self.batch_size} windows",
+            f"hidden states {'in a file' if self.hidden_on_disk else 'in memory'}",
+            f"Hessians of a block in {passes} pass{'es' if passes > 1 else ''}"
+            + (" and in a file" if self.hessians_on_disk else ""),
+        ]
+        if experts:
+            parts.append(f"{min(map(self.at_once, experts))} experts solved at once")
+        return ", ".join(parts)
+
+
+def memory_within(
+    limit: int,
+    checkpoint: Checkpoint,
+    tokens: Tensor | None,  # [windows, length]
+    config: QuantizationConfig,
+    whole: MemoryPlan,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> MemoryPlan:
+    """`whole`, split so that the process stays below `limit` bytes; says how.
+
+    Raises ConfigError where not even the smallest split fits.
+    """
+    shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
+    needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype)
+    chosen = plan_memory(needs, room, whole)
+    blocks = [checkpoint.block_specs(index) for index in range(checkpoint.blocks)]
+    reporter().note(
+        f"memory limit {limit / 1e9:.1f} GB, {room / 1e9:.1f} GB of it for work: {chosen.described(blocks)}"
+    )
+    return chosen
+
+
+def needs_and_room(
+    limit: int,
+    checkpoint: Checkpoint,
+    shape: tuple[int, int],
+    config: QuantizationConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Needs, int]:
+    """What quantizing takes with calibration windows of a `shape` (windows, length), and the bytes there are for it.
+
+    Raises ConfigError where not even the smallest split fits below `limit`.
+    """
+    skeleton_of(checkpoint, dtype)  # the code that transformers loads for it takes memory too
+    needs = needs_of(checkpoint, *shape, config, dtype.itemsize)
+    room = room_for(limit, device)
+    require_room(needs, room, limit)
+    return needs, room
+
+
+def plan_memory(needs: Needs, room: int, plan: MemoryPlan) -> MemoryPlan:
+    """Split until everything fits into `room` bytes; `plan` says what would be held if all did.
+
+    Where not even the smallest split fits, that one is returned; `require_room` is for refusing it.
+    """
+    chosen = plan
+    in_memory = needs.hidden
+    if in_memory > room // _HIDDEN or in_memory + needs.least() > room:
+        chosen, in_memory = replace(chosen, hidden_on_disk=True), 0
+    batch = chosen.batch_size
+    beside = needs.weights + max(needs.hessian, needs.codes) + in_memory
+    while batch > 1 and beside + batch * needs.window > room:
+        batch //= 2
+    gathered = room - in_memory - needs.weights - batch * needs.window
+    solving = room - in_memory - needs.codes - needs.lesson - needs.hessians
+    fits = gathered >= needs.hessians and solving >= _FEW * needs.solving
+    return replace(
+        chosen,
+        batch_size=batch,
+        hessians=max(gathered, 0),
+        hessians_on_disk=not fits,
+        solving=max(solving if fits else solving + needs.hessians, 0),
+    )
+
+
+def room_for(limit: int, device: torch.device) -> int:
+    """Bytes that may still be taken on the device that computes when the process is to stay below `limit`."""
+    if device.type == "cpu":
+        room = limit - (resident() or 0) - _LIBRARIES
+    else:
+        room = min(limit, free_memory(device) or limit)
+    return room - max(room, 0) // _SLACK
+
+
+def require_room(needs: Needs, room: int, limit: int) -> None:
+    """Raise ConfigError where not even the smallest split fits."""
+    if (least := needs.least()) > room:
+        held = limit - room
+        raise ConfigError(
+            f"execution.memory_limit is {_gb(limit)} GB, and this model's blocks need {_gb(least + held)} GB: "
+            f"{_gb(held)} for what is there already, {_gb(needs.weights)} for the largest block, "
+            f"{_gb(needs.window)} for a window, {_gb(needs.hessian)} for a Hessian, {_gb(needs.solving)} to solve a "
+            "linear. Raise the limit, or lower calibration.sequence_length."
+        )
+
+
+def require_whole(setting: str, checkpoint: Checkpoint, limit: int, device: torch.device) -> None:
+    """Raise ConfigError where a `setting` that needs the whole model does not fit below the limit."""
+    needed = checkpoint.parameters * compute_dtype(device).itemsize
+    if needed > (room := room_for(limit, device)):
+        raise ConfigError(
+            f"{setting} holds the whole model, {_gb(needed)} GB, and execution.memory_limit leaves {_gb(max(room, 0))} GB "
+            "for it. Raise the limit, or take a method that goes block by block (quantization.tune=block, "
+            "router.method=align or block)."
+        )
+
+
+def _gb(size: int) -> float:
+    return math.ceil(size / 1e8) / 10

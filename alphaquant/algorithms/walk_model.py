@@ -1,0 +1,175 @@
+"""A walk through a model's blocks while they are quantized: hidden states, what each block sees, and what tuning learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
+from alphaquant.algorithms.memory_plan import MemoryPlan
+from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.clock import Step, timed
+from alphaquant.config import QuantizationConfig
+from alphaquant.floor import Tokens, quantized_block
+from alphaquant.linalg.hessian import HessianAccumulator, white
+from alphaquant.models.block import BlockModel
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.hidden_states import HiddenStates
+from alphaquant.models.linear import LinearSpec
+from alphaquant.models.observe import RoutingWeight, collect_pairs, gather
+from alphaquant.models.tensor_file import TensorFile
+from alphaquant.plan import QuantPlan
+from alphaquant.resident import give_back
+from alphaquant.text.windows import held_out
+from alphaquant.work import Work
+
+
+class ModelWalk:
+    """Hidden states of the quantized model, and of the original, advanced only as far as somebody asks."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: Tensor | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory: MemoryPlan,
+        routing_weight: RoutingWeight,
+        scratch: Path | None,
+    ) -> None:
+        self._checkpoint, self._tokens = checkpoint, tokens
+        self._device, self._dtype, self._batch_size = device, dtype, memory.batch_size
+        self._memory, self._scratch = memory, scratch
+        self._routing_weight: RoutingWeight = routing_weight
+        self._model: BlockModel | None = None
+        self._hidden = HiddenStates([])
+        self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
+        self._next = 0
+        self._original: dict[int, Tensor] = {}  # by the number of the original's blocks before
+
+    def observe(
+        self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
+    ) -> Mapping[str, HessianAccumulator]:
+        """Hessians of block `index` behind the finished blocks in `folders`, by input key."""
+        if not specs:
+            return {}
+        if self._tokens is None:
+            same = {cols: white(cols, self._device) for cols in {spec.cols for spec in specs}}
+            return {spec.input_key: same[spec.cols] for spec in specs}
+        model = self._advanced(index, folders)
+        block = model.block(index, narrow=True)
+        passes = self._memory.passes(specs)
+        return gather(model, block, index, passes, self._hidden, self._routing_weight, self._sums)
+
+    def forget(self) -> None:
+        """Let go of what the last `observe` has put into a file."""
+        if self._sums:
+            self._sums.clear()
+
+    def work(
+        self,
+        index: int,
+        every: Sequence[LinearSpec],
+        plan: QuantPlan,
+        config: QuantizationConfig,
+    ) -> Mapping[Step, Work]:
+        """What the steps of a block with linears `every` have to do."""
+        windows = 0 if self._tokens is None else self._tokens.shape[0]
+        count = 0 if self._tokens is None else self._tokens.numel()
+        tokens = Tokens.of(self._checkpoint, count, half=self._dtype == torch.bfloat16)
+        return quantized_block(
+            self._checkpoint, index, every, plan.schemes, tokens, windows, config
+        )
+
+    @timed("forward and Hessians")
+    def observe_head(self, head: LinearSpec, folders: Sequence[Path]) -> HessianAccumulator:
+        """The Hessian of what reaches the head behind the finished blocks in `folders`."""
+        if self._tokens is None:
+            return white(head.cols, self._device)
+        model = self._advanced(self._checkpoint.blocks, folders)
+        accumulator = HessianAccumulator(head.cols, self._device)
+        with torch.no_grad():
+            for batch in self._hidden:
+                accumulator.update(model.final_norm(batch.to(self._device)))
+        return accumulator
+
+    @timed("forward")
+    def _advanced(self, blocks: int, folders: Sequence[Path]) -> BlockModel:
+        """The model, with hidden states behind so many of the finished blocks."""
+        model = self._opened()
+        while self._next < blocks:
+            self._step(block_weights(self._checkpoint, self._next, folders[self._next]))
+        return model
+
+    def pass_on(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Go on behind block `index` with its `weights`, where that is the next one."""
+        if self._model is not None and self._next == index:
+            self._step(weights)
+
+    @timed("forward")
+    def _step(self, weights: Mapping[str, Tensor]) -> None:
+        model = self._opened()
+        block = model.block(self._next, weights, narrow=True)
+        self._hidden.advance(partial(model.outputs, block, self._next))
+        self._next += 1
+
+    def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
+        """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
+        model, block = self._opened(), self._opened().block(index)
+        before, targets = self._behind(index), self._behind(index + 1)
+        routers = [spec for spec in every if spec.role == "router"]
+        inputs = torch.cat(list(self._hidden)).to(self._device)
+        learnt = max(1, held_out(inputs.shape[0]).start)
+        streams = [x[:learnt].split(self._batch_size) for x in (inputs, before)]
+
+        def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+            return model.run(block, index, hidden, weights)
+
+        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
+            hidden, original = streams
+            return collect_pairs(
+                model, block, index, specs, routers, weights, hidden, original, self._routing_weight
+            )
+
+        last = index + 1 == self._checkpoint.blocks
+        sequel: Sequel | None = None
+        if ahead and last:
+            sequel = predictions(model.final_norm, model.head(), targets)
+        elif ahead:
+            following = partial(model.run, model.block(index + 1), index + 1)
+            sequel = next_block(following, self._behind(index + 2))
+        return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
+
+    @timed("original's blocks")
+    def _behind(self, blocks: int) -> Tensor:
+        """The original's hidden states `[windows, length, hidden]` behind its first blocks.
+
+        The last three are kept: what a block gets, what it answers, and what the next one makes of that.
+        """
+        model, known = self._opened(), self._original
+        if not known:
+            known[0] = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
+        while (at := max(known)) < blocks:
+            batches = list(known[at].split(self._batch_size))
+            known[at + 1] = torch.cat(list(model.advance(model.block(at), at, batches)))
+            known.pop(at - 2, None)
+        return known[blocks]
+
+    @timed("forward")
+    def _opened(self) -> BlockModel:
+        """The model, not built before a block has to be computed."""
+        if self._model is None:
+            self._model = model = BlockModel(self._checkpoint, self._device, self._dtype)
+            batches = cast(Tensor, self._tokens).split(self._batch_size)
+            self._hidden = HiddenStates(
+                (model.embed(batch, self._batch_size)[0] for batch in batches),
+                TensorFile(self._scratch) if self._memory.hidden_on_disk else None,
+            )
+            model.release_embedding()
+            give_back()
+        return self._model

@@ -1,0 +1,43 @@
+"""Hidden states between blocks: batches in memory, or in a file where memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from alphaquant.models.tensor_file import TensorFile, Waiting
+
+_CPU = torch.device("cpu")
+
+
+class HiddenStates:
+    """Batches `[windows, length, hidden]` on the host, each replaced by what the next block makes of it."""
+
+    def __init__(self, batches: Iterable[Tensor], file: TensorFile | None = None) -> None:
+        """Takes the batches one by one; with a `file` they wait there."""
+        self._batches: list[Tensor | Waiting] = []
+        for batch in batches:
+            there = batch.to(_CPU)
+            self._batches.append(file.keep(there) if file else there)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self._batches:
+            yield batch() if isinstance(batch, Waiting) else batch
+
+    def advance(self, run: Callable[[Tensor], Tensor]) -> None:
+        """Replace each batch by what `run` makes of it, of the same shape and dtype."""
+        for at, batch in enumerate(self):
+            old, new = self._batches[at], run(batch).to(_CPU)
+            if isinstance(old, Waiting):
+                old.file.write(new, old.begin)
+            else:
+                self._batches[at] = new
+
+    def clear(self) -> None:
+        """Let go of the batches."""
+        self._batches.clear()

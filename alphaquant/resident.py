@@ -1,0 +1,72 @@
+"""What this process has in memory, as the system counts it; loads no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_PEAK = "5"  # what clear_refs takes to start the peak anew, see proc(5)
+
+
+def resident() -> int | None:
+    """Bytes in memory now, pages of mapped files included; None where the system does not say."""
+    return _read("VmRSS")
+
+
+def peak() -> int | None:
+    """The most that `resident` has been since `start_peak`, or since the process began where that is not possible."""
+    if (found := _read("VmHWM")) is not None:
+        return found
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def device_peak() -> int | None:
+    """The most that tensors have taken of a GPU since `start_peak`; None where there is none, or none was used."""
+    torch = _torch_on_gpu()
+    return int(torch.cuda.max_memory_allocated()) if torch else None
+
+
+def start_peak() -> None:
+    """Forget the peaks of before."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text(_PEAK, encoding="ascii")
+    if torch := _torch_on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _torch_on_gpu() -> Any:
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
+
+
+def give_back() -> None:
+    """Return what the allocator keeps of freed memory, so that others, and limits, see it as free."""
+    if trim := _trim():
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Any:
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return None
+
+
+def _read(field: str) -> int | None:
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    except (OSError, StopIteration):
+        return None

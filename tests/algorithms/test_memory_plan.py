@@ -1,0 +1,150 @@
+"""A memory limit changes what is held at once, and not one code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alphaquant.algorithms import memory_plan as module
+from alphaquant.algorithms import quantize_model
+from alphaquant.algorithms.memory_needs import Needs, needs_of
+from alphaquant.algorithms.memory_plan import MemoryPlan, plan_memory
+from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.config import QuantizationConfig
+from alphaquant.errors import ConfigError
+from alphaquant.formats.scheme import Scheme
+from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.plan import QuantPlan
+from alphaquant.progress import reporting_to
+from tests.notes import Notes
+from tests.tiny import VOCABULARY, make_model
+
+CPU = torch.device("cpu")
+NEEDS = Needs(
+    weights=100, window=10, hidden=40, hessians=200, hessian=20, codes=20, solving=30, lesson=0
+)
+
+
+def windows(count: int = 6, length: int = 24) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(0))
+
+
+def quantize(
+    checkpoint: Checkpoint, root: Path, limit: int | None, batch_size: int = 2, **changes: Any
+) -> list[Path]:
+    specs = [spec for spec in checkpoint.specs if spec.role != "lm_head"]
+    schemes = {s.name: Scheme.parse("bf16" if s.role == "router" else "int4-g16") for s in specs}
+    root.mkdir()
+    return quantize_blocks(
+        checkpoint,
+        QuantPlan(specs, schemes),
+        windows(),
+        QuantizationConfig(**({"group_size": 16} | changes)),
+        device=CPU,
+        batch_size=batch_size,
+        blocks=FreshBlocks(root),
+        memory_limit=limit,
+        scratch=root,
+    )
+
+
+@pytest.fixture
+def empty_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits below what any process takes become possible."""
+    monkeypatch.setattr(module, "resident", lambda: 0)
+    monkeypatch.setattr(module, "_LIBRARIES", 0)
+
+
+def same(one: Path, other: Path) -> bool:
+    ours, theirs = (load_file(folder / "block.safetensors") for folder in (one, other))
+    return (
+        ours.keys() == theirs.keys()
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        and (one / "errors.parquet").read_bytes() == (other / "errors.parquet").read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {}),
+        ("olmoe", {}),
+        ("qwen2_moe", {"method": "awq"}),
+        ("mixtral", {"correction": "inputs"}),
+    ],
+)
+def test_codes_are_the_same_under_the_smallest_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any]
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    free = quantize(checkpoint, tmp_path / "free", None, **changes)
+    split = MemoryPlan(2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0)
+    specs = [spec for spec in checkpoint.block_specs(1) if spec.role != "router"]
+    assert len(list(split.passes(specs))) == len({spec.input_key for spec in specs})
+    assert {split.at_once([spec]) for spec in specs} == {1}
+    monkeypatch.setattr(quantize_model, "memory_within", lambda *_: split)
+    tight = quantize(checkpoint, tmp_path / "tight", 1, **changes)
+    assert all(same(one, other) for one, other in zip(free, tight, strict=True))
+    left = {path.name for path in (tmp_path / "tight").iterdir()}
+    assert left == {path.name for path in (tmp_path / "free").iterdir()}
+
+
+@pytest.mark.usefixtures("empty_process")
+def test_the_smallest_limit_changes_the_batch_at_most(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    needs = needs_of(checkpoint, *windows().shape, QuantizationConfig(), 4)
+    notes = Notes()
+    with reporting_to(notes):
+        tight = quantize(checkpoint, tmp_path / "tight", needs.least() * 16 // 15 + 16)
+    [said] = [note for note in notes.said if note.startswith("memory limit")]
+    assert "hidden states in a file" in said
+    assert "and in a file" in said
+    batch = int(re.findall(r"batches of (\d+) windows", said)[0])
+    free = quantize(checkpoint, tmp_path / "free", None, batch_size=batch)
+    assert all(same(one, other) for one, other in zip(free, tight, strict=True))
+
+
+@pytest.mark.usefixtures("empty_process")
+def test_a_limit_that_nothing_fits_is_refused_before_work(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m"))
+    with pytest.raises(ConfigError, match=r"memory_limit is .* blocks need .* Raise the limit"):
+        quantize(checkpoint, tmp_path / "blocks", 1000)
+    assert not list((tmp_path / "blocks").iterdir())
+
+
+def test_a_process_that_holds_more_than_the_limit_says_so(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m"))
+    with pytest.raises(ConfigError, match="for what is there already"):
+        quantize(checkpoint, tmp_path / "blocks", 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("room", "hidden_on_disk", "hessians_on_disk", "batch", "passes"),
+    [
+        (10_000, False, False, 8, 1),
+        (460, False, False, 8, 1),  # 40 + 200 + 20 + 4 * 30 to solve, 40 + 100 + 80 + 200 to watch
+        (330, False, True, 8, 2),  # 110 for Hessians
+        (250, True, True, 8, 4),  # 70 for Hessians, which is 3 of 20
+        (200, True, True, 8, 10),
+        (150, True, True, 2, 10),
+        (131, True, True, 1, 10),
+    ],
+)
+def test_files_come_first_and_smaller_batches_last(
+    room: int, hidden_on_disk: bool, hessians_on_disk: bool, batch: int, passes: int
+) -> None:
+    chosen = plan_memory(NEEDS, room, MemoryPlan(8))
+    assert chosen.hidden_on_disk == hidden_on_disk
+    assert chosen.hessians_on_disk == hessians_on_disk
+    assert chosen.batch_size == batch
+    held = 0 if hidden_on_disk else NEEDS.hidden
+    gathered = min(NEEDS.hessians, max(chosen.hessians, NEEDS.hessian))
+    assert held + NEEDS.weights + batch * NEEDS.window + gathered <= room
+    assert -(-NEEDS.hessians // (gathered // NEEDS.hessian * NEEDS.hessian)) == passes
+    waiting = 0 if hessians_on_disk else NEEDS.hessians
+    assert held + waiting + NEEDS.codes + max(chosen.solving, NEEDS.solving) <= room
