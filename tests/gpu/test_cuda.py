@@ -16,6 +16,7 @@ from alphaquant.algorithms.refine import refine
 from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.algorithms.tune_model import tune_model
+from alphaquant.clock import Clock, listening, timed
 from alphaquant.config import ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.fidelity import compare
@@ -29,6 +30,7 @@ from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor, output
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import device_name
 from alphaquant.models.loading import load_model
+from alphaquant.models.rates import measured_rates
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
 from alphaquant.store.artifacts import ArtifactStore
@@ -252,3 +254,27 @@ def test_a_device_is_known_by_its_uuid_whatever_it_is_called() -> None:
     assert device_name("cuda") == device_name("cuda:0") == device_name("auto")
     assert device_name("cuda").startswith("cuda-")
     assert device_name("cpu") == "cpu"
+
+
+def test_a_clock_that_waits_charges_the_step_that_worked() -> None:
+    matrix = torch.randn(8192, 8192, device=GPU)
+    seconds = []
+    for wait in (None, torch.cuda.synchronize):
+        torch.cuda.synchronize()
+        with listening(Clock(wait)) as clock:
+            with timed("columns"):
+                for _ in range(10):
+                    matrix @ matrix
+            with timed("errors"):
+                torch.cuda.synchronize()
+        seconds.append(clock.seconds)
+    handed_over, exact = seconds
+    assert handed_over["columns"] < handed_over["errors"]
+    assert exact["columns"] > 10 * exact["errors"]
+
+
+def test_tensor_cores_multiply_bf16_faster_than_fp32() -> None:
+    rates = measured_rates(GPU)
+    assert rates.tensor_flop > 2 * rates.flop > 1e12
+    assert rates.moved > 1e11
+    assert rates.machine == torch.cuda.get_device_name()
