@@ -36,6 +36,7 @@ from alphaquant.clock import Clock, Step, listening
 from alphaquant.config import AllocationConfig, AlphaConfig, QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import suit_threads
 from alphaquant.models.rates import measured_rates
 from alphaquant.work import Spent, since
 
@@ -95,6 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = options.model or random_checkpoint(Path(folder) / "model", options.shape, device)
         checkpoint = Checkpoint(place)
+        suit_threads(checkpoint.parameters)  # as stages do
         tokens = torch.randint(
             checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
         )
