@@ -207,12 +207,20 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing_that_was_finished(
     assert command.wait() == 0, command.said
     check_nothing_was_lost(command, finished, blocks)
     told = {"summary.json", "checkpoint/alphaquant.json"}  # which run it was, and when
-    assert different_files(undisturbed.out, killer.out) <= told
+    timed = {"profile.json", "report.html", "report.md", "figures/time_by_step.png"}
+    assert different_files(undisturbed.out, killer.out) <= told | timed
     summary = json.loads((killer.out / "summary.json").read_text())
+    assert _report(summary) == _report(undisturbed.summary)  # as it is before seconds are added
     same = ("scores", "bits_per_weight", "status")
     assert [summary[key] for key in same] == [undisturbed.summary[key] for key in same]
     assert_sound(killer.store)
     assert_nothing_lives_on(killer.home)
+
+
+def _report(summary: dict[str, Any]) -> str:
+    """Digest of the report in the store."""
+    (analyze,) = [stage for stage in summary["stages"] if stage["name"] == "analyze"]
+    return Path(analyze["artifact"]).name
 
 
 def test_a_server_that_was_just_started_does_not_outlive_its_killed_run_for_long(
