@@ -142,14 +142,15 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
         return
     from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
     from alphaquant.models.checkpoint import Checkpoint
-    from alphaquant.models.device import compute_device, compute_dtype
+    from alphaquant.models.device import calibration_dtype, compute_device
 
     checkpoint = Checkpoint(model.path, model.trust_remote_code, model.architecture)
     device, calibration = compute_device(config.execution.device), config.calibration
     calibrated = stages is not quantize_only or needs_calibration(config)
     length = min(calibration.sequence_length, checkpoint.context_length)
     shape = (calibration.samples, length) if calibrated else (0, 0)
-    needs_and_room(limit, checkpoint, shape, config.quantization, device, compute_dtype(device))
+    dtype = calibration_dtype(device, checkpoint.config.hidden_size)
+    needs_and_room(limit, checkpoint, shape, config.quantization, device, dtype)
     whole = {"quantization.tune=model": config.quantization.tune == "model"}
     if stages is not quantize_only:
         router = config.router.method

@@ -25,7 +25,7 @@ from alphaquant.algorithms.walk_model import ModelWalk
 from alphaquant.clock import note_work, timed
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype
+from alphaquant.models.device import calibration_dtype
 from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
@@ -87,7 +87,7 @@ def quantize_blocks(
         raise ValueError(f"method {config.method} needs calibration tokens")
     if tokens is None and config.tune != "none":
         raise ValueError("tuning needs calibration tokens")
-    computed = dtype or compute_dtype(device)
+    computed = dtype or calibration_dtype(device, checkpoint.config.hidden_size)
     memory = MemoryPlan(batch_size, method=config.method)
     if memory_limit is not None:
         memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
+from alphaquant.linalg.gram import add_gram
 
 _RAISE = 3.0  # factor between two tries of the damping
 
@@ -55,8 +56,7 @@ class HessianAccumulator:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             self.total.add_(torch.mm(flat.T, flat, out_dtype=torch.float32))
         else:
-            flat = flat.float()
-            self.total.addmm_(flat.T, flat)
+            add_gram(self.total, flat.float())
 
     def _count(self, tokens: int, weight: Tensor | None) -> Tensor | None:
         """Note that so many tokens were seen; returns their weights `[tokens]`, if they have some."""

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint, finite
+from alphaquant.models.device import all_cores
 from alphaquant.models.experts import unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.skeleton import skeleton_of
@@ -163,13 +164,12 @@ class BlockModel:
         `weights` by linear stand in for the block's own; gradients reach them.
         """
         hidden, kwargs = hidden.to(self.device), self._kwargs(index, hidden)
-        if weights is None:
-            return block(hidden, **kwargs)  # type: ignore[no-any-return]
         replaced = {
             f"{self._module(index, linear)}.weight": weight.to(self.dtype)
-            for linear, weight in weights.items()
+            for linear, weight in (weights or {}).items()
         }
-        return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
+        with all_cores(hidden.shape[-1]):
+            return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
 
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
         """The block's outputs, batch by batch, each kept where its input lay."""

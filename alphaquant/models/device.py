@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from alphaquant.errors import ConfigError
 
 _SMALL_MODEL = 50_000_000
+_WIDE = 512  # inputs of a linear from which a second core and bf16 repay on a CPU
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -63,6 +66,26 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def calibration_dtype(device: torch.device, width: int) -> torch.dtype:
+    """`compute_dtype`, or bf16 on a CPU that multiplies it, for models whose hidden states are wide enough.
+
+    Rounding calibration inputs to the dtype that the model was stored in costs their Hessians nothing that
+    matters, and others do the same; scores are computed in `compute_dtype`.
+    """
+    if device.type == "cpu" and width >= _WIDE and _multiplies_bf16():
+        return torch.bfloat16
+    return compute_dtype(device)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16; emulated they are slower than fp32."""
+    try:
+        able = torch.cpu.get_capabilities()
+    except AttributeError:  # torch before 2.13 does not tell
+        return False
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that may still be taken on a device; None where the system does not say."""
     if device.type == "cuda":
@@ -84,6 +107,17 @@ def suit_threads(parameters: int) -> None:
     """
     small = parameters < _SMALL_MODEL
     torch.set_num_threads(1 if small else available_cores())
+
+
+@contextlib.contextmanager
+def all_cores(width: int) -> Iterator[None]:
+    """While open, this thread's torch uses every core if its matrices are wide, whatever `suit_threads` says."""
+    before, cores = torch.get_num_threads(), available_cores()
+    torch.set_num_threads(max(before, cores) if width >= _WIDE else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def available_cores() -> int:

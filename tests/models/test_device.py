@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from alphaquant.models.device import all_cores, available_cores, calibration_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("able", [True, False])
+@pytest.mark.parametrize("width", [256, 512])
+def test_calibration_is_bf16_where_it_is_wide_and_the_cpu_multiplies_it(
+    able: bool, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    expected = torch.bfloat16 if able and width == 512 else torch.float32
+    assert calibration_dtype(CPU, width) == expected
+
+
+def test_a_gpu_calibrates_in_bf16_at_any_width() -> None:
+    assert calibration_dtype(torch.device("cuda"), 64) == torch.bfloat16
+
+
+def test_wide_products_take_every_core_and_give_them_back() -> None:
+    with all_cores(64):
+        assert torch.get_num_threads() == 1
+    with contextlib.suppress(ValueError), all_cores(512):
+        assert torch.get_num_threads() == available_cores()
+        raise ValueError
+    assert torch.get_num_threads() == 1
