@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.rivals.memory import MemoryWatch
+
 _LAST_WORDS = 300
 
 
@@ -24,7 +26,7 @@ class Usage:
     cpu: float
     """Seconds of user and system time, waited-for children included."""
     peak_bytes: int
-    """Largest resident size of the command or of one of its children."""
+    """Largest resident size of the command and its children together."""
 
 
 def measured(
@@ -45,7 +47,8 @@ def measured(
         timer = threading.Timer(limit, os.killpg, (child.pid, signal.SIGKILL))
         timer.start()
         try:
-            _, status, used = os.wait4(child.pid, 0)
+            with MemoryWatch(child.pid) as memory:
+                _, status, used = os.wait4(child.pid, 0)
         except BaseException:
             os.killpg(child.pid, signal.SIGTERM)
             raise
@@ -53,7 +56,7 @@ def measured(
             timer.cancel()
     child.returncode = os.waitstatus_to_exitcode(status)  # wait4 took what Popen would wait for
     wall = time.perf_counter() - started
-    return Usage(child.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
+    return Usage(child.returncode, wall, used.ru_utime + used.ru_stime, memory.peak_bytes)
 
 
 def last_words(log: Path) -> str:
