@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import signal
 import sys
 import threading
@@ -16,44 +17,13 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from alphaquant.errors import AlphaQuantError, UserError, described
-from flows.commands import (
-    accept,
-    benchmark,
-    compare,
-    diff,
-    evaluate,
-    fsck,
-    gc,
-    plan,
-    quantize,
-    run,
-    server,
-    sweep,
-    why,
-)
-from flows.logs import keep_traceback
-from flows.preflight import open_store
-
-VERBS = (
-    run,
-    sweep,
-    compare,
-    plan,
-    why,
-    accept,
-    diff,
-    evaluate,
-    benchmark,
-    quantize,
-    fsck,
-    gc,
-    server,
-)
+from flows.commands import VERBS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = build_parser(given).parse_args(given)
     try:
         with _stoppable():
             options.execute(options)
@@ -99,20 +69,26 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every verb with its options."""
+def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Every verb; the one that `arguments` ask for with its options, whose module alone is imported."""
     parser = argparse.ArgumentParser(
         prog="alphaquant",
         description="Compress a language model to mixed precision and show what that cost.",
         epilog="Try `alphaquant run`: it compresses the shipped demo model, offline.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in VERBS:
-        verb.add_to(verbs)
+    for verb, text in VERBS.items():
+        if verb in arguments[:1]:
+            importlib.import_module(f"flows.commands.{verb}").add_to(verbs)
+        else:
+            verbs.add_parser(verb, help=text)
     return parser
 
 
 def _where_to_look(error: Exception, options: argparse.Namespace) -> str:
+    from flows.logs import keep_traceback
+    from flows.preflight import open_store
+
     if options.debug:
         return "".join(traceback.format_exception(error))
     log = keep_traceback(error, open_store(getattr(options, "store", None)).root)

@@ -22,7 +22,6 @@ from flows.commands.options import Verbs, add_json, add_model, add_store, add_ve
 from flows.dag import STAGE_NAMES, pipeline
 from flows.preflight import open_store, prepare
 
-_HELP = "Keep the results of older code after an edit that changes none of them."
 _EXAMPLE = """  alphaquant accept quantize
   alphaquant accept quantize export config.yaml --set allocation.target_bits=3.5
   alphaquant accept --all config.yaml
@@ -40,7 +39,7 @@ _SHOWN = {
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "accept", _HELP, _EXAMPLE)
+    parser = add_verb(verbs, "accept", _EXAMPLE)
     parser.add_argument(
         "words",
         nargs="*",

@@ -38,8 +38,7 @@ TABLE, FIGURE, ANSWER = "benchmark.parquet", "benchmark.png", "benchmark.json"
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Measure bytes, memory and speed of a checkpoint in each consumer, beside its original."
-    parser = add_verb(verbs, "benchmark", text, _EXAMPLE)
+    parser = add_verb(verbs, "benchmark", _EXAMPLE)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="folder or hub id, or the folder of a run")
     add("--original", metavar="ID_OR_DIR", help="model it was made from (a run knows its own)")

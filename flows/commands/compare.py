@@ -32,11 +32,7 @@ _EXAMPLE = """  alphaquant compare
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = (
-        "Quantize a model with several methods at the same formats, and set what each costs side by side: "
-        "bits, KL, perplexity, agreement, seconds."
-    )
-    parser = add_verb(verbs, "compare", text, _EXAMPLE)
+    parser = add_verb(verbs, "compare", _EXAMPLE)
     add_config(parser)
     parser.add_argument(
         "--methods",

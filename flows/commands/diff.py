@@ -26,7 +26,7 @@ _WIDTH = 48
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "diff", "Compare two runs.", _EXAMPLE)
+    parser = add_verb(verbs, "diff", _EXAMPLE)
     for name in ("a", "b"):
         parser.add_argument(
             name, metavar=f"RUN_{name.upper()}", help="a run's id, its beginning, last or last~1"

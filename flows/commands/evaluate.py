@@ -35,7 +35,7 @@ _TABLE = "scores.parquet"
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "evaluate", "Score checkpoints against their original.", _EXAMPLE)
+    parser = add_verb(verbs, "evaluate", _EXAMPLE)
     parser.add_argument(
         "checkpoints",
         metavar="CHECKPOINT",

@@ -23,8 +23,7 @@ _SHOWN_RUNS = 5
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Check every file of the store, and put what is damaged aside so that it is made again."
-    parser = add_verb(verbs, "fsck", text, _EXAMPLE)
+    parser = add_verb(verbs, "fsck", _EXAMPLE)
     add_store(parser)
     parser.add_argument(
         "--fast",

@@ -25,8 +25,7 @@ _MOST = 100_000
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Remove artifacts that no kept run needs; without --delete, tell what would go."
-    parser = add_verb(verbs, "gc", text, _EXAMPLE)
+    parser = add_verb(verbs, "gc", _EXAMPLE)
     add_store(parser)
     rules = parser.add_argument_group(
         "which runs to keep", "A run stays when any rule names it; without a rule, all runs stay."

@@ -9,6 +9,7 @@ from typing import TypeAlias, cast
 from alphaquant.config import RunConfig
 from alphaquant.config.file import load_config
 from alphaquant.demo import demo_config_path
+from flows.commands import VERBS
 from flows.dag import StageName
 from flows.planned import from_here_on
 from flows.preflight import check_force
@@ -16,12 +17,12 @@ from flows.preflight import check_force
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_verb(verbs: Verbs, name: str, help_: str, example: str) -> argparse.ArgumentParser:
+def add_verb(verbs: Verbs, name: str, example: str) -> argparse.ArgumentParser:
     """A verb's parser with an example in its help."""
     parser = verbs.add_parser(
         name,
-        help=help_,
-        description=help_,
+        help=VERBS[name],
+        description=VERBS[name],
         epilog=f"example:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -35,7 +35,7 @@ _NEEDS: dict[str | None, list[str]] = {
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "plan", "Tell what a run would do, and why.", _EXAMPLE)
+    parser = add_verb(verbs, "plan", _EXAMPLE)
     add_config(parser)
     parser.set_defaults(execute=execute)
 

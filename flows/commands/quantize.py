@@ -35,11 +35,7 @@ class BatchIncomplete(AlphaQuantError):
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = (
-        "Quantize every linear of one or several models to one format (routers stay bf16, and lm_head, unless "
-        "allocation.lm_head names one)."
-    )
-    parser = add_verb(verbs, "quantize", text, _EXAMPLE)
+    parser = add_verb(verbs, "quantize", _EXAMPLE)
     parser.add_argument(
         "--src",
         "--model",

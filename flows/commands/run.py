@@ -34,7 +34,7 @@ _EXAMPLE = """  alphaquant run
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "run", "Compress a model, score it and write a report.", _EXAMPLE)
+    parser = add_verb(verbs, "run", _EXAMPLE)
     add_config(parser)
     parser.add_argument(
         "--no-prefect", action="store_true", help="run the same stages without a Prefect server"

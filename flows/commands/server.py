@@ -28,8 +28,7 @@ _HOST, _PORT = "127.0.0.1", 4200
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = "Start a Prefect server with pools, deployments and workers, until Ctrl-C."
-    parser = add_verb(verbs, "server", text, _EXAMPLE)
+    parser = add_verb(verbs, "server", _EXAMPLE)
     parser.add_argument("--host", help=f"address to listen on ({_HOST})")
     parser.add_argument("--port", type=int, help=f"port to listen on ({_PORT})")
     parser.add_argument(

@@ -31,11 +31,7 @@ _EXAMPLE = """  alphaquant sweep --over allocation.target_bits=3,3.5,4,4.5
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    text = (
-        "Run every combination of some config values and compare the results, or ask by experiment what "
-        "alpha is worth on a model."
-    )
-    parser = add_verb(verbs, "sweep", text, _EXAMPLE)
+    parser = add_verb(verbs, "sweep", _EXAMPLE)
     add_config(parser)
     parser.add_argument(
         "--experiment",

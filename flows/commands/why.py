@@ -31,7 +31,7 @@ _RUNS = 10
 
 def add_to(verbs: Verbs) -> None:
     """Add the verb."""
-    parser = add_verb(verbs, "why", "Explain why a stage ran, or what a run did.", _EXAMPLE)
+    parser = add_verb(verbs, "why", _EXAMPLE)
     parser.add_argument(
         "what",
         metavar="STAGE|RUN",

@@ -31,7 +31,7 @@ def _server_arguments(command: str) -> Any:
     """The command line, parsed by the command itself."""
     program, *arguments = shlex.split(command)
     assert Path(program).name == "alphaquant"
-    return build_parser().parse_args(arguments)
+    return build_parser(arguments).parse_args(arguments)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from alphaquant.errors import ModelError
 from alphaquant.models.resolve import ModelRef
-from flows.cli import VERBS
+from flows.commands import VERBS
 from tests.flows.conftest import Cli
 from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
 
@@ -519,7 +519,7 @@ def test_evaluate_scores_several_checkpoints_against_an_original_evaluated_once(
     assert shown.count("kl_mean") == 2
 
 
-@pytest.mark.parametrize("verb", [module.__name__.rpartition(".")[2] for module in VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_helps_with_an_example(cli: Cli, verb: str, capfd: Any) -> None:
     with pytest.raises(SystemExit) as ending:
         cli(verb, "--help")
