@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick check format bench-orchestration bench-profile bench-rivals bench-ablation bench-budgets bench-gpu consumers clean
+.PHONY: demo test quick check format bench bench-orchestration bench-profile bench-rivals bench-ablation bench-budgets bench-gpu consumers clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml constraints.txt
@@ -33,6 +33,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)  ## time and memory beside other quantizers and WeightWatcher; an hour, and an environment of 1 GB for each of four
+	$(BIN)/python -m benchmarks.speed
 
 bench-orchestration: $(READY)  ## what start-up, lookups and blocks cost; about ten minutes
 	$(BIN)/python benchmarks/orchestration.py

@@ -20,7 +20,7 @@ VERBS: Mapping[str, str] = MappingProxyType(
         "why": "Explain why a stage ran, or what a run did.",
         "accept": "Keep the results of older code after an edit that changes none of them.",
         "diff": "Compare two runs.",
-        "evaluate": "Score a checkpoint against its original.",
+        "evaluate": "Score checkpoints against their original.",
         "benchmark": (
             "Measure bytes, memory and speed of a checkpoint in each consumer, beside its original."
         ),

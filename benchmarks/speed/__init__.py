@@ -1,0 +1,1 @@
+"""Our speed and memory beside those of other programs, on the CPU."""
