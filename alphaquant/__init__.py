@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from alphaquant.models.loading import load, load_tokenizer
     from alphaquant.quant_model import AlphaQuantModel
     from alphaquant.quantize_config import EXPERT_INDEX_PLACEHOLDER, QuantizeConfig
+
+# Threads that wait for work sleep instead of spinning: read when torch is imported, unless somebody chose. Spinning
+# costs tenfold CPU seconds as soon as something else wants the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [
     "EXPERT_INDEX_PLACEHOLDER",

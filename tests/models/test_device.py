@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +21,20 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_somebody_chose(chosen: str | None, found: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    code = "import os, alphaquant; print(os.environ['OMP_WAIT_POLICY'])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | ({"OMP_WAIT_POLICY": chosen} if chosen else {}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.strip() == found
 
 
 @pytest.mark.parametrize("able", [True, False])
