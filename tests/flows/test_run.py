@@ -238,7 +238,7 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
     [
         (
             ["--force", "quantise"],
-            ["nearest: quantize", "calibration, balance, baseline, answers, alpha"],
+            ["nearest: quantize", "calibration, balance, baseline, answers, rotate"],
         ),
         (["--set", "quantization.foo=1"], ["unknown config key 'quantization.foo'", "damping"]),
         (["--set", "allocation.formats=[int5]"], ["unknown number format 'int5'", "mxfp4"]),

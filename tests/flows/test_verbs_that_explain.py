@@ -114,7 +114,7 @@ def _keys(folder: Path) -> list[Path]:
             ["allocate (changed: allocation.target_bits 4.25 -> 5.0", "accept allocate quantize"],
         ),
         (["quantise"], ["neither a stage nor a config", "nearest: quantize"]),
-        ([], ["name the stages", "--all", "calibration, balance, baseline, answers, alpha"]),
+        ([], ["name the stages", "--all", "calibration, balance, baseline, answers, rotate"]),
         (["quantize", "--all"], ["not both"]),
         (["quantize", "a.yaml", "b.yaml"], ["one run config", "a.yaml, b.yaml"]),
     ],
