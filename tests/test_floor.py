@@ -18,10 +18,10 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import run_and_collect
 from alphaquant.models.rates import measured_rates
 from alphaquant.plan import QuantPlan
 from alphaquant.work import Rates, Work
+from tests.observed import run_and_collect
 from tests.tiny import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
