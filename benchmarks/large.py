@@ -2,6 +2,7 @@
 
     python -m benchmarks.large                                     # OLMoE-1B-7B's shapes, all 16 blocks, 4 GB
     python -m benchmarks.large --blocks 2                          # two blocks of the true shapes
+    python -m benchmarks.large --every 4                           # a fourth of the blocks, the others stay bf16
     python -m benchmarks.large --shape tiny --limit 2GB            # a rehearsal
 
 Random weights in shards, and a tokenizer of bytes. `alphaquant quantize` runs with execution.memory_limit on calibration
@@ -61,10 +62,11 @@ def main() -> None:
         print(f"{written / 1e9:.1f} GB written to {source}", flush=True)
         rows = list(measure(source, folder, options))
         packed = folder_bytes(folder / "packed")
+    every = f", one in {options.every} quantized" if options.every > 1 else ""
     head = (
-        f"{options.shape}, {blocks_of(options)} blocks of random weights, {written / 1e9:.1f} GB of bf16 to "
+        f"{options.shape}, {blocks_of(options)} blocks of random weights{every}, {written / 1e9:.1f} GB of bf16 to "
         f"{packed / 1e9:.1f} GB of int4-g128 by {options.method} with {options.samples} windows of "
-        f"{options.length} tokens, under execution.memory_limit={options.limit}. {describe()}"
+        f"{options.length} tokens{''.join(f', {pair}' for pair in options.set)}, under execution.memory_limit={options.limit}. {describe()}"
     )
     table = [
         "| step | seconds | memory, GB | with children, GB | |",
@@ -80,7 +82,14 @@ def main() -> None:
 def measure(source: Path, folder: Path, options: argparse.Namespace) -> Iterator[str]:
     """Rows of the table: killed, resumed, read back. Raises SystemExit where something is not as it must be."""
     store, packed = folder / "store", folder / "packed"
+    total = options.blocks or SHAPES[options.shape][1]["num_hidden_layers"]
+    kept = [
+        f"{{pattern: 'model.layers.{at}.*', skip: true}}"
+        for at in range(total)
+        if at % options.every
+    ]
     settings = {
+        "allocation.overrides": f"[{', '.join(kept)}]",
         "execution.memory_limit": options.limit,
         "export.format": "compressed-tensors",
         "calibration.samples": options.samples,
@@ -93,7 +102,6 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> Iterator
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
     ]
     there = store / "objects" / "quantize-block"
-    total = options.blocks or SHAPES[options.shape][1]["num_hidden_layers"]
     kill_at = max(1, total // 2)
 
     def half_done() -> bool:
@@ -116,9 +124,10 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> Iterator
             seconds, memory = stage["seconds"], stage["memory"] / 1e9
             yield f"| its stage {stage['name']}, as it counts itself | {seconds:.0f} | {memory:.2f} | | |"
     began = time.perf_counter()
-    numbers = _check(packed, store, second.answer, total - 1)
+    last = (total - 1) // options.every * options.every
+    numbers = _check(packed, store, second.answer, last)
     took = time.perf_counter() - began
-    yield f"| read the last block back | {took:.0f} | | | {numbers / 1e6:.0f} million weights as they were quantized |"
+    yield f"| read block {last} back | {took:.0f} | | | {numbers / 1e6:.0f} million weights as they were quantized |"
     most, limit = max(first.own, second.own), bytes_of(options.limit)
     verdict = "kept" if most <= limit else "NOT kept"
     yield f"| limit of {limit / 1e9:.2f} GB | | {most / 1e9:.2f} | | {verdict} |"
@@ -199,6 +208,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--shape", choices=tuple(SHAPES), default="olmoe-1b-7b")
     add("--blocks", type=int, metavar="N", help="so many blocks instead of all; at least 2")
+    add("--every", type=int, default=1, metavar="N", help="quantize every Nth block only")
     add("--limit", default="4GB", help="memory (4GB)")
     add("--method", default="gptq")
     add("--samples", type=int, default=16, help="calibration windows (16)")

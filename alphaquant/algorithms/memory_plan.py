@@ -93,7 +93,8 @@ class MemoryPlan:
             + (" and in a file" if self.hessians_on_disk else ""),
         ]
         if experts:
-            parts.append(f"{min(map(self.at_once, experts))} experts solved at once")
+            number = 1 + max(spec.expert or 0 for readers in experts for spec in readers)
+            parts.append(f"{min(number, *map(self.at_once, experts))} experts solved at once")
         return ", ".join(parts)
 
 

@@ -92,8 +92,11 @@ def solve_block(
             weights, tuning = tune_block(_within(moved, lesson), starts, config)
         for one, weight in zip(solved, weights, strict=True):
             done.add(one, weight)
-    ordered = {spec.name: done.weights[spec.name] for spec in specs if spec.name in done.weights}
-    return SolvedBlock(ordered, error_table(done.rows), tuning, moved)
+    # in the order of the block, however it was split into stacks
+    names = [spec.name for spec in specs if spec.name in done.weights]
+    ordered = {name: done.weights[name] for name in names}
+    rows = sorted(done.rows, key=lambda row: names.index(row["linear"]))
+    return SolvedBlock(ordered, error_table(rows), tuning, moved)
 
 
 @dataclass(frozen=True)
