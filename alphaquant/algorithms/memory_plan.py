@@ -26,16 +26,11 @@ from alphaquant.algorithms.stacks import PART
 from alphaquant.config import Method, QuantizationConfig
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_memory
+from alphaquant.models.device import compute_dtype, room_for
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
-from alphaquant.resident import resident
 
-_LIBRARIES = 100_000_000
-"""Bytes that libraries take when they are first used."""
-_SLACK = 16
-"""One part in so many stays free: allocators and libraries take some."""
 _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
 _FEW = 4
@@ -163,15 +158,6 @@ def plan_memory(needs: Needs, room: int, plan: MemoryPlan) -> MemoryPlan:
         hessians_on_disk=not fits,
         solving=max(solving if fits else solving + needs.hessians, 0),
     )
-
-
-def room_for(limit: int, device: torch.device) -> int:
-    """Bytes that may still be taken on the device that computes when the process is to stay below `limit`."""
-    if device.type == "cpu":
-        room = limit - (resident() or 0) - _LIBRARIES
-    else:
-        room = min(limit, free_memory(device) or limit)
-    return room - max(room, 0) // _SLACK
 
 
 def require_room(needs: Needs, room: int, limit: int) -> None:

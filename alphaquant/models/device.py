@@ -10,9 +10,14 @@ from pathlib import Path
 import torch
 
 from alphaquant.errors import ConfigError
+from alphaquant.resident import resident
 
 _SMALL_MODEL = 50_000_000
 _WIDE = 512  # inputs of a linear from which a second core and bf16 repay on a CPU
+_LIBRARIES = 100_000_000
+"""Bytes that libraries take when they are first used."""
+_SLACK = 16
+"""One part in so many stays free: allocators and libraries take some."""
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -97,6 +102,15 @@ def free_memory(device: torch.device) -> int | None:
     except (OSError, StopIteration):
         return None
     return 1024 * int(kilobytes)
+
+
+def room_for(limit: int, device: torch.device) -> int:
+    """Bytes that may still be taken on the device that computes when the process is to stay below `limit`."""
+    if device.type == "cpu":
+        room = limit - (resident() or 0) - _LIBRARIES
+    else:
+        room = min(limit, free_memory(device) or limit)
+    return room - max(room, 0) // _SLACK
 
 
 def suit_threads(parameters: int) -> None:

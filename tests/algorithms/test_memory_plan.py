@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alphaquant.algorithms import memory_plan as module
 from alphaquant.algorithms import quantize_model
 from alphaquant.algorithms.memory_needs import Needs, needs_of
 from alphaquant.algorithms.memory_plan import MemoryPlan, plan_memory
@@ -18,6 +17,7 @@ from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import ConfigError
 from alphaquant.formats.scheme import Scheme
+from alphaquant.models import device
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
@@ -56,8 +56,8 @@ def quantize(
 @pytest.fixture
 def empty_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits below what any process takes become possible."""
-    monkeypatch.setattr(module, "resident", lambda: 0)
-    monkeypatch.setattr(module, "_LIBRARIES", 0)
+    monkeypatch.setattr(device, "resident", lambda: 0)
+    monkeypatch.setattr(device, "_LIBRARIES", 0)
 
 
 def same(one: Path, other: Path) -> bool:
