@@ -32,13 +32,15 @@ class MemoryWatch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._done.wait(_EVERY):
+        over = False
+        while not over:
             family = [_sizes(pid) for pid in _family(self._pid)]
             resident = sum(now for now, _ in family)
             most = max(
                 (most for _, most in family), default=0
             )  # catches what came and went between looks
             self.peak_bytes = max(self.peak_bytes, resident, most)
+            over = self._done.wait(_EVERY)
 
 
 def _family(pid: int) -> Iterator[int]:
