@@ -11,7 +11,8 @@ import pandas as pd
 
 from benchmarks.rivals.process import Usage, environment, last_words, measured
 
-_BARE = "import torch; from transformers import AutoModelForCausalLM"
+# transformers imports lazily: the class that all of its models share brings what any of them needs
+_BARE = "import torch; from transformers import PreTrainedModel"
 
 
 @dataclass(frozen=True, slots=True)
