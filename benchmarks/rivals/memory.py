@@ -18,7 +18,7 @@ class MemoryWatch:
 
     def __init__(self, pid: int) -> None:
         self.peak_bytes = 0
-        """The most that all of them had resident at one moment, mapped files included."""
+        """The most that it had resident at one moment, mapped files included, and its descendants for themselves."""
         self._pid = pid
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -34,11 +34,9 @@ class MemoryWatch:
     def _look(self) -> None:
         over = False
         while not over:
-            family = [_sizes(pid) for pid in _family(self._pid)]
-            resident = sum(now for now, _ in family)
-            most = max(
-                (most for _, most in family), default=0
-            )  # catches what came and went between looks
+            now, most = _sizes(self._pid)
+            resident = now + sum(_private(pid) for pid in _family(self._pid) if pid != self._pid)
+            # `most` catches what came and went between looks
             self.peak_bytes = max(self.peak_bytes, resident, most)
             over = self._done.wait(_EVERY)
 
@@ -64,3 +62,12 @@ def _sizes(pid: int) -> tuple[int, int]:
     found = dict(line.partition(":")[::2] for line in text.splitlines())
     now, most = (found.get(key, "0 kB").split()[0] for key in ("VmRSS", "VmHWM"))
     return 1024 * int(now), 1024 * int(most)
+
+
+def _private(pid: int) -> int:
+    """Bytes that are this process's alone: pages that a fork shares are counted where they come from."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line[:8] == "Private_")

@@ -18,8 +18,18 @@ _TWO = (
     "[child.wait() for child in children]"
 )
 
+_FORK = (
+    "import os, time\n"
+    "held = b'x' * (100 * 2**20)\n"
+    "child = os.fork()\n"
+    "time.sleep(1)\n"
+    "child and os.waitpid(child, 0)"
+)
 
-@pytest.mark.parametrize(("code", "least", "most"), [("pass", 1, 40), (_TWO, 120, 240)])
+
+@pytest.mark.parametrize(
+    ("code", "least", "most"), [("pass", 1, 40), (_TWO, 120, 240), (_FORK, 100, 150)]
+)
 def test_memory_is_that_of_all_children_and_not_of_who_started_them(
     code: str, least: int, most: int, tmp_path: Path
 ) -> None:
