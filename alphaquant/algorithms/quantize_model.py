@@ -108,6 +108,7 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
+            give_back()
             if index + 1 < checkpoint.blocks:
                 read_ahead(checkpoint, index + 1)
             taught = specs and (config.tune != "none" or corrects(config))

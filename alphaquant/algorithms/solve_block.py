@@ -25,6 +25,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
+from alphaquant.resident import give_back
 from alphaquant.text.windows import held_out
 
 
@@ -78,6 +79,7 @@ def solve_block(
                     solved.append(one)
                 del one  # or it would be in memory while the next stacks are made
         del sharing, groups, group
+        give_back()
     tuning = None
     if lesson is not None and solved:
         if lesson.observe is not None and corrects(config):
