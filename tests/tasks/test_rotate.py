@@ -92,7 +92,7 @@ def test_a_second_run_computes_nothing_and_other_settings_start_at_the_rotation(
     other = SETTINGS | {"rotation": {"kind": "hadamard", "seed": 1}}
     planned = planned_stages(prepare(parse_config(other), store, folder / "other"))
     cached = [stage.name for stage in planned if stage.state == "cached"]
-    assert cached == ["calibration", "alpha"]
+    assert cached == ["calibration", "baseline", "alpha"]
 
 
 def test_what_does_not_fit_is_found_before_anything_runs(tmp_path: Path) -> None:
