@@ -3,8 +3,9 @@
 All sizes are bytes. With t tokens per batch, weights [out, in] and numbers of c bytes (4 on a CPU, 2 on a GPU):
 
 weights     one block, its linears in the 16 bits of the file, all else in c, and its largest linear once more in fp32
-activations c * t * (8 * hidden + 4 * widest) + 8 * t * widest, the widest side of a linear; with attention that keeps its
-            scores also 2c * windows * heads * length²
+activations 2 * (4 * t * (8 * hidden + 4 * widest) + 8 * t * widest), the widest side of a linear: norms and Hessians widen
+            them to fp32, and as much again is freed and not yet returned; with attention that keeps its scores also
+            2c * windows * heads * length²
 Hessians    4 * in² for every input that linears of the block read
 solving     of all linears of an input, which are solved together, SOLVING[method]: so many fp32 copies of weights and Hessian
 codes       one byte a weight and 4 a group, of one block
@@ -85,7 +86,7 @@ def needs_of(
     weights = _block_bytes(checkpoint, blocks, itemsize) + 8 * max(spec.size for spec in specs)
     return Needs(
         weights=weights if windows else 0,
-        window=length * (itemsize * (8 * hidden + 4 * widest) + 8 * widest) + scores,
+        window=2 * length * (4 * (8 * hidden + 4 * widest) + 8 * widest) + scores,
         hidden=states,
         hessians=hessians,
         hessian=max(max(sizes.values(), default=0) for sizes in inputs),
