@@ -69,19 +69,24 @@ class Clock:
         """Charge the time since the last turn to the step at work, and go on with another; returns the former."""
         if self._wait is not None:
             self._wait()
-        now, before = time.perf_counter(), self._current
-        if before is not None:
-            with self._lock:
+        with self._lock:
+            now, before = time.perf_counter(), self._current
+            if before is not None:
                 spent = (now - self._since) / self._threads
                 self.seconds[before] = self.seconds.get(before, 0.0) + spent
-        self._current, self._since = step, now
-        return before
+            self._current, self._since = step, now
+            return before
 
     def so_far(self) -> dict[Step, float]:
         """Seconds by step up to this moment."""
-        self.turn_to(self._current)
-        with self._lock:
-            return dict(self.seconds)
+        if self._wait is not None:
+            self._wait()
+        with self._lock:  # another thread may be at work by this clock: it is read, not turned
+            seconds = dict(self.seconds)
+            if self._current is not None:
+                spent = (time.perf_counter() - self._since) / self._threads
+                seconds[self._current] = seconds.get(self._current, 0.0) + spent
+            return seconds
 
     def spent(self) -> dict[Step, Spent]:
         """Seconds and work by step up to this moment."""

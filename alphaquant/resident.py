@@ -66,7 +66,7 @@ def _trim() -> Any:
 
 def _read(field: str) -> int | None:
     try:
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
     except (OSError, StopIteration):
         return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import flows.dag
 from alphaquant.store.stage import Stage, lookup, run_stage
+from flows.devices import claim_device
 from flows.jobs import read_job, write_job
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def main(words: Sequence[str]) -> None:
     os.nice(_GIVES_WAY)
     store = open_store(place)
     job = read_job(store, stage, key)
-    run_stage(job.stage, store, job.inputs)
+    run_stage(job.stage, store, job.inputs, claim=claim_device)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
     from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.device import calibration_dtype, compute_device
+    from tasks.room import room_of
 
     checkpoint = Checkpoint(model.path, model.trust_remote_code, model.architecture)
     device, calibration = compute_device(config.execution.device), config.calibration
@@ -151,6 +152,8 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
     shape = (calibration.samples, length) if calibrated else (0, 0)
     dtype = calibration_dtype(device, checkpoint.config.hidden_size)
     needs_and_room(limit, checkpoint, shape, config.quantization, device, dtype)
+    if stages is pipeline and config.evaluation.tasks:
+        room_of(config.execution).check_tasks(checkpoint)
     whole = {"quantization.tune=model": config.quantization.tune == "model"}
     if stages is not quantize_only:
         router = config.router.method

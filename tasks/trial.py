@@ -76,7 +76,7 @@ def trial(
                 batch_size=room.batch_size,
             ) as blocks:
                 ruler.put_blocks(blocks)
-            scores = ruler.measure()
+                scores = ruler.measure()  # before the blocks are gone: the ruler may read them now
             measured = pd.DataFrame({"kl": scores.kl.numpy(), "loss": scores.loss.numpy()})
             folder = finished.put(
                 draw,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.solve_stack import Solved, solve_stacks
-from alphaquant.algorithms.stacks import sharing_stacks
+from alphaquant.algorithms.stacks import AtOnce, sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.drift import DriftAccumulator
@@ -46,8 +46,12 @@ def solve_in_order(
     observe: ObservePairs,
     device: torch.device,
     config: QuantizationConfig,
+    at_once: AtOnce | None = None,
 ) -> list[Solved]:
-    """Quantize a block's linears by the plan, depth by depth, corrected for the drift of their inputs."""
+    """Quantize a block's linears by the plan, depth by depth, corrected for the drift of their inputs.
+
+    `at_once` says how many experts of a shape are solved together at most.
+    """
     done: list[Solved] = []
     weights: dict[str, Tensor] = {}
     for roles in _DEPTHS:
@@ -56,8 +60,8 @@ def solve_in_order(
             continue
         hessians, drifts = observe(members, weights)
         pairs = zip(
-            sharing_stacks(members, hessians, config.expert_shrinkage, plan.schemes),
-            sharing_stacks(members, drifts, config.expert_shrinkage, plan.schemes),
+            sharing_stacks(members, hessians, config.expert_shrinkage, plan.schemes, at_once),
+            sharing_stacks(members, drifts, config.expert_shrinkage, plan.schemes, at_once),
             strict=True,
         )
         for sharing, moved in pairs:

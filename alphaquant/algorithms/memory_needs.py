@@ -10,7 +10,7 @@ Hessians    4 * in² for every input that linears of the block read
 solving     of all linears of an input, which are solved together, SOLVING[method]: so many fp32 copies of weights and Hessian
 codes       one byte a weight and 4 a group, of one block
 hidden      c * windows * length * hidden, between blocks
-lesson      with tuning 4 times hidden and TUNING a weight of a block; with correction 3 times hidden, and twice Hessians and
+lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, and twice Hessians and
             CORRECTING a weight
 """
 
@@ -80,7 +80,7 @@ def needs_of(
     largest = max(sum(spec.size for spec in block) for block in blocks)
     lesson = 0
     if config.tune != "none":
-        lesson = 4 * states + TUNING * largest
+        lesson = 4 * states + TUNING * largest + hessians
     elif config.method == "gptq" and config.correction != "none":
         lesson = 3 * states + 2 * (CORRECTING * largest + hessians)
     weights = _block_bytes(checkpoint, blocks, itemsize) + 8 * max(spec.size for spec in specs)

@@ -83,7 +83,7 @@ def solve_block(
     tuning = None
     if lesson is not None and solved:
         if lesson.observe is not None and corrects(config):
-            other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config)
+            other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config, at_once)
             solved = _better(solved, other, lesson)
         weights = [one.quantized for one in solved]
         if config.tune != "none":

@@ -154,6 +154,7 @@ class ModelWalk:
         model, known = self._opened(), self._original
         if not known:
             known[0] = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
+            model.release_embedding()
         while (at := max(known)) < blocks:
             batches = list(known[at].split(self._batch_size))
             known[at + 1] = torch.cat(list(model.advance(model.block(at), at, batches)))

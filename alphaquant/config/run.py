@@ -95,7 +95,7 @@ class ExecutionConfig(Section):
     workers: int | None = Field(None, ge=1)
     """CPU threads for spectra; empty means one per core."""
     memory_limit: Size | None = None
-    """Memory that the process may take, such as 4GB or 4GiB; quantize then holds less at once, with the same result. Empty: no limit."""
+    """Memory that the process may take, such as 4GB or 4GiB; quantize then holds less at once. Empty: no limit."""
 
     @property
     def memory_bytes(self) -> int | None:

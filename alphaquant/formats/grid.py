@@ -8,13 +8,15 @@ saturates, as OCP MX v1.0 asks of conversions of weights.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from alphaquant.errors import first_line
 from alphaquant.formats.table import NumberFormat, code_values
+from alphaquant.progress import reporter
 
 _EXPONENT_MASK = 0x7F800000
 _FRACTION_BITS = 23
@@ -40,7 +42,19 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
 
 def fused(x: Tensor) -> bool:
     """Whether kernels of our own, in Triton, may take the place of torch's for `x`."""
-    return x.is_cuda and importlib.util.find_spec("triton") is not None
+    return x.is_cuda and _triton_loads()
+
+
+@cache
+def _triton_loads() -> bool:
+    try:
+        importlib.import_module("triton")
+    except ModuleNotFoundError:
+        return False
+    except Exception as error:  # noqa: BLE001 - what a build for another system raises is anybody's guess
+        reporter().note(f"triton does not load ({first_line(error)}): torch does its work, slower")
+        return False
+    return True
 
 
 def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:

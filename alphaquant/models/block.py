@@ -40,11 +40,10 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-@timed("build")
 class BlockModel:
     """A checkpoint as a sequence of decoder blocks on one device.
 
-    Hidden states are lists of batches `[windows, length, hidden]`, kept where `home` says.
+    Hidden states are lists of batches `[windows, length, hidden]` on that device, or wherever who holds them puts them.
     """
 
     @timed("load weights")
@@ -52,7 +51,8 @@ class BlockModel:
         self.checkpoint = checkpoint
         self.device = device
         self.dtype = dtype
-        skeleton = skeleton_of(checkpoint, dtype)
+        with timed("build"):
+            skeleton = skeleton_of(checkpoint, dtype)
         inner = skeleton.model
         self._templates: list[nn.Module] = list(inner.layers)
         self._inner: Any = inner

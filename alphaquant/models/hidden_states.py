@@ -13,14 +13,13 @@ _CPU = torch.device("cpu")
 
 
 class HiddenStates:
-    """Batches `[windows, length, hidden]` on the host, each replaced by what the next block makes of it."""
+    """Batches `[windows, length, hidden]` where they were made, each replaced by what the next block makes of it."""
 
     def __init__(self, batches: Iterable[Tensor], file: TensorFile | None = None) -> None:
         """Takes the batches one by one; with a `file` they wait there."""
         self._batches: list[Tensor | Waiting] = []
         for batch in batches:
-            there = batch.to(_CPU)
-            self._batches.append(file.keep(there) if file else there)
+            self._batches.append(file.keep(batch.to(_CPU)) if file else batch)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -32,9 +31,9 @@ class HiddenStates:
     def advance(self, run: Callable[[Tensor], Tensor]) -> None:
         """Replace each batch by what `run` makes of it, of the same shape and dtype."""
         for at, batch in enumerate(self):
-            old, new = self._batches[at], run(batch).to(_CPU)
+            old, new = self._batches[at], run(batch)
             if isinstance(old, Waiting):
-                old.file.write(new, old.begin)
+                old.file.write(new.to(_CPU), old.begin)
             else:
                 self._batches[at] = new
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 from tests.prefect_server import PrefectServer
@@ -31,9 +31,14 @@ def _open_form(server: PrefectServer, page: Page) -> None:
 
 def _fill(page: Page, fields: Mapping[str, str]) -> None:
     for label, text in fields.items():
-        page.get_by_label(label).fill(text)
+        _field(page, label).fill(text)
     for label, text in fields.items():  # the form sets its defaults while it is being filled in
-        expect(page.get_by_label(label)).to_have_value(text)
+        expect(_field(page, label)).to_have_value(text)
+
+
+def _field(page: Page, label: str) -> Locator:
+    """A field by how its label begins: others may end alike."""
+    return page.get_by_label(re.compile(f"^{label}"))
 
 
 def _submit(server: PrefectServer, page: Page) -> UUID:
