@@ -95,6 +95,20 @@ def test_an_interrupted_trial_goes_on_behind_its_last_plan(
     assert str(store.place(again.ref)) == entry["artifact"]
 
 
+def test_a_trial_without_room_for_the_whole_model_measures_its_plans(
+    done: tuple[Path, ArtifactStore, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store, summary = done
+    [entry] = [s for s in summary["stages"] if s["name"] == "trial random, seed 0"]
+    whole = pd.read_parquet(Path(entry["artifact"]) / "windows.parquet")
+    monkeypatch.setattr("alphaquant.evaluation.room.Room.holds", lambda *_: False)
+    inputs = _inputs(store)
+    other = inputs["quantization"].model_copy(update={"damping": 0.011})  # a key of its own
+    ran = run_stage(trial, store, inputs | {"quantization": other})
+    by_block = pd.read_parquet(store.place(ran.ref) / "windows.parquet")
+    assert by_block["kl"].to_numpy() == pytest.approx(whole["kl"].to_numpy(), rel=0.2)
+
+
 def _inputs(store: ArtifactStore) -> dict[str, Any]:
     """What the trial of the arm random was given."""
     manifest = load_run(store, "last")
