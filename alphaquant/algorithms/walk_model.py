@@ -117,6 +117,8 @@ class ModelWalk:
         block = model.block(self._next, weights, narrow=True)
         self._hidden.advance(partial(model.outputs, block, self._next))
         self._next += 1
+        del block
+        give_back()  # many blocks are passed without anything else in between when a run is resumed
 
     def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
