@@ -12,6 +12,10 @@ from typing import Any
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _PEAK = "5"  # what clear_refs takes to start the peak anew, see proc(5)
+_MMAP_THRESHOLD, _LARGE = (
+    -3,
+    1 << 20,
+)  # bytes from which an allocation is a mapping of its own, see mallopt(3)
 
 
 def resident() -> int | None:
@@ -56,10 +60,24 @@ def give_back() -> None:
         trim(0)
 
 
-@functools.cache
+def return_at_once() -> None:
+    """Let the allocator return whatever is large as soon as it is freed, for as long as the process lives.
+
+    It costs time, since every large tensor begins with pages that nobody has touched: for whoever has to keep a limit.
+    """
+    if option := _from_libc("mallopt"):
+        option(_MMAP_THRESHOLD, _LARGE)
+
+
 def _trim() -> Any:
+    return _from_libc("malloc_trim")
+
+
+@functools.cache
+def _from_libc(name: str) -> Any:
+    """A function of glibc; None where the system has another library."""
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
+        return getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
         return None
 

@@ -30,6 +30,7 @@ from alphaquant.models.device import compute_dtype, room_for
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
+from alphaquant.resident import return_at_once
 
 _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
@@ -106,6 +107,7 @@ def memory_within(
 
     Raises ConfigError where not even the smallest split fits.
     """
+    return_at_once()
     shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
     needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype)
     chosen = plan_memory(needs, room, whole)
