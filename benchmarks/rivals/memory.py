@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _EVERY = 0.05  # seconds between looks
+_FIRST = 0.001  # the same at first, doubled with every look: a process may be over soon
 
 
 class MemoryWatch:
@@ -32,13 +33,14 @@ class MemoryWatch:
         self._thread.join()
 
     def _look(self) -> None:
-        over = False
+        over, pause = False, _FIRST
         while not over:
             now, most = _sizes(self._pid)
             resident = now + sum(_private(pid) for pid in _family(self._pid) if pid != self._pid)
             # `most` catches what came and went between looks
             self.peak_bytes = max(self.peak_bytes, resident, most)
-            over = self._done.wait(_EVERY)
+            over = self._done.wait(pause)
+            pause = min(2 * pause, _EVERY)
 
 
 def _family(pid: int) -> Iterator[int]:

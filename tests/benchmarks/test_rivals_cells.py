@@ -84,7 +84,7 @@ def test_a_finished_cell_is_kept_and_told(cell: Cell, tmp_path: Path) -> None:
     outcome = cell.compute(tmp_path, limit=60)
     assert outcome["state"] == "done"
     assert (outcome["seconds"], outcome["saved_bytes"]) == (1.5, 10)
-    assert outcome["peak_bytes"] > 1e5  # a process that is over soon is seen as it begins
+    assert outcome["peak_bytes"] > 1e6
     assert outcome["cpu"] > 0
     assert cell.kept(tmp_path) == outcome
 

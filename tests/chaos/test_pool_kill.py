@@ -229,9 +229,8 @@ def test_a_run_here_whose_server_is_gone_for_good_says_so_and_keeps_what_it_fini
     command.kill()  # Prefect gives up its events one by one, seven seconds each
     again = fleet.run(bits, where="here")
     _ended_well(fleet, again, bits)
-    # on a busy machine the last stage may not have been through when the server was missed
-    assert again.ended["calibration"] == "cached"
-    assert len(fleet.events(bits)) == BLOCKS  # no block was computed twice
+    assert set(again.ended.values()) == {"cached", "skipped"}, again.said
+    assert len(fleet.events(bits)) == BLOCKS
 
 
 def test_the_store_is_sound_after_all_that(fleet: Fleet) -> None:

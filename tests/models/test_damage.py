@@ -15,6 +15,7 @@ from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
+from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import resolve_model
 from alphaquant.models.rows import ARCHITECTURES
 from tests.tiny import TYPES, VOCABULARY, make_model
@@ -111,6 +112,7 @@ def test_a_tied_model_needs_no_head(tmp_path: Path, key: str) -> None:
 def test_where_the_config_does_not_say_a_head_is_tied_as_in_the_config_class(
     model_type: str,
 ) -> None:
+    teach_transformers(model_type)
     default = AutoConfig.for_model(model_type).tie_word_embeddings
     assert ARCHITECTURES[model_type].is_tied({}) is default
     assert not ARCHITECTURES[model_type].is_tied({"tie_word_embeddings": False})
