@@ -12,6 +12,8 @@ from typing import Any
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _PEAK = "5"  # what clear_refs takes to start the peak anew, see proc(5)
+_MUCH = 1 << 27
+_least = 0  # bytes that the process has had at the least since memory was given back, where somebody looked
 _MMAP_THRESHOLD, _LARGE = (
     -3,
     1 << 20,
@@ -56,8 +58,23 @@ def _torch_on_gpu() -> Any:
 
 def give_back() -> None:
     """Return what the allocator keeps of freed memory, so that others, and limits, see it as free."""
-    if trim := _trim():
+    global _least
+    if trim := _from_libc("malloc_trim"):
         trim(0)
+        _least = resident() or 0
+
+
+def give_back_much() -> None:
+    """The same where the process has grown by 128 MB since: for where work is in full flow.
+
+    Pages that are returned are taken again at a price, which small models would pay for nothing.
+    """
+    global _least
+    now = resident() or 0
+    if now >= _least + _MUCH:
+        give_back()
+    else:
+        _least = min(_least, now)
 
 
 def return_at_once() -> None:
@@ -67,10 +84,6 @@ def return_at_once() -> None:
     """
     if option := _from_libc("mallopt"):
         option(_MMAP_THRESHOLD, _LARGE)
-
-
-def _trim() -> Any:
-    return _from_libc("malloc_trim")
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from alphaquant.models.device import calibration_dtype
 from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter, unreported
-from alphaquant.resident import give_back
+from alphaquant.resident import give_back, give_back_much
 
 Result = TypeVar("Result")
 
@@ -108,7 +108,7 @@ def quantize_blocks(
             else:
                 solved = specs
             observed = walker.observe(index, solved, folders)
-            give_back()
+            give_back_much()
             if index + 1 < checkpoint.blocks:
                 read_ahead(checkpoint, index + 1)
             taught = specs and (config.tune != "none" or corrects(config))

@@ -25,7 +25,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
-from alphaquant.resident import give_back
+from alphaquant.resident import give_back_much
 from alphaquant.text.windows import held_out
 
 
@@ -79,7 +79,7 @@ def solve_block(
                     solved.append(one)
                 del one  # or it would be in memory while the next stacks are made
         del sharing, groups, group
-        give_back()
+        give_back_much()
     tuning = None
     if lesson is not None and solved:
         if lesson.observe is not None and corrects(config):

@@ -24,7 +24,7 @@ from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, collect_pairs, gather
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.plan import QuantPlan
-from alphaquant.resident import give_back
+from alphaquant.resident import give_back, give_back_much
 from alphaquant.text.windows import held_out
 from alphaquant.work import Work
 
@@ -118,7 +118,7 @@ class ModelWalk:
         self._hidden.advance(partial(model.outputs, block, self._next))
         self._next += 1
         del block
-        give_back()  # many blocks are passed without anything else in between when a run is resumed
+        give_back_much()  # many blocks are passed without anything else in between when a run is resumed
 
     def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
         """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
