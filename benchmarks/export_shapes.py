@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from alphaquant.export.safetensors_writer import write_safetensors
 from alphaquant.models.experts import unfuse
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import TensorEntry
+from alphaquant.work import bytes_in
 from benchmarks.orchestration import describe
 
 _OLMOE = {
@@ -137,12 +139,12 @@ def main() -> None:
         folder = Path(name)
         began = time.perf_counter()
         source = random_checkpoint(folder / "model", options.shape, options.blocks)
-        written = folder_bytes(source)
+        written = bytes_in(source)
         print(
             f"{written / 2**30:.2f} GiB written in {time.perf_counter() - began:.0f} s", flush=True
         )
         steps = list(measure(source, folder, options))
-        packed = folder_bytes(folder / "packed")
+        packed = bytes_in(folder / "packed")
     head = (
         f"{options.shape}, {blocks_of(options)} blocks, {options.bits} bits in groups of {options.group}: "
         f"{written / 2**30:.2f} GiB of bf16 to {packed / 2**30:.2f} GiB of {options.format}. {describe()} "
@@ -241,6 +243,27 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> list[Ste
 
 def watched(arguments: Sequence[str], threads: int) -> tuple[Step, dict[str, Any], list[Look]]:
     """Run Python with `arguments`; what it took, the JSON object it printed, and looks at it as it ran."""
+    looks: list[Look] = []
+
+    def look(pid: int) -> None:
+        if found := _look(pid):
+            looks.append(found)
+
+    seconds, answer = looked_at(arguments, threads, look)
+    if answer is None:
+        raise SystemExit(f"{' '.join(arguments[:3])} was killed")
+    taken, resident = max(look.taken for look in looks), max(look.resident for look in looks)
+    step = Step("", seconds, taken, resident)
+    print(f"{seconds:.1f} s, {taken / 2**30:.2f} GiB: {' '.join(arguments[:3])[:60]!r}", flush=True)
+    return step, answer, looks
+
+
+def looked_at(
+    arguments: Sequence[str], threads: int, look: Callable[[int], None]
+) -> tuple[float, dict[str, Any] | None]:
+    """Run Python with `arguments` and `look` at its process id again and again; its seconds, and the JSON object that it
+    printed, None where it got SIGKILL. Raises SystemExit when it fails otherwise.
+    """
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
@@ -249,20 +272,17 @@ def watched(arguments: Sequence[str], threads: int) -> tuple[Step, dict[str, Any
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen([sys.executable, *arguments], stdout=output, env=environment)
-        looks: list[Look] = []
         while child.poll() is None:
-            if look := _look(child.pid):
-                looks.append(look)
+            look(child.pid)
             time.sleep(_EVERY)
         seconds = time.perf_counter() - began
+        if child.returncode == -signal.SIGKILL:
+            return seconds, None
         if child.returncode:
             raise SystemExit(f"{' '.join(arguments[:3])} ended with status {child.returncode}")
         output.seek(0)
-        answer = json.loads(output.read())
-    taken, resident = max(look.taken for look in looks), max(look.resident for look in looks)
-    step = Step("", seconds, taken, resident)
-    print(f"{seconds:.1f} s, {taken / 2**30:.2f} GiB: {' '.join(arguments[:3])[:60]!r}", flush=True)
-    return step, answer, looks
+        answer: dict[str, Any] = json.loads(output.read())
+        return seconds, answer
 
 
 def _look(pid: int) -> Look | None:
@@ -286,11 +306,6 @@ def _peak(looks: Sequence[Look], stage: dict[str, Any]) -> tuple[int, int]:
         max((look.taken for look in during), default=0),
         max((look.resident for look in during), default=0),
     )
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def blocks_of(options: argparse.Namespace) -> str:

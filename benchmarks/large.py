@@ -15,10 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,11 +27,11 @@ import torch
 from alphaquant.algorithms.quantized_block import load_block
 from alphaquant.config.section import bytes_of
 from alphaquant.models.packed import PackedCheckpoint
-from benchmarks.export_shapes import SHAPES, blocks_of, folder_bytes, random_checkpoint
+from alphaquant.work import bytes_in
+from benchmarks.export_shapes import SHAPES, blocks_of, looked_at, random_checkpoint
 from benchmarks.orchestration import describe
 from tests.tiny import byte_tokenizer
 
-_EVERY = 0.1  # seconds between looks
 _RESULT = Path("benchmarks/results/large.md")
 
 
@@ -58,10 +54,10 @@ def main() -> None:
         folder = Path(name)
         source = random_checkpoint(folder / "model", options.shape, options.blocks)
         byte_tokenizer().save_pretrained(source)
-        written = folder_bytes(source)
+        written = bytes_in(source)
         print(f"{written / 1e9:.1f} GB written to {source}", flush=True)
         rows = list(measure(source, folder, options))
-        packed = folder_bytes(folder / "packed")
+        packed = bytes_in(folder / "packed")
     every = f", one in {options.every} quantized" if options.every > 1 else ""
     head = (
         f"{options.shape}, {blocks_of(options)} blocks of random weights{every}, {written / 1e9:.1f} GB of bf16 to "
@@ -137,25 +133,18 @@ def watched(
     arguments: list[str], threads: int, kill_when: Callable[[], bool] = lambda: False
 ) -> Watched:
     """Run Python with `arguments` and look at it as it runs; it is killed as soon as `kill_when` says so."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    began = time.perf_counter()
     own = together = 0
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen([sys.executable, *arguments], stdout=output, env=environment)
-        process = psutil.Process(child.pid)
-        while child.poll() is None:
-            mine, all_ = _resident(process)
-            own, together = max(own, mine), max(together, all_)
-            if kill_when():
-                _kill(process)
-            time.sleep(_EVERY)
-        seconds = time.perf_counter() - began
-        output.seek(0)
-        if child.returncode == -signal.SIGKILL:
-            return Watched(seconds, own, together, None)
-        if child.returncode:
-            raise SystemExit(f"{' '.join(arguments[:3])} ended with status {child.returncode}")
-        return Watched(seconds, own, together, json.loads(output.read()))
+
+    def look(pid: int) -> None:
+        nonlocal own, together
+        process = psutil.Process(pid)
+        mine, all_ = _resident(process)
+        own, together = max(own, mine), max(together, all_)
+        if kill_when():
+            _kill(process)
+
+    seconds, answer = looked_at(arguments, threads, look)
+    return Watched(seconds, own, together, answer)
 
 
 def _resident(process: psutil.Process) -> tuple[int, int]:

@@ -176,7 +176,7 @@ def require_room(needs: Needs, room: int, limit: int) -> None:
 
 def require_whole(setting: str, checkpoint: Checkpoint, limit: int, device: torch.device) -> None:
     """Raise ConfigError where a `setting` that needs the whole model does not fit below the limit."""
-    needed = checkpoint.parameters * compute_dtype(device).itemsize
+    needed = checkpoint.whole_bytes(compute_dtype(device))
     if needed > (room := room_for(limit, device)):
         raise ConfigError(
             f"{setting} holds the whole model, {_gb(needed)} GB, and execution.memory_limit leaves {_gb(max(room, 0))} GB "

@@ -90,10 +90,12 @@ def _of_one(
 def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
     """One Hessian per accumulator `[n, in, in]`; a single one, in memory once, where all are the same."""
     first = seen[0]
-    one = first.hessian
     if all(accumulator is first for accumulator in seen):
-        return one.expand(len(seen), -1, -1)
-    found = one.new_empty(len(seen), *one.shape)
+        return first.hessian.expand(len(seen), -1, -1)
+    width = len(
+        first.magnitude_total
+    )  # a total may wait in a file: asking it for its shape would read it
+    found = first.magnitude_total.new_empty(len(seen), width, width)
     for hessian, accumulator in zip(found, seen, strict=True):
         torch.mul(accumulator.total, accumulator.scale, out=hessian)
     return found

@@ -41,7 +41,7 @@ class Room:
         """Raise ConfigError where the whole model does not fit, which lm-eval needs."""
         if found := self._too_little(checkpoint):
             place, free = found
-            needed = whole_bytes(checkpoint, compute_dtype(self.device))
+            needed = checkpoint.whole_bytes(compute_dtype(self.device))
             limit = "execution.memory_limit" if free == self.memory_limit else "free memory"
             raise ConfigError(
                 f"evaluation.tasks need the whole model of {checkpoint.path} in memory: {needed / _GIB:.1f} GiB of "
@@ -51,7 +51,7 @@ class Room:
 
     def _too_little(self, checkpoint: Checkpoint) -> tuple[str, int] | None:
         """Where weights do not fit, and what is free there."""
-        needed = whole_bytes(checkpoint, compute_dtype(self.device))
+        needed = checkpoint.whole_bytes(compute_dtype(self.device))
         for place in {self.device.type: self.device, "cpu": torch.device("cpu")}.values():
             free = self._free(place)
             if free is not None and needed > _FILLED * free:
@@ -62,7 +62,7 @@ class Room:
         self, checkpoint: Checkpoint, length: int, *, whole_logits: bool = False
     ) -> int:
         """As `batch`, beside the whole model, which is loaded."""
-        weights = whole_bytes(checkpoint, compute_dtype(self.device))
+        weights = checkpoint.whole_bytes(compute_dtype(self.device))
         return self.batch(checkpoint, length, weights=weights, whole_logits=whole_logits)
 
     def batch(
@@ -96,11 +96,6 @@ class Room:
             return free
         allowed = self.memory_limit - weights
         return allowed if free is None else min(free, allowed)
-
-
-def whole_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """What a model's weights take in memory, decoded where they are packed."""
-    return checkpoint.parameters * dtype.itemsize
 
 
 def window_bytes(checkpoint: Checkpoint, length: int, size: int) -> int:

@@ -112,6 +112,10 @@ class Checkpoint:
         return sum(_product(entry.shape) for entry in self.entries.values())
 
     @timed("load weights")
+    def whole_bytes(self, dtype: torch.dtype) -> int:
+        """What all weights take in memory in a dtype, decoded where they are packed."""
+        return self.parameters * dtype.itemsize
+
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype, by its full name on disk."""
         entry = self.entries.get(name)

@@ -123,11 +123,17 @@ def suit_threads(parameters: int) -> None:
     torch.set_num_threads(1 if small else available_cores())
 
 
-@contextlib.contextmanager
-def all_cores(width: int) -> Iterator[None]:
+def all_cores(width: int) -> contextlib.AbstractContextManager[None]:
     """While open, this thread's torch uses every core if its matrices are wide, whatever `suit_threads` says."""
-    before, cores = torch.get_num_threads(), available_cores()
-    torch.set_num_threads(max(before, cores) if width >= _WIDE else before)
+    count = torch.get_num_threads()
+    return torch_threads(max(count, available_cores()) if width >= _WIDE else count)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """While open, this thread's torch uses so many cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -7,13 +7,12 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from alphaquant.models.device import available_cores
+from alphaquant.models.device import available_cores, torch_threads
 from alphaquant.work import Rates
 
 _PATIENCE = 0.06  # seconds of each measurement
@@ -30,14 +29,14 @@ def measured_rates(device: torch.device) -> Rates:
     """The best of several tries on a device; fp32 without TF32, as the library multiplies.
 
     A CPU multiplies on one core, and all are taken to be as fast: other programs seldom leave all of them alone at
-    once, and floors may not lie above what was done. Written is what a file that is forced to the disk takes, in the folder for temporary files; read is a file that the
-    system has in memory, the least that reading can take.
+    once, and floors may not lie above what was done. Written is what a file that is forced to the disk takes, in the folder
+    for temporary files; read is a file that the system has in memory, the least that reading can take.
     """
     kind = device.type
     side, count = _SIDES[kind], _COPIED[kind]
     halves = torch.bfloat16 if kind == "cuda" else torch.float32
     cores = available_cores() if kind == "cpu" else 1
-    with _threads(1):
+    with torch_threads(1):
         flops = []
         for dtype in dict.fromkeys((torch.float32, halves)):
             matrix = torch.randn(side, side, device=device).to(dtype)
@@ -48,7 +47,7 @@ def measured_rates(device: torch.device) -> Rates:
     target = torch.empty_like(source)
     copies = []
     for threads in {1, cores}:
-        with _threads(threads):
+        with torch_threads(threads):
             copies.append(_least(lambda: target.copy_(source), device))
     moved = 2 * count / min(copies)
     try:
@@ -62,16 +61,6 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.node()}, {available_cores()} cores"
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _files(device: torch.device) -> tuple[float, float]:

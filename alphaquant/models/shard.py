@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.errors import ModelError
+from alphaquant.models.reading import fill
 from alphaquant.models.tensors import TensorEntry, read_header
 
 DTYPES: dict[str, torch.dtype] = {
@@ -58,11 +59,16 @@ class Shard:
                 f"element types that are read: {', '.join(DTYPES)}. Download the model again."
             )
         if part is not None:
-            size //= shape[0]
-            start, shape = start + part * size, shape[1:]
+            start, shape = start + part * (size // shape[0]), shape[1:]
         values = torch.empty(shape, dtype=dtype)
-        if size:
-            self._fill(values, start, size)
+        try:
+            fill(values, self._file, start)
+        except OSError as error:
+            raise ModelError(f"cannot read {self.path}: {error}") from error
+        except EOFError as error:
+            raise ModelError(
+                f"{self.path} ends at {error}, inside a tensor: it was cut off while it was read"
+            ) from error
         return values
 
     def want(self, name: str) -> None:
@@ -76,17 +82,3 @@ class Shard:
         if entry is None:
             raise ModelError(f"{self.path} holds no tensor {name}; download the model again")
         return entry, entry.begin, entry.end - entry.begin
-
-    def _fill(self, values: Tensor, start: int, size: int) -> None:
-        into = values.reshape(-1).view(torch.uint8).numpy().data
-        done = 0
-        while done < size:
-            try:
-                count = os.preadv(self._file, [into[done:]], start + done)
-            except OSError as error:
-                raise ModelError(f"cannot read {self.path}: {error}") from error
-            if not count:
-                raise ModelError(
-                    f"{self.path} ends at byte {start + done}, inside a tensor: it was cut off while it was read"
-                )
-            done += count

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from alphaquant.models.reading import bytes_of_tensor, fill
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -52,21 +54,14 @@ class TensorFile:
 
     def write(self, tensor: Tensor, begin: int) -> None:
         """Put a tensor at a place; raises OSError when the disk is full."""
-        data = _bytes(tensor.detach().cpu().contiguous())
+        data = bytes_of_tensor(tensor.detach().cpu().contiguous())
         done = 0
         while done < len(data):
             done += os.pwrite(self._file, data[done:], begin + done)
 
     def read(self, into: Tensor, begin: int) -> None:
         """Fill a tensor from a place."""
-        data = _bytes(into)
-        done = 0
-        while done < len(data):
-            count = os.preadv(self._file, [data[done:]], begin + done)
-            if not count:
-                raise OSError("a scratch file is shorter than what was written to it")
-            done += count
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+        try:
+            fill(into, self._file, begin)
+        except EOFError as error:
+            raise OSError("a scratch file is shorter than what was written to it") from error

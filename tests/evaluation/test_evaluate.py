@@ -20,7 +20,7 @@ from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import TaskRun
 from alphaquant.evaluation.heldout import write_baseline
 from alphaquant.evaluation.predictions import WholeModel
-from alphaquant.evaluation.room import Room, whole_bytes, window_bytes
+from alphaquant.evaluation.room import Room, window_bytes
 from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 from alphaquant.evaluation.scores import Score, scores_table
 from alphaquant.models.checkpoint import Checkpoint
@@ -162,7 +162,7 @@ def test_the_whole_model_is_held_where_weights_and_one_window_fit(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Checkpoint(folders["model"])
-    weights = whole_bytes(checkpoint, torch.float32)
+    weights = checkpoint.whole_bytes(torch.float32)
     assert weights == 4 * sum(p.numel() for p in load_model(checkpoint.path, CPU).parameters())
     for free, limit, holds in (
         (1.2 * weights, None, True),
