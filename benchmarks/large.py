@@ -7,8 +7,8 @@
 
 Random weights in shards, and a tokenizer of bytes. `alphaquant quantize` runs with execution.memory_limit on calibration
 windows and gets SIGKILL once so many of its blocks are there; the same command again goes on behind them and
-packs the checkpoint. Then every tensor of one block is read back and held against the quantized block. Memory is that of the
-process and its children, ten times a second: with pages of mapped files, as a limit of the system would count.
+packs the checkpoint. Then every tensor of one block is read back and held against the quantized block, and the whole is loaded as
+a transformers model, which is held against the same block. Memory is that of the process and its children, ten times a second: with pages of mapped files, as a limit of the system would count.
 """
 
 from __future__ import annotations
@@ -33,6 +33,25 @@ from benchmarks.orchestration import describe
 from tests.tiny import byte_tokenizer
 
 _RESULT = Path("benchmarks/results/large.md")
+_LOAD = """
+import json, sys
+import torch
+from pathlib import Path
+import alphaquant
+from alphaquant.algorithms.quantized_block import load_block
+from alphaquant.models.experts import unfuse
+model = alphaquant.load(sys.argv[1], device="cpu")
+loaded = sum(parameter.numel() for parameter in model.parameters())
+with torch.no_grad():
+    finite = bool(model(torch.arange(64)[None]).logits.isfinite().all())
+    unfuse(model, share=True)
+    same = 0
+    for name, weight in load_block(Path(sys.argv[2])).items():
+        if not torch.equal(model.get_submodule(name).weight, weight.dequantize().to(model.dtype)):
+            sys.exit(f"{name} of the loaded model is not what was quantized")
+        same += 1
+print(json.dumps({"parameters": loaded, "linears": same, "finite": finite}))
+"""
 
 
 class Watched(NamedTuple):
@@ -121,9 +140,15 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> Iterator
             yield f"| its stage {stage['name']}, as it counts itself | {seconds:.0f} | {memory:.2f} | | |"
     began = time.perf_counter()
     last = (total - 1) // options.every * options.every
-    numbers = _check(packed, store, second.answer, last)
+    made = _block(store, second.answer, last)
+    numbers = _check(packed, made)
     took = time.perf_counter() - began
     yield f"| read block {last} back | {took:.0f} | | | {numbers / 1e6:.0f} million weights as they were quantized |"
+    loaded = watched(["-c", _LOAD, str(packed), str(made)], options.threads)
+    if loaded.answer is None or not loaded.answer["finite"]:
+        raise SystemExit("the loaded model's logits are not finite")
+    note = f"{loaded.answer['parameters'] / 1e9:.2f} billion parameters, {loaded.answer['linears']} linears as quantized"
+    yield _row("load as a transformers model, with a forward pass", loaded, note)
     most, limit = max(first.own, second.own), bytes_of(options.limit)
     verdict = "kept" if most <= limit else "NOT kept"
     yield f"| limit of {limit / 1e9:.2f} GB | | {most / 1e9:.2f} | | {verdict} |"
@@ -170,12 +195,15 @@ def _kill(process: psutil.Process) -> None:
         child.kill()
 
 
-def _check(packed: Path, store: Path, answer: dict[str, Any], block: int) -> int:
-    """Hold a block of the packed checkpoint against its artifact; returns how many weights are the same."""
+def _block(store: Path, answer: dict[str, Any], block: int) -> Path:
+    """The artifact of a quantized block."""
     made = next(Path(s["artifact"]) for s in answer["stages"] if s["name"] == "quantize")
     refs = json.loads((made / "refs.json").read_text(encoding="utf-8"))
-    digest = refs[f"block-{block:04d}"]["digest"]
-    folder = next(store.glob(f"objects/*/*/{digest}"))
+    return next(store.glob(f"objects/*/*/{refs[f'block-{block:04d}']['digest']}"))
+
+
+def _check(packed: Path, folder: Path) -> int:
+    """Hold a block of the packed checkpoint against its artifact; returns how many weights are the same."""
     checkpoint, count = PackedCheckpoint(packed), 0
     for name, weight in load_block(folder).items():
         expected = weight.dequantize().to(torch.bfloat16)

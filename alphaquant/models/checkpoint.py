@@ -111,11 +111,11 @@ class Checkpoint:
         """Number of stored weights."""
         return sum(_product(entry.shape) for entry in self.entries.values())
 
-    @timed("load weights")
     def whole_bytes(self, dtype: torch.dtype) -> int:
         """What all weights take in memory in a dtype, decoded where they are packed."""
         return self.parameters * dtype.itemsize
 
+    @timed("load weights")
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype, by its full name on disk."""
         entry = self.entries.get(name)
