@@ -159,7 +159,8 @@ def quantized_block(
     if not tokens.count:
         return found
     one = forward(specs, tokens)
-    seen = one + hessians(specs, tokens)
+    # nothing that the linears see depends on the outputs of the last ones
+    seen = forward([s for s in specs if s.role != "down"], tokens) + hessians(specs, tokens)
     if corrected:  # the original beside the quantized block, a Hessian and a drift of each input
         seen += one * 2 + hessians(specs, tokens) * 2
     found["forward and Hessians"] = seen

@@ -18,6 +18,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.tensor_file import TensorFile
+from alphaquant.models.unread import unread_left_out
 
 RoutingWeight: TypeAlias = Literal["none", "p", "p2"]
 """How often a token counts in an expert's Hessian: once, or by its routing weight p or p²."""
@@ -64,7 +65,7 @@ def gather(
 ) -> dict[str, HessianAccumulator]:
     """What `observing` gathers in `passes` of `hidden` through a block, each for some linears; with a `file` it waits there.
 
-    With `onward` the last pass replaces `hidden` by the block's outputs.
+    With `onward` the last pass replaces `hidden` by the block's outputs; in others, only what some linear reads is computed.
     """
     seen: dict[str, HessianAccumulator] = {}
     groups, run = list(passes), partial(model.outputs, block, index)
@@ -76,8 +77,9 @@ def gather(
             if onward and number == len(groups):
                 hidden.advance(run)
             else:
-                for batch in hidden:
-                    run(batch)
+                with unread_left_out(model, block, index, specs):
+                    for batch in hidden:
+                        run(batch)
         if file:
             for accumulator in found.values():
                 accumulator.put_away(file.keep)

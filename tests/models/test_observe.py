@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.observe import RoutingWeight
+from alphaquant.models.hidden_states import HiddenStates
+from alphaquant.models.observe import RoutingWeight, gather
 from tests.observed import run_and_collect
 from tests.tiny import VOCABULARY, make_model
 
@@ -64,3 +66,28 @@ def test_experts_inputs_count_by_the_weight_of_their_output(
             assert torch.equal(accumulator.hessian, found[key].hessian)
         else:
             assert not torch.equal(accumulator.hessian, found[key].hessian)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "olmoe", "qwen2_moe", "deepseek_v2", "gpt_oss"]
+)
+def test_what_nobody_reads_is_left_out_and_changes_no_hessian(
+    tmp_path: Path, model_type: str
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    model = BlockModel(checkpoint, torch.device("cpu"), torch.float32)
+    specs, block = checkpoint.block_specs(_BLOCK), model.block(_BLOCK)
+    hidden = model.embed(tokens(), 2)
+    whole, outputs = run_and_collect(model, block, _BLOCK, specs, hidden)
+    split = ([s for s in specs if s.expert != 1], [s for s in specs if s.expert == 1])
+    passes = [part for part in split if part]
+    with FlopCounterMode(display=False) as counted:
+        seen = gather(model, block, _BLOCK, passes, HiddenStates(hidden))
+    with FlopCounterMode(display=False) as all_of_it:
+        after = [model.outputs(block, _BLOCK, batch) for batch in hidden]
+    assert seen.keys() == whole.keys()
+    for key, accumulator in whole.items():
+        assert torch.equal(seen[key].hessian, accumulator.hessian)
+    assert all(torch.equal(a, b) for a, b in zip(after, outputs, strict=True))
+    down = sum(2 * s.size * whole[s.input_key].tokens for s in specs if s.role == "down")
+    assert counted.get_total_flops() <= len(passes) * all_of_it.get_total_flops() - down
