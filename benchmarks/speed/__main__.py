@@ -46,7 +46,7 @@ class Bench:
         self._out.mkdir(parents=True, exist_ok=True)
         self._table = self._out / "speed.parquet"
         self.runs = [] if options.fresh else read(self._table)
-        self._bare: dict[str, int] = {}
+        self._bare: dict[tuple[str, str], int] = {}
         self._commit = commit()
 
     def measure(self) -> None:
@@ -86,7 +86,7 @@ class Bench:
                 python,
                 self._cache / "alpha" / case,
                 self._options.threads,
-                bare=self._bare_of(sys.executable, python),
+                bare=self._bare_of(part, sys.executable, python),
                 commit=self._commit,
             )
             return
@@ -106,7 +106,7 @@ class Bench:
                     self._cache,
                     pythons,
                     self._options.threads,
-                    bare=self._bare_of(sys.executable, *pythons.values()),
+                    bare=self._bare_of(part, sys.executable, *pythons.values()),
                     commit=self._commit,
                 )
 
@@ -119,11 +119,12 @@ class Bench:
             path.write_text(words[:_TEXT], encoding="utf-8")
         return path
 
-    def _bare_of(self, *pythons: str) -> dict[str, int]:
+    def _bare_of(self, part: str, *pythons: str) -> dict[str, int]:
         for python in pythons:
-            if python not in self._bare:
-                self._bare[python] = bare_bytes(python, self._cache, self._options.threads)
-        return self._bare
+            if (part, python) not in self._bare:
+                size = bare_bytes(python, part, self._cache, self._options.threads)
+                self._bare[part, python] = size
+        return {python: self._bare[part, python] for python in pythons}
 
     def _write(self) -> None:
         """The page and its figures, of everything that is kept."""
@@ -151,7 +152,7 @@ class Bench:
             f"{describe()} {self._options.threads} threads per program; runs of commit {commits or 'none'}, which began at "
             f"loads of {min(loads, default=0):.1f} to {max(loads, default=0):.1f}. Medians; programs took turns. On a busy "
             "machine ratios of CPU seconds mean more than those of seconds. Memory is the most that was resident, seen "
-            "from outside, less what the program's Python has with torch and transformers imported."
+            "from outside, less what the program's Python has with torch imported, and for all but alpha transformers."
         )
 
 

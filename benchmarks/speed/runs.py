@@ -13,6 +13,8 @@ from benchmarks.rivals.process import Usage, environment, last_words, measured
 
 # transformers imports lazily: the class that all of its models share brings what any of them needs
 _BARE = "import torch; from transformers import PreTrainedModel"
+_BARE_OF = {"alpha": "import torch"}
+"""By part; who looks at weights alone needs no transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Run:
     peak_bytes: int
     """Largest resident size of the process and its children."""
     bare_bytes: int
-    """The same of the program's Python with torch and transformers imported, and nothing else done."""
+    """The same of the program's Python with torch, and for all but alpha transformers, imported and nothing else done."""
     load: float
     """Of the machine as the run began."""
     commit: str
@@ -74,9 +76,11 @@ def medians(runs: Iterable[Run]) -> pd.DataFrame:
     return groups[numbers].median().assign(repeats=groups.size()).reset_index()
 
 
-def bare_bytes(python: str, folder: Path, threads: int) -> int:
-    """Memory of a Python that has imported torch and transformers."""
-    used = checked([python, "-c", _BARE], folder / "bare.txt", threads, limit=600)
+def bare_bytes(python: str, part: str, folder: Path, threads: int) -> int:
+    """Memory of a Python that has imported what any program of a part needs."""
+    used = checked(
+        [python, "-c", _BARE_OF.get(part, _BARE)], folder / "bare.txt", threads, limit=600
+    )
     return used.peak_bytes
 
 
