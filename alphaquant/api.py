@@ -29,7 +29,7 @@ from alphaquant.errors import ConfigError, DataError, PlanError, nearest
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.device import compute_device, dtype_named
 from alphaquant.models.live import LiveCheckpoint
-from alphaquant.models.native import teach_transformers
+from alphaquant.models.loading import load
 from alphaquant.plan import QuantPlan
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import calibration_tokens
@@ -211,12 +211,9 @@ def alpha_hill_from_model(
 
 
 def load_hf_causal_lm(model_id: str, device: str = "cpu", dtype: str = "fp32") -> nn.Module:
-    """Load a causal language model from a folder or a hub id."""
-    from transformers import AutoModelForCausalLM, PreTrainedConfig
-
-    teach_transformers(PreTrainedConfig.get_config_dict(model_id)[0].get("model_type", ""))
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype_named(dtype))
-    return model.to(compute_device(device)).eval()
+    """Load a causal language model from a folder or a hub id, as `load` does."""
+    model: nn.Module = load(model_id, device=device, dtype=dtype)
+    return model
 
 
 @torch.no_grad()

@@ -258,8 +258,7 @@ class AlphaQuantModel:
     def _original(self) -> Checkpoint:
         source, raw = self._source, read_config(self.folder)
         row = architecture_of(raw, source.architecture, trust_remote_code=source.trust_remote_code)
-        quantized = raw.get("quantization_config")
-        if quantized and quantized.get("quant_method") not in row.decodes:
+        if not row.reads(raw):
             raise ModelError(
                 f"{self.folder} is already quantized. Start from the original weights; a quantized model can be "
                 "loaded and generate"

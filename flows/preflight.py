@@ -246,5 +246,5 @@ def _structure(model: ModelRef) -> tuple[Architecture, dict[str, Any], Layout]:
     architecture = architecture_of(
         raw, model.architecture, trust_remote_code=model.trust_remote_code
     )
-    layout = layout_of(architecture, tensor_index(folder))
+    layout = layout_of(architecture, tensor_index(folder), raw)
     return architecture.fitted(layout.shapes), raw, layout

@@ -26,14 +26,14 @@ def export_dense(
 ) -> None:
     """Write a checkpoint folder under the original tensor names and shards, one block in memory.
 
-    `routers` (by linear name) replace the kept ones. Every file that is no weight is copied; MXFP4 of the
-    original becomes bf16. A quantized head that was tied goes into the shard of the embedding, and config.json says
+    `routers` (by linear name) replace the kept ones. Every file that is no weight is copied; MXFP4 and FP8 of
+    the original become bf16. A quantized head that was tied goes into the shard of the embedding, and config.json says
     that it is tied no longer.
     """
     copy_small_files(checkpoint.path, out)
     checkpoint = with_own_head(checkpoint, blocks)
     layout = checkpoint.layout
-    if layout.mxfp4 or isinstance(checkpoint, UntiedCheckpoint):  # other tensors than before
+    if layout.decoded or isinstance(checkpoint, UntiedCheckpoint):  # other tensors than before
         write_json(out / "config.json", checkpoint.raw_config)
         write_index(checkpoint.path, out, layout.files)
 

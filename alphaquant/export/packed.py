@@ -73,7 +73,9 @@ def export_packed(
         config = config | {"quantization_config": settings}
         if export == "gptq":
             write_json(out / "quantize_config.json", settings)
-    write_json(out / "config.json", config)  # not the copied one: an original in MXFP4 is bf16 now
+    write_json(
+        out / "config.json", config
+    )  # not the copied one: an original in MXFP4 or FP8 is bf16 now
     write_index(checkpoint.path, out, writer.entries)
     files = shards(writer.entries)
     for file in track(files, "shard", len(files)):

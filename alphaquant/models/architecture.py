@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from alphaquant.errors import ModelError, nearest
 from alphaquant.models.linear import HEAD, LinearSpec, Role
+from alphaquant.models.originals import ORIGINALS
 from alphaquant.models.projections import ATTENTION, GATED, Projection
 
 Scoring: TypeAlias = Literal["softmax", "sigmoid"]
@@ -36,8 +37,8 @@ class Architecture:
     fused_experts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Tensors `[experts, in, out]` of that folder that hold all experts at once, and the projections whose outputs
     take turns in each."""
-    decodes: tuple[str, ...] = ()
-    """Methods of quantization_config whose tensors are decoded when they are read."""
+    decodes: tuple[str, ...] = ("fp8",)
+    """Methods of quantization_config, rows of `ORIGINALS`, whose tensors are decoded when they are read."""
     expert_projections: Mapping[str, Role] = field(default_factory=lambda: GATED)
     router: str | None = None
     scoring: Scoring = "softmax"
@@ -74,6 +75,14 @@ class Architecture:
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
         """The row with what a model's tensors tell, where it is generic. Raises ModelError when they do not."""
         return self
+
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a model with this config.json can be an original: not packed, or decoded when it is read."""
+        settings = config.get("quantization_config")
+        if not settings:
+            return True
+        method = settings.get("quant_method")
+        return method in self.decodes and ORIGINALS[method].fits(settings)
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the output projection is the embedding, by config.json or the type's default."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError, first_line
+from alphaquant.formats.block_scaled import decode_block_scaled
 from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.fused import SCALES, Layout, layout_of
 from alphaquant.models.fused_tensors import cut
@@ -20,7 +21,7 @@ from alphaquant.models.linear import LinearSpec
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import read_config
 from alphaquant.models.rows import architecture_of
-from alphaquant.models.shard import Shard
+from alphaquant.models.shard import DTYPES, Shard
 from alphaquant.models.tensors import TensorEntry, tensor_index
 
 LOADING_ERRORS = (
@@ -64,10 +65,9 @@ class Checkpoint:
         teach_transformers(row.model_type)
         self._shards: dict[Path, Shard] = {}
         self._opening = threading.Lock()
-        settings = self.raw_config.get("quantization_config") or {}
-        if settings.get("quant_method") in self.architecture.decodes:
-            del self.raw_config["quantization_config"]  # what is read is decoded
         self.layout: Layout = self._index()
+        if row.reads(self.raw_config):
+            self.raw_config.pop("quantization_config", None)  # what is read is decoded
         self.entries: dict[str, TensorEntry] = self.layout.entries
         shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.architecture = row.fitted(shapes)
@@ -76,7 +76,7 @@ class Checkpoint:
 
     def _index(self) -> Layout:
         """Every tensor that can be asked for, and what a file holds of them."""
-        return layout_of(self.architecture, tensor_index(self.path))
+        return layout_of(self.architecture, tensor_index(self.path), self.raw_config)
 
     @functools.cached_property
     def config(self) -> Any:
@@ -117,13 +117,13 @@ class Checkpoint:
 
     @timed("load weights")
     def tensor(self, name: str) -> Tensor:
-        """One tensor in its stored dtype, by its full name on disk."""
+        """One tensor by its full name on disk, in its stored dtype, or in that of its entry where it is decoded."""
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(f"tensor {name} is missing from {self.path}")
         piece = self.layout.pieces.get(name)
         if piece is None:
-            return self._read(name, entry.file)
+            return self._whole(name, entry)
         scales = self.layout.mxfp4.get(piece.stored)
 
         def read(stored: str) -> Tensor:
@@ -131,6 +131,14 @@ class Checkpoint:
             return self._read(stored, file, piece.expert)
 
         return cut(piece, read, mxfp4=scales is not None)
+
+    def _whole(self, name: str, entry: TensorEntry) -> Tensor:
+        """A tensor that is one in its file too, FP8 decoded."""
+        values, scales = self._read(name, entry.file), self.layout.fp8.get(name)
+        if scales is None:
+            return values
+        factors = self._read(scales.name, scales.file)
+        return decode_block_scaled(values, factors, scales.block, DTYPES[entry.dtype])
 
     def _read(self, name: str, file: Path, part: int | None = None) -> Tensor:
         """A tensor of a file, or one `part` of its first dimension."""

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alphaquant.errors import FormatError, ModelError
 from alphaquant.models.architecture import Architecture
+from alphaquant.models.block_scaled import BlockScales, decoded_entries
 from alphaquant.models.tensors import TensorEntry
 
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -40,11 +42,18 @@ class Layout:
     entries: dict[str, TensorEntry]
     """One tensor per linear, bias and norm."""
     files: dict[str, TensorEntry]
-    """What a file of ours holds: fused tensors whole, MXFP4 decoded to bf16."""
+    """What a file of ours holds: fused tensors whole, MXFP4 and FP8 decoded."""
     pieces: dict[str, Piece]
     """By name in `entries`; the others are whole tensors."""
     mxfp4: Mapping[str, Path] = field(default_factory=dict)
     """Names in `files` that the source has as MXFP4, with the file of their scales."""
+    fp8: Mapping[str, BlockScales] = field(default_factory=dict)
+    """Names in `files` that the source has as FP8, with where their scales lie."""
+
+    @property
+    def decoded(self) -> bool:
+        """Whether a file of ours holds other tensors than the source's."""
+        return bool(self.mxfp4 or self.fp8)
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,8 +81,16 @@ def check_whole(layout: Layout, linears: Iterable[str], export: str) -> None:
         )
 
 
-def layout_of(architecture: Architecture, entries: Mapping[str, TensorEntry]) -> Layout:
-    """Cut the fused experts in a folder's `entries` into linears. Raises ModelError for blocks without scales."""
+def layout_of(
+    architecture: Architecture,
+    entries: Mapping[str, TensorEntry],
+    config: Mapping[str, Any] | None = None,
+) -> Layout:
+    """Cut the fused experts in a folder's `entries` into linears, and take FP8 for what its config.json says it is.
+
+    Without `config` nothing is FP8. Raises ModelError for blocks without scales.
+    """
+    entries, fp8 = decoded_entries(entries, config or {}, f"{architecture.embedding}.weight")
     seen: dict[str, TensorEntry] = {}
     files: dict[str, TensorEntry] = {}
     pieces: dict[str, Piece] = {}
@@ -106,7 +123,7 @@ def layout_of(architecture: Architecture, entries: Mapping[str, TensorEntry]) ->
                 piece = f"{folder}.{expert}.{projection}.{kind}"
                 seen[piece] = TensorEntry(entry.file, entry.dtype, shape)
                 pieces[piece] = Piece(whole, expert, first, step)
-    return Layout(seen, files, pieces, mxfp4)
+    return Layout(seen, files, pieces, mxfp4, fp8)
 
 
 _DIMENSIONS = {"": 3, "_bias": 2, BLOCKS: 4, SCALES: 3}

@@ -32,8 +32,8 @@ def load(
     """A checkpoint as a transformers model in evaluation mode, with exactly the values that were evaluated.
 
     Args:
-        path: A folder or a hub id: dense, compressed-tensors (also llm-compressor's), gptq (also GPTQModel's),
-            auto-round, awq or quark. No package of these formats is needed.
+        path: A folder or a hub id: dense, FP8 with block scales, compressed-tensors (also llm-compressor's), gptq
+            (also GPTQModel's), auto-round, awq or quark. No package of these formats is needed.
         device: auto (the first GPU, else the CPU), cpu, cuda or cuda:N.
         dtype: That of the weights in memory, such as "bfloat16"; None or "auto" means the checkpoint's own.
         trust_remote_code: Allow Python code that comes with the model to run.

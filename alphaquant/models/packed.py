@@ -6,7 +6,6 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from alphaquant.errors import FormatError, ModelError
@@ -21,14 +20,9 @@ from alphaquant.models.packed_config import (
 )
 from alphaquant.models.resolve import read_config
 from alphaquant.models.rows import architecture_of
-from alphaquant.models.tensors import TensorEntry, tensor_index
+from alphaquant.models.shard import DTYPES
+from alphaquant.models.tensors import TensorEntry, decoded_dtype, tensor_index
 
-_DTYPES = {
-    "float32": ("F32", torch.float32),
-    "float16": ("F16", torch.float16),
-    "bfloat16": ("BF16", torch.bfloat16),
-}
-_DTYPE_NAMES = {stored: name for name, (stored, _) in _DTYPES.items()}
 _SCALES = ("weight_scale", "scales")
 _CACHE_SCALES = ("k_scale", "v_scale")
 """Of keys and values as they are served; no tensors of the model."""
@@ -42,10 +36,9 @@ def open_checkpoint(
     """A model folder as the dense model that it is or stands for. Raises ModelError as `Checkpoint` does."""
     config = read_config(Path(folder))
     kind = Checkpoint
-    if settings := config.get("quantization_config"):
+    if config.get("quantization_config"):
         row = architecture_of(config, architecture, trust_remote_code=trust_remote_code)
-        if settings.get("quant_method") not in row.decodes:
-            kind = PackedCheckpoint
+        kind = Checkpoint if row.reads(config) else PackedCheckpoint
     return kind(folder, trust_remote_code, architecture)
 
 
@@ -63,10 +56,8 @@ class PackedCheckpoint(Checkpoint):
         self.stored_as: dict[str, StoredAs] = {}
         """How linears are stored, but those that are stored as plain values."""
         stored = tensor_index(self.path)
-        named = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
-        if not named and (embedding := stored.get(f"{self.architecture.embedding}.weight")):
-            named = _DTYPE_NAMES.get(embedding.dtype)
-        name_of_dtype, self._dtype = _DTYPES.get(str(named), _DTYPES["bfloat16"])
+        dtype = decoded_dtype(self.raw_config, stored.get(f"{self.architecture.embedding}.weight"))
+        self._dtype = DTYPES[dtype]
         packed = {n.rpartition(".")[0] for n in stored if n.rpartition(".")[2] in _SCALES}
         entries: dict[str, TensorEntry] = {}
         for written, entry in stored.items():
@@ -85,7 +76,7 @@ class PackedCheckpoint(Checkpoint):
             self._leaves[name][leaf] = (written, entry)
         for name in self._leaves:
             file = next(iter(self._leaves[name].values()))[1].file
-            entries[f"{name}.weight"] = TensorEntry(file, name_of_dtype, self._shape(name))
+            entries[f"{name}.weight"] = TensorEntry(file, dtype, self._shape(name))
         return layout_of(self.architecture, entries)
 
     @functools.cached_property

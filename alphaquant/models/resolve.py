@@ -16,6 +16,7 @@ from alphaquant.config import ModelConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.errors import ModelError
 from alphaquant.models.fused import layout_of
+from alphaquant.models.originals import ORIGINALS
 from alphaquant.models.rows import architecture_of
 from alphaquant.models.tensors import tensor_index
 from alphaquant.store.files import sha256_of, write_json
@@ -60,16 +61,16 @@ def resolve_model(
     architecture = architecture_of(
         raw, config.architecture, trust_remote_code=config.trust_remote_code
     )
-    quantized = raw.get("quantization_config")
-    decoded = not quantized or quantized.get("quant_method") in architecture.decodes
+    decoded = architecture.reads(raw)
     if not decoded and not packed:
         raise ModelError(
             f"{folder} is already quantized (quantization_config in config.json). Start from the "
-            "original weights."
+            f"original weights; of a packed {architecture.model_type} only "
+            f"{' and '.join(ORIGINALS[method].words for method in architecture.decodes)} can be an original."
         )
     index = tensor_index(folder)
     if decoded:
-        layout = layout_of(architecture, index)
+        layout = layout_of(architecture, index, raw)
         architecture.fitted(layout.shapes).linears(raw, layout.shapes)
     name = folder.name if _is_folder(config) else config.path
     return ModelRef(

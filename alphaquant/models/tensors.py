@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alphaquant.errors import ModelError
 
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""What config.json may name as a model's type, by the names that safetensors files have for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,14 @@ def tensor_index(folder: Path) -> dict[str, TensorEntry]:
             "safetensors (transformers: save_pretrained) and run again."
         )
     raise ModelError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+
+
+def decoded_dtype(config: Mapping[str, Any], embedding: TensorEntry | None) -> str:
+    """The safetensors type that a packed model's weights are decoded to: config.json's, else the embedding's, else BF16."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    if named:
+        return _DTYPES.get(str(named), "BF16")
+    return embedding.dtype if embedding and embedding.dtype in _DTYPES.values() else "BF16"
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from alphaquant.errors import ConfigError
+from alphaquant.models.originals import ORIGINALS
 from alphaquant.models.packed_config import METHODS
 
 DENSE = "dense"
@@ -51,7 +52,7 @@ CONSUMERS = {
             "alphaquant",
             "alphaquant",
             "pip install -e .",
-            (DENSE, *METHODS),
+            (DENSE, *ORIGINALS, *METHODS),
         ),
         Consumer(
             "gptqmodel",

@@ -264,7 +264,8 @@ def test_obstacles_name_the_way_out(tmp_path: Path) -> None:
     assert obstacle(CONSUMERS["vllm"], "quark", python) is None
     assert "pip install gptqmodel" in str(obstacle(CONSUMERS["gptqmodel"], "gptq", python))
     assert "only dense, compressed" in str(obstacle(CONSUMERS["transformers"], "gptq", None))
-    assert obstacle(CONSUMERS["alphaquant"], "awq", None) is None
+    for storage in ("awq", "fp8"):
+        assert obstacle(CONSUMERS["alphaquant"], storage, None) is None
     assert pythons([f"vllm={python}"]) == {"vllm": python}
 
 
