@@ -22,6 +22,7 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
 from alphaquant.linalg.hessian import HessianAccumulator, output_error
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import all_cores
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
@@ -68,18 +69,21 @@ def solve_block(
     moved = scaled.moved(plan) if scaled else {}
     done = _Done()
     solved: list[Solved] = []
-    for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once):
-        # scaled inputs have Hessians of their own
-        groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
-        for group in groups:
-            for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config):
-                if lesson is None:
-                    done.add(one, one.quantized)
-                else:
-                    solved.append(one)
-                del one  # or it would be in memory while the next stacks are made
-        del sharing, groups, group
-        give_back_much()
+    with all_cores(max((spec.cols for spec in specs), default=0)):
+        for sharing in sharing_stacks(
+            specs, observed, config.expert_shrinkage, plan.schemes, at_once
+        ):
+            # scaled inputs have Hessians of their own
+            groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
+            for group in groups:
+                for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config):
+                    if lesson is None:
+                        done.add(one, one.quantized)
+                    else:
+                        solved.append(one)
+                    del one  # or it would be in memory while the next stacks are made
+            del sharing, groups, group
+            give_back_much()
     tuning = None
     if lesson is not None and solved:
         if lesson.observe is not None and corrects(config):
