@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+Kept: TypeAlias = "Tensor | Callable[[], Tensor]"
 
 
 class Widened(nn.Linear):
-    """A linear that holds its weight in 16 bits and multiplies in the dtype of its inputs."""
+    """A linear that holds its weight in 16 bits and multiplies in the dtype of its inputs, backward too."""
 
     @classmethod
     def like(cls, linear: nn.Linear) -> Widened:
@@ -17,4 +24,22 @@ class Widened(nn.Linear):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
+        wide = self.weight.to(input.dtype)
+        with _narrow_for_backward(self.weight.detach(), wide):
+            return nn.functional.linear(input, wide, self.bias)
+
+
+def _narrow_for_backward(narrow: Tensor, wide: Tensor) -> saved_tensors_hooks:
+    """While open, a graph that needs `wide` later keeps `narrow`: or it would hold the wide weights of a whole block."""
+    place, dtype = wide.untyped_storage().data_ptr(), wide.dtype
+
+    def pack(saved: Tensor) -> Kept:
+        if saved.dtype != dtype or saved.untyped_storage().data_ptr() != place:
+            return saved
+        size, stride, offset = saved.size(), saved.stride(), saved.storage_offset()
+        return lambda: torch.as_strided(narrow.to(dtype), size, stride, offset)
+
+    def unpack(kept: Kept) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    return saved_tensors_hooks(pack, unpack)
