@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alphaquant.progress import Reporter, reporter, reporting_to
+from alphaquant.sizes import size_text
 from alphaquant.store.place import Place
 from alphaquant.store.stage import StageResult
 
@@ -175,9 +176,9 @@ def _memory(place: Place | None) -> str:
     """What a stage had in memory at most."""
     if place is None or place.memory is None:
         return ""
-    text = f", {place.memory / 1e9:.1f} GB of memory"
+    text = f", {size_text(place.memory)} of memory"
     if place.device_memory is not None:
-        text += f", {place.device_memory / 1e9:.1f} GB of the GPU's"
+        text += f", {size_text(place.device_memory)} of the GPU's"
     return text
 
 

@@ -16,6 +16,7 @@ FLOORS = {
     "clock": 0,
     "floor": 3,
     "resident": 0,
+    "sizes": 0,
     "store": 1,
     "upkeep": 2,
     "demo": 1,

@@ -31,6 +31,7 @@ from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
 from alphaquant.resident import return_at_once
+from alphaquant.sizes import size_text
 
 _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
@@ -113,7 +114,7 @@ def memory_within(
     chosen = plan_memory(needs, room, whole)
     blocks = [checkpoint.block_specs(index) for index in range(checkpoint.blocks)]
     reporter().note(
-        f"memory limit {limit / 1e9:.1f} GB, {room / 1e9:.1f} GB of it for work: {chosen.described(blocks)}"
+        f"memory limit {size_text(limit)}, {size_text(room)} of it for work: {chosen.described(blocks)}"
     )
     return chosen
 
@@ -167,9 +168,9 @@ def require_room(needs: Needs, room: int, limit: int) -> None:
     if (least := needs.least()) > room:
         held = limit - room
         raise ConfigError(
-            f"execution.memory_limit is {_gb(limit)} GB, and this model's blocks need {_gb(least + held)} GB: "
-            f"{_gb(held)} for what is there already, {_gb(needs.weights)} for the largest block, "
-            f"{_gb(needs.window)} for a window, {_gb(needs.hessian)} for a Hessian, {_gb(needs.solving)} to solve a "
+            f"execution.memory_limit is {size_text(limit)}, and this model's blocks need {size_text(least + held, least=True)}: "
+            f"{size_text(held)} for what is there already, {size_text(needs.weights)} for the largest block, "
+            f"{size_text(needs.window)} for a window, {size_text(needs.hessian)} for a Hessian, {size_text(needs.solving)} to solve a "
             "linear. Raise the limit, or lower calibration.sequence_length."
         )
 
@@ -179,11 +180,7 @@ def require_whole(setting: str, checkpoint: Checkpoint, limit: int, device: torc
     needed = checkpoint.whole_bytes(compute_dtype(device))
     if needed > (room := room_for(limit, device)):
         raise ConfigError(
-            f"{setting} holds the whole model, {_gb(needed)} GB, and execution.memory_limit leaves {_gb(max(room, 0))} GB "
+            f"{setting} holds the whole model, {size_text(needed, least=True)}, and execution.memory_limit leaves {size_text(max(room, 0))} "
             "for it. Raise the limit, or take a method that goes block by block (quantization.tune=block, "
             "router.method=align or block)."
         )
-
-
-def _gb(size: int) -> float:
-    return math.ceil(size / 1e8) / 10

@@ -12,10 +12,10 @@ from alphaquant.algorithms.quantized_block import blocks_of, head_of, stored_siz
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype, free_memory
+from alphaquant.sizes import size_text
 
 _PER_GROUP = 6 * 4  # scale, factor, gradient, two moments, the best so far: fp32
 _PER_RUNNING_WEIGHT = 12  # of the block that runs: measured, 8 in steps and 12 while it is opened
-_GIB = 2**30
 
 
 def bytes_needed(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device) -> int:
@@ -37,11 +37,7 @@ def require_memory(checkpoint: Checkpoint, folders: Sequence[Path], device: torc
     needed = bytes_needed(checkpoint, folders, device)
     if free is not None and needed > free:
         raise ConfigError(
-            f"quantization.tune=model needs {_gib(needed)} GiB for this model's weights, and {device} has "
-            f"{_gib(free)} GiB free. Take a device with more, or quantization.tune=block: the blocks are "
+            f"quantization.tune=model needs {size_text(needed, least=True)} for this model's weights, and {device} has "
+            f"{size_text(free)} free. Take a device with more, or quantization.tune=block: the blocks are "
             "finished and kept."
         )
-
-
-def _gib(size: int) -> float:
-    return math.ceil(10 * size / _GIB) / 10

@@ -11,6 +11,7 @@ from alphaquant.evaluation.predictions import POSITIONS
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype, free_memory
 from alphaquant.progress import reporter
+from alphaquant.sizes import size_text
 
 _SLICE_COPIES = 6
 """fp32 tensors `[positions, vocabulary]` at one time while two models are compared."""
@@ -20,7 +21,6 @@ _USED = 0.8
 """Share of what is free that is used: estimates leave out what allocators keep."""
 _FILLED = 0.9
 """Share of what is free that weights may fill: windows pass through the rest."""
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Room:
             needed = checkpoint.whole_bytes(compute_dtype(self.device))
             limit = "execution.memory_limit" if free == self.memory_limit else "free memory"
             raise ConfigError(
-                f"evaluation.tasks need the whole model of {checkpoint.path} in memory: {needed / _GIB:.1f} GiB of "
-                f"weights as {self.device.type} computes with them, where {limit} of {place} is {free / _GIB:.1f} GiB. "
+                f"evaluation.tasks need the whole model of {checkpoint.path} in memory: {size_text(needed, least=True)} of "
+                f"weights as {self.device.type} computes with them, where {limit} of {place} is {size_text(max(free, 0))}. "
                 "Set evaluation.tasks=[] (perplexity and KL are then computed block by block), or take a larger device."
             )
 
@@ -85,8 +85,8 @@ class Room:
         fitting = max(1, min(self.batch_size, int(left // each)))
         if fitting < self.batch_size:
             reporter().note(
-                f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {free / _GIB:.2f} "
-                "GiB are free"
+                f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
+                "free"
             )
         return fitting
 

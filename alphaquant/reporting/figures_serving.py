@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alphaquant.reporting.style import AFTER, BEFORE, new_figure
-
-_GIB = 2**30
-_MIB = 2**20
+from alphaquant.sizes import unit_of
 
 
 def serving(entries: Sequence[Mapping[str, Any]]) -> Figure:
@@ -25,7 +23,7 @@ def serving(entries: Sequence[Mapping[str, Any]]) -> Figure:
     on_device = any(entry["device_peak_bytes"] for entry in order)
     memory = "device_peak_bytes" if on_device else "peak_bytes"
     most = max(_ends(entry, memory)[2] for entry in order)
-    unit, name = (_GIB, "GiB") if most >= _GIB else (_MIB, "MiB")
+    unit, name = unit_of(most)
     panels = (
         ("bytes_on_disk", f"weights on disk ({name})", unit),
         (memory, f"peak memory{' of the device' * on_device} ({name})", unit),

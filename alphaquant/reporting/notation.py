@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from alphaquant.sizes import unit_of
+
 if TYPE_CHECKING:
     from alphaquant.reporting.scores import Score
     from alphaquant.reporting.statistics import Correlation
@@ -100,10 +102,8 @@ def share_text(share: float) -> str:
 
 def size_change(before: float, after: float) -> str:
     """Two amounts of bits in decimal bytes, in the unit that suits the smaller."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = int(np.clip(np.log10(max(after / 8, 1)) // 3, 0, len(units) - 1))
-    scale = 8 * 1000.0**power
-    return f"{number(before / scale)} → {number(after / scale)} {units[power]}"
+    unit, name = unit_of(after / 8)
+    return f"{number(before / 8 / unit)} → {number(after / 8 / unit)} {name}"
 
 
 def count(amount: int, thing: str) -> str:

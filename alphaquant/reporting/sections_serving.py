@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alphaquant.reporting.document import Grid, Picture, Section
+from alphaquant.sizes import size_text
 
 _KEY, _TITLE = "serving", "Serving"
 _HEADER = ("model", "with", "on disk", "load s", "memory", "read/s", "written/s", "computed with")
@@ -38,17 +39,13 @@ def serving_row(entry: Mapping[str, Any]) -> list[str]:
     return [
         entry["model"],
         entry["consumer"],
-        _size(entry["bytes_on_disk"]),
+        size_text(entry["bytes_on_disk"]),
         _span(entry["load_seconds"]),
-        _size(memory["median"]),
+        size_text(memory["median"]),
         _span(entry["prefill"]),
         _span(entry["decode"]),
         entry["computed_with"],
     ]
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _span(found: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from alphaquant.reporting.document import Grid, Picture, Section
 from alphaquant.reporting.notation import number, share_text
+from alphaquant.sizes import size_text
 from alphaquant.store.profile import StageProfile
 from alphaquant.store.stage import OTHER
 from alphaquant.work import Rates, Spent
@@ -76,8 +77,8 @@ def _rates(rates: Rates) -> str:
         products += f" and {number(rates.tensor_flop / _GIGA)} in bf16"
     return (
         f"Measured on {rates.machine}, before its first stage, as the best of many tries: products of matrices {products}, memory "
-        f"{number(rates.moved / _GIGA)} GB/s, cached files {number(rates.read / _GIGA)} GB/s, files forced to the disk "
-        f"{number(rates.written / _GIGA)} GB/s."
+        f"{size_text(rates.moved)}/s, cached files {size_text(rates.read)}/s, files forced to the disk "
+        f"{size_text(rates.written)}/s."
     )
 
 

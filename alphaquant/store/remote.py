@@ -20,6 +20,7 @@ from typing import Any
 
 from alphaquant.errors import StoreError, UserError
 from alphaquant.progress import reporter
+from alphaquant.sizes import size_text
 from alphaquant.store.artifacts import MANIFEST, REFS, ArtifactRef, ArtifactStore, Draft
 from alphaquant.store.bucket import Bucket
 from alphaquant.store.files import parse_json, writing_to
@@ -257,7 +258,7 @@ class RemoteStore(ArtifactStore):
 
     def _announce(self, doing: str, ref: ArtifactRef, size: int) -> None:
         if size > _LARGE:
-            reporter().note(f"{doing} {ref}, {size / 2**20:.0f} MiB ({self.location})")
+            reporter().note(f"{doing} {ref}, {size_text(size)} ({self.location})")
 
 
 def cache_folder(url: str) -> Path:

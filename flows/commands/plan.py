@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from alphaquant.sizes import size_text
 from alphaquant.store.planning import PlannedStage
 from flows.commands.options import Verbs, add_config, add_verb, config_of, forced
 from flows.display import duration, stage_table
@@ -90,7 +91,7 @@ def _sentence(checkpoint: dict[str, Any]) -> str:
     told = [f"Checkpoint: {checkpoint['format']}"]
     if checkpoint["bytes"]:
         told.append(
-            f"{checkpoint['bytes'] / 1e6:,.1f} MB, linears at {checkpoint['bits_per_weight']:.3f} bits per weight as stored"
+            f"{size_text(checkpoint['bytes'])}, linears at {checkpoint['bits_per_weight']:.3f} bits per weight as stored"
         )
     if checkpoint["consumers"]:
         told.append(f"nothing speaks against {', '.join(checkpoint['consumers'])}")

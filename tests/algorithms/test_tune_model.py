@@ -139,5 +139,5 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
     groups = sum(w.scales.scale.numel() for f in folders for w in load_block(f).values())
     assert needed > weights + 24 * groups
     monkeypatch.setattr(alphaquant.algorithms.tuning_memory, "free_memory", lambda _: needed - 1)
-    with pytest.raises(ConfigError, match=r"tune=model needs .* GiB .*tune=block"):
+    with pytest.raises(ConfigError, match=r"tune=model needs .*B for .*tune=block"):
         tune_model(checkpoint, folders, windows(8), CONFIG, device=CPU, batch_size=4)

@@ -126,7 +126,7 @@ def test_tasks_for_which_the_model_is_too_large_are_refused_before_it_is_loaded(
     checkpoint = Checkpoint(folders["model"])
     with pytest.raises(ConfigError, match=r"evaluation\.tasks=\[\] .*block by block"):
         original_answers(checkpoint, ["builtin_cloze"], 24, None, CONFINED)
-    with pytest.raises(ConfigError, match=r"execution\.memory_limit of cpu is 0\.0 GiB"):
+    with pytest.raises(ConfigError, match=r"execution\.memory_limit of cpu is \d+ B"):
         score_checkpoint(checkpoint, folders["dense"], CONFIG, None, TaskRun([], {}), CONFINED)
 
 

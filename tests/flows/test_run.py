@@ -261,7 +261,7 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
         (["--set", "execution.device=cuda:99"], ["cuda:99", "auto"]),
         (
             ["--set", "execution.memory_limit=100MB"],
-            ["memory_limit is 0.1 GB", "for what is there already", "Raise the limit"],
+            ["memory_limit is 100 MB", "for what is there already", "Raise the limit"],
         ),
         (["--model", "nowhere"], ["'nowhere' does not exist"]),
         (["missing.yaml"], ["missing.yaml"]),
