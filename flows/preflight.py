@@ -136,7 +136,7 @@ def check_device(name: str) -> None:
 
 
 def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
-    """Raise ConfigError for a memory limit that quantizing this model cannot keep, or training it as a whole."""
+    """Raise ConfigError for a memory limit that quantizing or scoring this model cannot keep, or training it as a whole."""
     limit = config.execution.memory_bytes
     if limit is None:
         return
@@ -152,8 +152,15 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
     shape = (calibration.samples, length) if calibrated else (0, 0)
     dtype = calibration_dtype(device, checkpoint.config.hidden_size)
     needs_and_room(limit, checkpoint, shape, config.quantization, device, dtype)
-    if stages is pipeline and config.evaluation.tasks:
-        room_of(config.execution).check_tasks(checkpoint)
+    if stages is pipeline:
+        room, evaluation = room_of(config.execution), config.evaluation
+        if evaluation.tasks:
+            room.check_tasks(checkpoint)
+        if evaluation.perplexity and not room.holds(checkpoint):
+            # how many windows there are is known when the text is read, and checked then
+            room.check_blocks(
+                checkpoint, 1, min(evaluation.sequence_length, checkpoint.context_length)
+            )
     whole = {"quantization.tune=model": config.quantization.tune == "model"}
     if stages is not quantize_only:
         router = config.router.method

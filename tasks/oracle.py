@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from alphaquant.store.stage import Skipped
 from tasks.inputs import load_tokens, open_weights, read_table
+from tasks.room import room_of
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def oracle(
     """Write `oracle.parquet`, one row per linear, measured at the menu's format next to the budget."""
     from alphaquant.algorithms.arm_table import ArmTable, Knowledge
     from alphaquant.evaluation.one_at_a_time import one_at_a_time, too_large
-    from alphaquant.models.device import compute_device
 
     checkpoint = open_weights(store, model)
     losses = read_table(store, sensitivity, "sensitivity")
@@ -50,8 +50,7 @@ def oracle(
         losses,
         load_tokens(store, tokens),
         quantization,
-        device=compute_device(execution.device),
-        batch_size=execution.batch_size,
+        room_of(execution),
     )
     found.to_parquet(out / "oracle.parquet", index=False)
     return None

@@ -10,10 +10,8 @@ if TYPE_CHECKING:
 
 
 def room_of(execution: ExecutionConfig) -> Room:
-    """The device and what of its memory evaluation may use: within the limit, what the process does not hold yet."""
+    """The device, windows per forward pass, and the memory that the process may take."""
     from alphaquant.evaluation.room import Room
-    from alphaquant.models.device import compute_device, room_for
+    from alphaquant.models.device import compute_device
 
-    device, limit = compute_device(execution.device), execution.memory_bytes
-    left = None if limit is None else max(0, room_for(limit, device))
-    return Room(device, execution.batch_size, left)
+    return Room(compute_device(execution.device), execution.batch_size, execution.memory_bytes)

@@ -40,6 +40,7 @@ def trial(
     """
     import pandas as pd
 
+    from alphaquant.algorithms.memory_plan import least_for
     from alphaquant.algorithms.plan_tables import read_plans
     from alphaquant.algorithms.quantize_model import quantized_for_now
     from alphaquant.evaluation.baseline import Baseline
@@ -64,8 +65,10 @@ def trial(
         if folder is None:
             if ruler is None:  # not before a plan has to be measured
                 against = open_model(original) if original else checkpoint
+                limit = room.memory_limit
+                beside = least_for(limit, checkpoint, windows, [quantization], room.device)
                 ruler = ruler_for(
-                    checkpoint, kept.windows, room, kept.predictions(against, room.device)
+                    checkpoint, kept.windows, room, kept.predictions(against, room.device), beside
                 )
             with quantized_for_now(
                 checkpoint,
@@ -74,6 +77,7 @@ def trial(
                 quantization,
                 device=room.device,
                 batch_size=room.batch_size,
+                memory_limit=room.memory_limit,
             ) as blocks:
                 ruler.put_blocks(blocks)
                 scores = ruler.measure()  # before the blocks are gone: the ruler may read them now

@@ -3,27 +3,34 @@
 All sizes are bytes. With t tokens per batch, weights [out, in] and numbers of c bytes (4 on a CPU, 2 on a GPU):
 
 weights     one block, its linears in the 16 bits of the file, all else in c, and its largest linear once more in fp32
-activations 2 * (4 * t * (8 * hidden + 4 * widest) + 8 * t * widest), the widest side of a linear: norms and Hessians widen
-            them to fp32, and as much again is freed and not yet returned; with attention that keeps its scores also
-            2c * windows * heads * length²
+activations as `models.footprint.window_bytes` has them
 Hessians    4 * in² for every input that linears of the block read
 solving     of all linears of an input, which are solved together, SOLVING[method]: so many fp32 copies of weights and Hessian
 codes       one byte a weight and 4 a group, of one block
 hidden      c * windows * length * hidden, between blocks
+embedding   vocabulary * hidden in c and as stored, while the first hidden states are made; nothing of it stays
 lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, and twice Hessians and
             CORRECTING a weight
+backward    of sensitivity: activations of all experts that a token is sent to, and gradients as large as the hidden states
+            that it sees; at its beginning the head in c, and LOGITS fp32 copies of length * vocabulary
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alphaquant.config import Method, QuantizationConfig
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.footprint import (
+    block_bytes,
+    embedding_entry,
+    routed_experts,
+    stored_table_bytes,
+    table_bytes,
+    window_bytes,
+)
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.shard import DTYPES
 
 SOLVING: dict[Method, tuple[int, int]] = {
     "gptq": (17, 4),
@@ -36,6 +43,8 @@ SOLVING: dict[Method, tuple[int, int]] = {
 TUNING, CORRECTING = 44, 8
 """Bytes a weight: tuning holds what was rounded, latents, their gradients and moments, values and their gradients, and the
 block that runs in fp32; correction the weight and what was rounded, of either solution."""
+LOGITS = 5
+"""Copies of a window's logits while labels are drawn and their gradient is taken; measured 3, and 4 where they are capped."""
 
 
 @dataclass(frozen=True)
@@ -54,39 +63,59 @@ class Needs:
     """Of the linears of one input that take the most."""
     lesson: int = 0
     """What tuning or correction keeps besides until a block is done."""
+    embedding: int = 0
+    """With the file's form of it."""
+    backward: int = 0
+    """Activations of one window in a backward pass."""
+    gradients: int = 0
+    """Between the blocks of a backward pass."""
+    head: int = 0
+    """Where a backward pass begins, gradients included."""
 
     def least(self) -> int:
         """What the smallest split takes: one window, one Hessian, one linear, everything else in files."""
         solving = self.solving + self.codes + self.lesson
-        return max(self.weights + self.window + max(self.hessian, self.codes), solving)
+        return max(
+            self.weights + self.window + max(self.hessian, self.codes),
+            solving,
+            self.embedding + self.window,
+            self.weights + self.gradients + self.backward,
+            self.head,
+        )
 
 
 def needs_of(
-    checkpoint: Checkpoint, windows: int, length: int, config: QuantizationConfig, itemsize: int
+    checkpoint: Checkpoint,
+    windows: int,
+    length: int,
+    config: QuantizationConfig,
+    itemsize: int,
+    backward: int = 0,
 ) -> Needs:
-    """The needs of a model's largest block for calibration on `windows` of `length` tokens (none without tokens)."""
-    model, specs = checkpoint.config, [s for s in checkpoint.specs if s.block is not None]
+    """The needs of a model's largest block for calibration on `windows` of `length` tokens (none without tokens).
+
+    A backward pass over so many of them comes behind it.
+    """
+    specs = [s for s in checkpoint.specs if s.block is not None]
     blocks = [[s for s in specs if s.block == at] for at in range(checkpoint.blocks)]
     inputs = [{spec.input_key: hessian_bytes(spec) for spec in block} for block in blocks]
-    hidden = int(model.hidden_size)
-    widest = max(max(spec.rows, spec.cols) for spec in specs)
-    scores = 0
-    if getattr(model, "_attn_implementation", None) == "eager":
-        scores = 2 * itemsize * int(model.num_attention_heads) * length**2
+    vocabulary, hidden = embedding_entry(checkpoint).shape
     if not windows:  # no block is run, and its inputs are taken for white
         inputs = [{} for _ in blocks]
     states = windows * length * hidden * itemsize
     hessians = max(sum(sizes.values()) for sizes in inputs)
     largest = max(sum(spec.size for spec in block) for block in blocks)
+    table, stored = table_bytes(checkpoint, itemsize), stored_table_bytes(checkpoint, itemsize)
+    gradients = backward * length * hidden * itemsize
     lesson = 0
     if config.tune != "none":
-        lesson = 4 * states + TUNING * largest + hessians
+        lesson = 4 * states + max(TUNING * largest, table + stored) + hessians
     elif config.method == "gptq" and config.correction != "none":
-        lesson = 3 * states + 2 * (CORRECTING * largest + hessians)
-    weights = _block_bytes(checkpoint, blocks, itemsize) + 8 * max(spec.size for spec in specs)
+        lesson = 3 * states + max(2 * CORRECTING * largest, table + stored) + 2 * hessians
+    weights = block_bytes(checkpoint, itemsize, narrow=True) + 8 * max(s.size for s in specs)
     return Needs(
         weights=weights if windows else 0,
-        window=2 * length * (4 * (8 * hidden + 4 * widest) + 8 * widest) + scores,
+        window=window_bytes(checkpoint, length, itemsize),
         hidden=states,
         hessians=hessians,
         hessian=max(max(sizes.values(), default=0) for sizes in inputs),
@@ -95,6 +124,12 @@ def needs_of(
             solving_bytes(readers, config.method) for block in blocks for readers in sharing(block)
         ),
         lesson=lesson,
+        embedding=table + stored if windows else 0,
+        backward=window_bytes(checkpoint, length, itemsize, experts=routed_experts(checkpoint))
+        if backward
+        else 0,
+        gradients=gradients,
+        head=gradients + table + max(stored, LOGITS * 4 * length * vocabulary) if backward else 0,
     )
 
 
@@ -119,19 +154,3 @@ def hessian_bytes(spec: LinearSpec) -> int:
 
 def _codes(spec: LinearSpec) -> int:
     return spec.size + spec.size // 4  # scales of groups of 16, the smallest ones
-
-
-def _block_bytes(
-    checkpoint: Checkpoint, blocks: Sequence[Sequence[LinearSpec]], itemsize: int
-) -> int:
-    """Of the largest block while it runs."""
-    linears = {f"{spec.name}.weight" for block in blocks for spec in block}
-    held = [0] * len(blocks)
-    prefix = f"{checkpoint.architecture.blocks}."
-    for name, entry in checkpoint.entries.items():
-        number = name.removeprefix(prefix).partition(".")[0]
-        if name.startswith(prefix) and number.isdecimal() and int(number) < len(held):
-            stored = DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else itemsize
-            each = min(max(stored, 2), itemsize) if name in linears else itemsize
-            held[int(number)] += each * math.prod(entry.shape)
-    return max(held)

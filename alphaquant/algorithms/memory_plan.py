@@ -26,7 +26,7 @@ from alphaquant.algorithms.stacks import PART
 from alphaquant.config import Method, QuantizationConfig
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, room_for
+from alphaquant.models.device import calibration_dtype, compute_dtype, room_for
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
@@ -103,14 +103,15 @@ def memory_within(
     whole: MemoryPlan,
     device: torch.device,
     dtype: torch.dtype,
+    backward: int = 0,
 ) -> MemoryPlan:
-    """`whole`, split so that the process stays below `limit` bytes; says how.
+    """`whole`, split so that the process stays below `limit` bytes, with a `backward` pass over so many windows; says how.
 
     Raises ConfigError where not even the smallest split fits.
     """
     return_at_once()
     shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
-    needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype)
+    needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype, backward)
     chosen = plan_memory(needs, room, whole)
     blocks = [checkpoint.block_specs(index) for index in range(checkpoint.blocks)]
     reporter().note(
@@ -126,16 +127,34 @@ def needs_and_room(
     config: QuantizationConfig,
     device: torch.device,
     dtype: torch.dtype,
+    backward: int = 0,
 ) -> tuple[Needs, int]:
     """What quantizing takes with calibration windows of a `shape` (windows, length), and the bytes there are for it.
+
+    The sensitivity's `backward` pass sees so many of the windows.
 
     Raises ConfigError where not even the smallest split fits below `limit`.
     """
     skeleton_of(checkpoint, dtype)  # the code that transformers loads for it takes memory too
-    needs = needs_of(checkpoint, *shape, config, dtype.itemsize)
+    needs = needs_of(checkpoint, *shape, config, dtype.itemsize, backward)
     room = room_for(limit, device)
     require_room(needs, room, limit)
     return needs, room
+
+
+def least_for(
+    limit: int | None,
+    checkpoint: Checkpoint,
+    tokens: Tensor,  # [windows, length]
+    configs: Sequence[QuantizationConfig],
+    device: torch.device,
+) -> int:
+    """Bytes to leave for quantizing by any of these configs below a `limit`; without one, none are asked for."""
+    if limit is None:
+        return 0
+    size = calibration_dtype(device, checkpoint.config.hidden_size).itemsize
+    windows, length = tokens.shape
+    return max(needs_of(checkpoint, windows, length, c, size).least() for c in configs)
 
 
 def plan_memory(needs: Needs, room: int, plan: MemoryPlan) -> MemoryPlan:
@@ -149,7 +168,10 @@ def plan_memory(needs: Needs, room: int, plan: MemoryPlan) -> MemoryPlan:
         chosen, in_memory = replace(chosen, hidden_on_disk=True), 0
     batch = chosen.batch_size
     beside = needs.weights + max(needs.hessian, needs.codes) + in_memory
-    while batch > 1 and beside + batch * needs.window > room:
+    behind = needs.weights + needs.gradients + in_memory
+    while batch > 1 and (
+        beside + batch * needs.window > room or behind + batch * needs.backward > room
+    ):
         batch //= 2
     gathered = room - in_memory - needs.weights - batch * needs.window
     solving = room - in_memory - needs.codes - needs.lesson - needs.hessians
@@ -170,8 +192,9 @@ def require_room(needs: Needs, room: int, limit: int) -> None:
         raise ConfigError(
             f"execution.memory_limit is {size_text(limit)}, and this model's blocks need {size_text(least + held, least=True)}: "
             f"{size_text(held)} for what is there already, {size_text(needs.weights)} for the largest block, "
-            f"{size_text(needs.window)} for a window, {size_text(needs.hessian)} for a Hessian, {size_text(needs.solving)} to solve a "
-            "linear. Raise the limit, or lower calibration.sequence_length."
+            f"{size_text(max(needs.window, needs.backward))} for a window, {size_text(needs.hessian)} for a Hessian, "
+            f"{size_text(needs.solving)} to solve a linear, {size_text(max(needs.embedding, needs.head))} for the embedding or head. "
+            "Raise the limit, or lower calibration.sequence_length."
         )
 
 

@@ -162,8 +162,12 @@ def quantized_for_now(
     *,
     device: torch.device,
     batch_size: int,
+    memory_limit: int | None = None,
 ) -> Iterator[list[Path]]:
-    """The blocks' folders while the context is open, for whoever only measures them; progress is not shown."""
+    """The blocks' folders while the context is open, for whoever only measures them; progress is not shown.
+
+    Raises ConfigError as `quantize_blocks` does.
+    """
     with tempfile.TemporaryDirectory() as folder, unreported():
         yield quantize_blocks(
             checkpoint,
@@ -173,4 +177,6 @@ def quantized_for_now(
             device=device,
             batch_size=batch_size,
             blocks=FreshBlocks(Path(folder)),
+            memory_limit=memory_limit,
+            scratch=Path(folder),
         )

@@ -63,15 +63,17 @@ def sensitivity_table(
     `predicted_loss` is the KL divergence in nats per token that the format would cause there after
     GPTQ, `stderr` its standard error over the calibration windows (NaN with one window), `output_change`
     the mean squared change of the output, summed over its features, and `local_loss` that as a share of
-    the output's energy. The process stays below `memory_limit` bytes, with files in `scratch`, but for the head's
-    gradients; raises ConfigError where it cannot.
+    the output's energy. The process stays below `memory_limit` bytes, with files in `scratch`; raises
+    ConfigError where it cannot.
     """
     dtype, config = compute_dtype(device), QuantizationConfig(method="rtn")
     memory = MemoryPlan(batch_size, method=config.method)
-    if memory_limit is not None:
-        memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, dtype)
-    model = BlockModel(checkpoint, device, dtype)
     windows = fisher_windows(tokens)
+    if memory_limit is not None:
+        memory = memory_within(
+            memory_limit, checkpoint, tokens, config, memory, device, dtype, windows
+        )
+    model = BlockModel(checkpoint, device, dtype)
     folds = _folds(windows)
     with timed("forward"):
         batches = (model.embed(part, part.shape[0])[0] for part in tokens.split(memory.batch_size))
@@ -100,7 +102,7 @@ def sensitivity_table(
         if sums:
             sums.clear()
         give_back()
-    fisher = _fisher(model, list(_cut(hidden, folds)), inputs, folds, seed)
+    fisher = _fisher(model, _cut(hidden, folds), inputs, folds, seed)
     return pd.DataFrame(
         [
             {
@@ -166,7 +168,7 @@ def _moved_rows(
 @timed("backward")
 def _fisher(
     model: BlockModel,
-    last: list[Tensor],
+    last: Iterable[Tensor],
     inputs: Sequence[HiddenStates],
     folds: Sequence[int],
     seed: int,
@@ -180,7 +182,8 @@ def _fisher(
         gradients.append(_head_gradient(model, head, batch, seed + window))
         place.append(fold_of[window])
         window += batch.shape[0]
-    length = last[0].shape[1]
+    del head
+    length = gradients[0].shape[1]
     fisher: dict[str, Tensor] = {}
     for index in track(reversed(range(checkpoint.blocks)), "block backward", checkpoint.blocks):
         block = model.block(index, narrow=True)

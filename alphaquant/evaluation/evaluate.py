@@ -119,7 +119,7 @@ def score_checkpoint(
         stack.enter_context(simulated_activations(model, original.architecture, activations))
         if baseline is not None:
             windows = baseline.windows
-            size = room.batch_beside(original, windows.shape[1])
+            size = room.batch(original, windows.shape[1])
             whole = WholeModel(model, room.device, size)
             found = whole.predictions(windows, "fidelity")
             scores += _fidelity(original, baseline, found, room)
@@ -154,7 +154,7 @@ def _answers(
         original.tokenizer,
         tasks,
         limit=limit,
-        batch_size=room.batch_beside(original, length, whole_logits=True),
+        batch_size=room.batch(original, length, whole_logits=True),
         max_length=length,
         model_label=label,
     )

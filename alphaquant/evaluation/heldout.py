@@ -17,6 +17,7 @@ from alphaquant.evaluation.scores import ORIGINAL
 from alphaquant.evaluation.streamed import streamed_predictions
 from alphaquant.floor import Tokens, predicted
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
+from alphaquant.models.device import compute_dtype
 from alphaquant.models.loading import load_model
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import evaluation_windows
@@ -44,16 +45,19 @@ def heldout_windows(
 @timed("forward")
 def write_baseline(original: Checkpoint, windows: Tensor, folder: Path, room: Room) -> None:
     """Put `windows`, the original's `hidden` states `[windows, length, hidden]` and its mean `loss` per window,
-    float64 `[windows]`, into `hidden.safetensors`. A model for which there is no room is read block by block.
+    float64 `[windows]`, into `hidden.safetensors`. A model for which there is no room is read block by block; raises
+    ConfigError where that, too, does not fit.
     """
-    if room.holds(original):
+    kept = 2 * windows.numel() * original.config.hidden_size * compute_dtype(room.device).itemsize
+    if room.holds(original, kept if room.device.type == "cpu" else 0):
         model = load_model(original.path, room.device, original.trust_remote_code)
-        whole = WholeModel(model, room.device, room.batch_beside(original, windows.shape[1]))
+        whole = WholeModel(model, room.device, room.batch(original, windows.shape[1]))
         found = whole.predictions(windows, f"windows ({ORIGINAL})")
     else:
         found = streamed_predictions(original, windows, room, f"blocks ({ORIGINAL})")
     hidden = torch.stack([window.cpu() for window in found.hidden])
-    loss = window_losses(Predictions(hidden, found.head), windows)
+    found = Predictions(hidden, found.head)  # lets go of the windows one by one
+    loss = window_losses(found, windows)
     seen = Tokens.of(original, windows.numel(), half=room.device.type == "cuda")
     note_work(lambda: predicted(original, seen))
     save_file({"windows": windows, "hidden": hidden, "loss": loss}, folder / FILE)

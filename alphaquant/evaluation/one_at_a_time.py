@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from alphaquant.algorithms.allocation_groups import Group
@@ -48,9 +47,7 @@ def one_at_a_time(
     sensitivity: pd.DataFrame,
     tokens: Tensor,  # [windows, length] calibration
     quantization: QuantizationConfig,
-    *,
-    device: torch.device,
-    batch_size: int,
+    room: Room,
 ) -> pd.DataFrame:
     """One row per linear: `kl` of its group alone in the plan's formats, nats per token, and `factor`.
 
@@ -59,13 +56,19 @@ def one_at_a_time(
     import pandas as pd
 
     some = tokens[: max(1, TOKENS // tokens.shape[1])]
-    ruler = Ruler(checkpoint, some, Room(device, batch_size))
     with quantized_for_now(
-        checkpoint, plan, tokens, quantization, device=device, batch_size=batch_size
+        checkpoint,
+        plan,
+        tokens,
+        quantization,
+        device=room.device,
+        batch_size=room.batch_size,
+        memory_limit=room.memory_limit,
     ) as folders:
         quantized: dict[str, Tensor] = {}
         for index, block in enumerate(blocks_of(checkpoint, folders)):
             quantized |= block_weights(checkpoint, index, block)
+    ruler = Ruler(checkpoint, some, room)
     losses = sensitivity.set_index(["linear", "format"])["predicted_loss"].to_dict()
     rows = []
     for group in track(groups, "group alone", len(groups)):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_random import random_plan
+from alphaquant.algorithms.memory_plan import least_for
 from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.config import (
     AllocationConfig,
@@ -57,16 +58,24 @@ def rival_scores(
 
     `kl_mean`, `perplexity`, `perplexity_ratio`, `top1_agreement`.
 
-    `original` is what the original predicts on `windows`. Where `checkpoint` is its `rotated` form, that one's own
+    Raises ConfigError where a rival or a measurement does not fit into `room`. `original` is what the original predicts on `windows`. Where `checkpoint` is its `rotated` form, that one's own
     scores are measured too.
     """
-    ruler = ruler_for(checkpoint, windows, room, original)
+    rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
+    methods = [rounding for _, _, rounding in rivals]
+    beside = least_for(room.memory_limit, checkpoint, tokens, methods, room.device)
+    ruler = ruler_for(checkpoint, windows, room, original, beside)
     scores = _distances(ruler, ROTATED) if rotated else []
     scores += _measured(ruler, OWN_PLAN, own, own_blocks)
-    rivals = list(_rivals(checkpoint, own, allocation, quantization, comparison))
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
         with quantized_for_now(
-            checkpoint, plan, tokens, rounding, device=room.device, batch_size=room.batch_size
+            checkpoint,
+            plan,
+            tokens,
+            rounding,
+            device=room.device,
+            batch_size=room.batch_size,
+            memory_limit=room.memory_limit,
         ) as blocks:
             scores += _measured(ruler, label, plan, blocks)
     return scores

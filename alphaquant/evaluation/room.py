@@ -9,14 +9,20 @@ import torch
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.predictions import POSITIONS
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_memory
+from alphaquant.models.device import compute_dtype, free_memory, room_for
+from alphaquant.models.footprint import (
+    block_bytes,
+    embedding_entry,
+    routed_experts,
+    stored_table_bytes,
+    table_bytes,
+    window_bytes,
+)
 from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
 
 _SLICE_COPIES = 6
 """fp32 tensors `[positions, vocabulary]` at one time while two models are compared."""
-_STATES, _WIDEST = 6, 4
-"""Copies of a token's hidden state, and of the widest thing made of it, in a decoder block."""
 _USED = 0.8
 """Share of what is free that is used: estimates leave out what allocators keep."""
 _FILLED = 0.9
@@ -31,58 +37,89 @@ class Room:
     batch_size: int
     """Windows per forward pass, at most."""
     memory_limit: int | None = None
-    """Bytes that evaluation may take beside what is held already, weights included; None for all that is free."""
+    """Bytes that the process may take, or its tensors of a GPU; None for all that is free."""
 
-    def holds(self, checkpoint: Checkpoint) -> bool:
-        """Whether the whole model fits; loading it leads through the CPU's memory."""
-        return self._too_little(checkpoint) is None
+    def holds(self, checkpoint: Checkpoint, beside: int = 0) -> bool:
+        """Whether the whole model fits, and so many bytes `beside` it; loading it leads through the CPU's memory."""
+        return self._too_little(checkpoint, beside) is None
 
     def check_tasks(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError where the whole model does not fit, which lm-eval needs."""
         if found := self._too_little(checkpoint):
             place, free = found
             needed = checkpoint.whole_bytes(compute_dtype(self.device))
-            limit = "execution.memory_limit" if free == self.memory_limit else "free memory"
+            limit = "free memory"
+            if self.memory_limit is not None:
+                limit = f"free memory within execution.memory_limit={size_text(self.memory_limit)}"
             raise ConfigError(
                 f"evaluation.tasks need the whole model of {checkpoint.path} in memory: {size_text(needed, least=True)} of "
                 f"weights as {self.device.type} computes with them, where {limit} of {place} is {size_text(max(free, 0))}. "
                 "Set evaluation.tasks=[] (perplexity and KL are then computed block by block), or take a larger device."
             )
 
-    def _too_little(self, checkpoint: Checkpoint) -> tuple[str, int] | None:
+    def _too_little(self, checkpoint: Checkpoint, beside: int = 0) -> tuple[str, int] | None:
         """Where weights do not fit, and what is free there."""
-        needed = checkpoint.whole_bytes(compute_dtype(self.device))
+        needed = checkpoint.whole_bytes(compute_dtype(self.device)) + beside
         for place in {self.device.type: self.device, "cpu": torch.device("cpu")}.values():
             free = self._free(place)
             if free is not None and needed > _FILLED * free:
                 return str(place), free
         return None
 
-    def batch_beside(
-        self, checkpoint: Checkpoint, length: int, *, whole_logits: bool = False
-    ) -> int:
-        """As `batch`, beside the whole model, which is loaded."""
-        weights = checkpoint.whole_bytes(compute_dtype(self.device))
-        return self.batch(checkpoint, length, weights=weights, whole_logits=whole_logits)
+    def batch(self, checkpoint: Checkpoint, length: int, *, whole_logits: bool = False) -> int:
+        """Windows of `length` tokens that fit beside the whole model, which is loaded: `batch_size` or fewer, at least one.
 
-    def batch(
-        self, checkpoint: Checkpoint, length: int, *, weights: int = 0, whole_logits: bool = False
-    ) -> int:
-        """Windows of `length` tokens that fit into what is free: `batch_size` or fewer, at least one.
-
-        `weights` are the bytes of what is loaded, for they count within `memory_limit`; with `whole_logits` the
-        logits of all positions exist at one time, as in lm-eval. Fewer than asked for are told in a note.
+        With `whole_logits` the logits of all positions exist at one time, as in lm-eval. Fewer than asked for are told in a note.
         """
-        free = self._free(self.device, weights)
+        size = compute_dtype(self.device).itemsize
+        each = window_bytes(checkpoint, length, size, experts=routed_experts(checkpoint))
+        if whole_logits:
+            each += length * _vocabulary(checkpoint) * (size + 8)
+        return self._fitting(self._free(self.device), each, _slices(checkpoint))
+
+    def batch_by_block(self, checkpoint: Checkpoint, windows: int, length: int) -> int:
+        """The same where blocks are read one after the other and the hidden states of all `windows` are kept.
+
+        Raises ConfigError as `check_blocks` does.
+        """
+        needs = self._checked(checkpoint, windows, length)
+        fixed = needs.hidden + needs.head + needs.block
+        return self._fitting(self._free(self.device), needs.window, fixed)
+
+    def check_blocks(self, checkpoint: Checkpoint, windows: int, length: int) -> None:
+        """Raise ConfigError where not even one of `windows` at a time stays within `memory_limit`, block by block."""
+        self._checked(checkpoint, windows, length)
+
+    def _checked(self, checkpoint: Checkpoint, windows: int, length: int) -> _BlockNeeds:
+        free, needs = self._free(self.device), self._block_needs(checkpoint, windows, length)
+        if self.memory_limit is not None and free is not None and needs.least > free:
+            raise ConfigError(
+                f"evaluation block by block needs {size_text(needs.least, least=True)}, and execution.memory_limit="
+                f"{size_text(self.memory_limit)} leaves {size_text(max(free, 0))} for it: {size_text(needs.block)} for the largest "
+                f"block, {size_text(needs.window)} for a window, {size_text(2 * needs.head)} for two heads, "
+                f"{size_text(needs.hidden)} for the hidden states of {windows} windows. Raise the limit, or lower evaluation.limit "
+                "or evaluation.sequence_length."
+            )
+        return needs
+
+    def _block_needs(self, checkpoint: Checkpoint, windows: int, length: int) -> _BlockNeeds:
+        size = compute_dtype(self.device).itemsize
+        states = windows * length * embedding_entry(checkpoint).shape[1] * size
+        return _BlockNeeds(
+            hidden=states if self.device.type == "cpu" else 0,  # a GPU's wait in the CPU's memory
+            # a byte a number for codes that are decoded, one linear at a time
+            block=block_bytes(checkpoint, size + 1)
+            + 8 * max(s.size for s in checkpoint.specs if s.block is not None),
+            window=window_bytes(checkpoint, length, size),
+            head=table_bytes(checkpoint, size),
+            comparing=max(stored_table_bytes(checkpoint, size), _slices(checkpoint)),
+        )
+
+    def _fitting(self, free: int | None, each: int, fixed: int) -> int:
+        """How many windows of `each` so many bytes fit into what is `free`, beside what is `fixed`."""
         if free is None:
             return self.batch_size
-        size = compute_dtype(self.device).itemsize
-        vocabulary = _vocabulary(checkpoint)
-        each = window_bytes(checkpoint, length, size)
-        if whole_logits:
-            each += length * vocabulary * (size + 8)
-        left = _USED * free - _SLICE_COPIES * 4 * POSITIONS * vocabulary
-        fitting = max(1, min(self.batch_size, int(left // each)))
+        fitting = max(1, min(self.batch_size, int((_USED * free - fixed) // each)))
         if fitting < self.batch_size:
             reporter().note(
                 f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
@@ -90,28 +127,40 @@ class Room:
             )
         return fitting
 
-    def _free(self, device: torch.device, weights: int = 0) -> int | None:
+    def _free(self, device: torch.device) -> int | None:
         free = free_memory(device)
         if self.memory_limit is None:
             return free
-        allowed = self.memory_limit - weights
+        allowed = room_for(self.memory_limit, device)
         return allowed if free is None else min(free, allowed)
 
 
-def window_bytes(checkpoint: Checkpoint, length: int, size: int) -> int:
-    """What a window takes in a decoder block, from above: attention's scores are counted as if they were kept.
+@dataclass(frozen=True)
+class _BlockNeeds:
+    """Bytes that evaluation takes block by block."""
 
-    `size` is that of a number in bytes.
-    """
-    config = checkpoint.raw_config
-    decoder = [spec for spec in checkpoint.specs if spec.block is not None]
-    hidden = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"].shape[1]
-    widest = max(max(spec.rows, spec.cols) for spec in decoder)
-    experts = int(config.get("num_experts_per_tok") or 1)
-    heads = int(config.get("num_attention_heads") or 1)
-    states = length * (_STATES * hidden + _WIDEST * widest * experts)
-    return (states + 2 * heads * length**2) * size
+    hidden: int
+    """Of all windows."""
+    block: int
+    window: int
+    head: int
+    comparing: int
+    """While the second head is read, or slices of logits are compared."""
+
+    @property
+    def least(self) -> int:
+        """With one window at a time."""
+        # the original's head is there before another model's blocks are read; a baseline is put together before it is written
+        running = self.hidden + self.head + self.block + self.window
+        return max(
+            running, self.hidden + 2 * self.head + self.comparing, 2 * self.hidden + self.head
+        )
+
+
+def _slices(checkpoint: Checkpoint) -> int:
+    """What comparing two models takes besides."""
+    return _SLICE_COPIES * 4 * POSITIONS * _vocabulary(checkpoint)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int:
-    return checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"].shape[0]
+    return embedding_entry(checkpoint).shape[0]

@@ -52,7 +52,7 @@ class Ruler:
         """
         self._checkpoint, self._windows = checkpoint, windows
         model = load_model(checkpoint.path, room.device, checkpoint.trust_remote_code)
-        size = room.batch_beside(checkpoint, windows.shape[1])
+        size = room.batch(checkpoint, windows.shape[1])
         self._model = WholeModel(model, room.device, size)
         if original is None:
             unchanged = self._model.predictions(windows)
@@ -119,10 +119,10 @@ class BlockRuler:
 
 
 def ruler_for(
-    checkpoint: Checkpoint, windows: Tensor, room: Room, original: Predictions
+    checkpoint: Checkpoint, windows: Tensor, room: Room, original: Predictions, beside: int = 0
 ) -> Ruler | BlockRuler:
-    """The ruler that there is room for."""
-    kind = Ruler if room.holds(checkpoint) else BlockRuler
+    """The ruler that there is room for, with so many bytes `beside` it for whoever makes what it measures."""
+    kind = Ruler if room.holds(checkpoint, beside) else BlockRuler
     return kind(checkpoint, windows, room, original)
 
 

@@ -32,10 +32,9 @@ def streamed_predictions(
     """What a checkpoint, packed or not, makes of int64 `[windows, length]`, computed at once; `what` names the progress.
 
     `activations` (format by linear name) are simulated. `weights` of a block, by linear, and a `head`
-    `[vocabulary, hidden]` replace what the checkpoint holds.
+    `[vocabulary, hidden]` replace what the checkpoint holds. Raises ConfigError where `room` has not even one window's.
     """
     asked = activations or {}
-    model = BlockModel(checkpoint, room.device, compute_dtype(room.device))
     blocks = {spec.name: spec.block for spec in checkpoint.specs if spec.name in asked}
 
     def around(block: nn.Module, index: int) -> contextlib.AbstractContextManager[None]:
@@ -43,7 +42,8 @@ def streamed_predictions(
         modules = {name: model.linear(block, index, name) for name in names}
         return rounded_inputs(modules, asked)
 
-    size = room.batch(checkpoint, windows.shape[1])
+    model = BlockModel(checkpoint, room.device, compute_dtype(room.device))
+    size = room.batch_by_block(checkpoint, windows.shape[0], windows.shape[1])
     batches = last_hidden(model, windows.split(size), what, weights, around)
     output = model.head(head)
     if HEAD in asked:

@@ -62,23 +62,28 @@ class BlockModel:
         self._causal: nn.Module = skeleton
         architecture = checkpoint.architecture
         self._outside = outside = f"{architecture.blocks.rpartition('.')[0]}."
+        self._table = f"{architecture.embedding}.weight"
         inside = f"{architecture.blocks}."
         state = {
             stored.removeprefix(outside): self._cast(checkpoint.tensor(stored), stored)
             for stored in checkpoint.entries
-            if stored.startswith(outside) and not stored.startswith(inside)
+            if stored.startswith(outside)
+            and not stored.startswith(inside)
+            and stored != self._table  # large, and of no use to whoever has hidden states
         }
-        self._load(inner, state, outside, "model")
+        self._load(inner, state, outside, "model", later=self._table.removeprefix(outside))
         self.final_norm: nn.Module = self._inner.get_submodule(
             architecture.final_norm.removeprefix(outside)
         )
 
     def embed(self, tokens: Tensor, batch_size: int) -> list[Tensor]:
-        """`[windows, length]` token ids to the first block's inputs, in batches."""
-        table = self._embedding()
-        if table.weight.is_meta:  # it was let go
-            name = f"{self.checkpoint.architecture.embedding}.weight"
-            self._set_embedding(self._cast(self.checkpoint.tensor(name), name))
+        """`[windows, length]` token ids to the first block's inputs, in batches; reads the embedding, and keeps it.
+
+        Raises ModelError when it holds NaN or infinity.
+        """
+        if self._embedding().weight.is_meta:  # not read yet, or let go
+            with timed("load weights"):
+                self._set_embedding(self._cast(self.checkpoint.tensor(self._table), self._table))
         return [
             self._record(batch.shape, input_ids=batch.to(self.device))
             for batch in tokens.split(batch_size)
@@ -224,8 +229,12 @@ class BlockModel:
         state: Mapping[str, Tensor],
         prefix: str,
         what: str,
+        later: str | None = None,
     ) -> None:
-        """Give a module, which has none yet, its tensors: the very ones, so that nothing is held twice."""
+        """Give a module, which has none yet, its tensors: the very ones, so that nothing is held twice.
+
+        One of them, by its name in the module, may come `later`.
+        """
         folder = self.checkpoint.path
         self._restore_buffers(module)
         try:
@@ -235,8 +244,8 @@ class BlockModel:
                 f"{what} of {folder} does not fit its config.json: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
-        if missing:
-            raise ModelError(f"{folder} lacks {prefix}{missing[0]}, which its config.json asks for")
+        if absent := [name for name in missing if name != later]:
+            raise ModelError(f"{folder} lacks {prefix}{absent[0]}, which its config.json asks for")
         if harmful := [name for name in unexpected if "rotary_emb" not in name]:
             raise ModelError(
                 f"{folder} has {prefix}{harmful[0]}, for which a "

@@ -109,7 +109,9 @@ def room_for(limit: int, device: torch.device) -> int:
     if device.type == "cpu":
         room = limit - (resident() or 0) - _LIBRARIES
     else:
-        room = min(limit, free_memory(device) or limit)
+        room = limit - torch.cuda.memory_allocated(device)
+        if (free := free_memory(device)) is not None:
+            room = min(room, free)
     return room - max(room, 0) // _SLACK
 
 

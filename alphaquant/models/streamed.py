@@ -26,6 +26,7 @@ def last_hidden(
     `weights` of a block, by linear, replace its own; `around` is open while a block, of that index, computes.
     """
     hidden = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
+    model.release_embedding()
     for index in track(range(model.checkpoint.blocks), what, model.checkpoint.blocks):
         block = model.block(index, weights(index))
         with around(block, index):
@@ -33,4 +34,6 @@ def last_hidden(
                 hidden[at] = out
         del block  # or two would be in memory while the next is loaded
     with torch.no_grad():
-        return [model.final_norm(batch.to(model.device)).cpu() for batch in hidden]
+        for at, batch in enumerate(hidden):
+            hidden[at] = model.final_norm(batch.to(model.device)).cpu()
+    return hidden

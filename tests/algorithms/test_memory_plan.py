@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from alphaquant.algorithms import quantize_model
+from alphaquant.algorithms import quantize_model, sensitivity
 from alphaquant.algorithms.memory_needs import Needs, needs_of
 from alphaquant.algorithms.memory_plan import MemoryPlan, plan_memory
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
@@ -148,3 +150,44 @@ def test_files_come_first_and_smaller_batches_last(
     assert -(-NEEDS.hessians // (gathered // NEEDS.hessian * NEEDS.hessian)) == passes
     waiting = 0 if hessians_on_disk else NEEDS.hessians
     assert held + waiting + NEEDS.codes + max(chosen.solving, NEEDS.solving) <= room
+
+
+@pytest.mark.parametrize("model_type", ["llama", "olmoe"])
+def test_predicted_losses_are_the_same_under_the_smallest_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
+    split = MemoryPlan(
+        2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0, method="rtn"
+    )
+    backward = []
+
+    def smallest(_limit: int, _checkpoint: Checkpoint, *others: Any) -> MemoryPlan:
+        backward.append(others[-1])
+        return split
+
+    monkeypatch.setattr(sensitivity, "memory_within", smallest)
+    free, tight = (
+        sensitivity.sensitivity_table(
+            checkpoint,
+            windows(),
+            [Scheme.parse("int4-g16")],
+            device=CPU,
+            batch_size=2,
+            memory_limit=limit,
+            scratch=tmp_path,
+        )
+        for limit in (None, 1)
+    )
+    pd.testing.assert_frame_equal(tight, free, check_exact=True)
+    assert backward == [6]  # windows that the backward pass sees
+
+
+def test_a_backward_pass_makes_batches_smaller_and_can_be_too_large() -> None:
+    more = replace(NEEDS, backward=100, gradients=50, head=300)
+    assert plan_memory(NEEDS, 600, MemoryPlan(4)).batch_size == 4
+    assert plan_memory(more, 600, MemoryPlan(4)).batch_size == 4  # 100 + 50 + 40 + 4 * 100
+    assert plan_memory(more, 589, MemoryPlan(4)).batch_size == 2
+    assert more.least() == 300
+    assert replace(more, head=0).least() == 250
+    assert replace(NEEDS, embedding=400).least() == 410

@@ -20,10 +20,12 @@ from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.harness import TaskRun
 from alphaquant.evaluation.heldout import write_baseline
 from alphaquant.evaluation.predictions import WholeModel
-from alphaquant.evaluation.room import Room, window_bytes
+from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 from alphaquant.evaluation.scores import Score, scores_table
+from alphaquant.models import device
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.footprint import block_bytes, routed_experts, table_bytes, window_bytes
 from alphaquant.models.loading import load_model
 from alphaquant.progress import reporting_to
 from tests.export.packed_models import by_block, exported, make_wide
@@ -31,10 +33,14 @@ from tests.notes import Notes
 
 CPU = torch.device("cpu")
 ROOM = Room(CPU, 2)
-CONFINED = Room(CPU, 2, memory_limit=1)
-"""So little that no model fits."""
 CT: Any = "compressed-tensors"
 CONFIG = EvaluationConfig(tasks=())
+
+
+def confine(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """From now on no whole model fits, and blocks of all do."""
+    monkeypatch.setattr(room_module, "_FILLED", 1e-9)
+    return Room(CPU, 2, memory_limit=1 << 40)
 
 
 def windows() -> Tensor:
@@ -80,15 +86,15 @@ def test_block_by_block_scores_are_those_of_the_whole_model(
 ) -> None:
     whole = scored(folders, name)
     monkeypatch.setattr("alphaquant.evaluation.evaluate.load_model", None)  # nothing is loaded
-    by_block = scored(folders, name, CONFINED)
+    by_block = scored(folders, name, confine(monkeypatch))
     assert whole.set_index("metric")["value"]["kl_mean"] > 1e-4
     pd.testing.assert_frame_equal(by_block, whole, rtol=1e-5, atol=1e-7)
 
 
 def test_a_baseline_made_block_by_block_is_the_same(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_baseline(Checkpoint(folders["model"]), windows(), tmp_path, CONFINED)
+    write_baseline(Checkpoint(folders["model"]), windows(), tmp_path, confine(monkeypatch))
     one, other = Baseline(tmp_path), Baseline(folders["baseline"])
     torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(torch.stack([*one]), torch.stack([*other]), rtol=1e-3, atol=1e-4)
@@ -96,12 +102,13 @@ def test_a_baseline_made_block_by_block_is_the_same(
 
 
 def test_the_ruler_that_there_is_room_for_measures_the_same(
-    folders: dict[str, Path], tmp_path: Path
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, baseline = Checkpoint(folders["model"]), Baseline(folders["baseline"])
     blocks = sorted((folders["dense"].parent / "blocks").iterdir())
     found = []
-    for room, kind in ((ROOM, Ruler), (CONFINED, BlockRuler)):
+    for kind in (Ruler, BlockRuler):
+        room = ROOM if kind is Ruler else confine(monkeypatch)
         ruler = ruler_for(checkpoint, windows(), room, baseline.predictions(checkpoint, CPU))
         assert isinstance(ruler, kind)
         assert float(ruler.measure().kl.max()) < 1e-6
@@ -121,13 +128,13 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(
 
 
 def test_tasks_for_which_the_model_is_too_large_are_refused_before_it_is_loaded(
-    folders: dict[str, Path],
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(folders["model"])
+    checkpoint, confined = Checkpoint(folders["model"]), confine(monkeypatch)
     with pytest.raises(ConfigError, match=r"evaluation\.tasks=\[\] .*block by block"):
-        original_answers(checkpoint, ["builtin_cloze"], 24, None, CONFINED)
-    with pytest.raises(ConfigError, match=r"execution\.memory_limit of cpu is \d+ B"):
-        score_checkpoint(checkpoint, folders["dense"], CONFIG, None, TaskRun([], {}), CONFINED)
+        original_answers(checkpoint, ["builtin_cloze"], 24, None, confined)
+    with pytest.raises(ConfigError, match=r"execution\.memory_limit=1\.10 TB of cpu is "):
+        score_checkpoint(checkpoint, folders["dense"], CONFIG, None, TaskRun([], {}), confined)
 
 
 def test_answers_come_back_as_they_were(tmp_path: Path) -> None:
@@ -145,7 +152,7 @@ def test_the_batch_follows_from_what_is_free_and_says_so(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, notes = Checkpoint(folders["model"]), Notes()
-    each = window_bytes(checkpoint, 24, 4)
+    each = window_bytes(checkpoint, 24, 4, experts=routed_experts(checkpoint))
     fixed = 6 * 4 * 256 * 260
     for windows_free, batch in ((100, 8), (3.5, 3), (0, 1), (-2, 1)):
         free = int((fixed + windows_free * each) / 0.8)
@@ -164,12 +171,38 @@ def test_the_whole_model_is_held_where_weights_and_one_window_fit(
     checkpoint = Checkpoint(folders["model"])
     weights = checkpoint.whole_bytes(torch.float32)
     assert weights == 4 * sum(p.numel() for p in load_model(checkpoint.path, CPU).parameters())
+    monkeypatch.setattr(device, "resident", lambda: 0)
+    monkeypatch.setattr(device, "_LIBRARIES", 0)
     for free, limit, holds in (
         (1.2 * weights, None, True),
         (1.05 * weights, None, False),  # nothing could be computed beside them
         (1.2 * weights, weights, False),
+        (None, int(1.2 * weights), True),
         (None, None, True),
         (None, weights, False),
     ):
         monkeypatch.setattr(room_module, "free_memory", lambda _, free=free: free)
         assert Room(CPU, 8, limit).holds(checkpoint) == holds
+
+
+def test_a_limit_counts_all_that_block_by_block_evaluation_holds(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(folders["model"])
+    monkeypatch.setattr(device, "resident", lambda: 0)
+    monkeypatch.setattr(device, "_LIBRARIES", 0)
+    monkeypatch.setattr(room_module, "_FILLED", 1e-9)
+    hidden = 4 * windows().numel() * checkpoint.config.hidden_size
+    table, each = table_bytes(checkpoint, 4), window_bytes(checkpoint, 24, 4)
+    comparing = hidden + 2 * table + 6 * 4 * 256 * 260
+    least = max(comparing, hidden + table + block_bytes(checkpoint, 4) + each)
+    for room, refused in ((least * 16 // 15 - 100, True), (2 * least, False)):
+        confined = Room(CPU, 2, room)
+        if refused:
+            with pytest.raises(ConfigError, match=r"hidden states of 5 windows.*evaluation\.limit"):
+                write_baseline(checkpoint, windows(), tmp_path, confined)
+            assert not list(tmp_path.iterdir())
+        else:
+            write_baseline(checkpoint, windows(), tmp_path, confined)
+    with pytest.raises(ConfigError, match="hidden states of 5000 windows"):
+        Room(CPU, 2, 2 * least).check_blocks(checkpoint, 5000, 24)

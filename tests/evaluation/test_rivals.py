@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from alphaquant.algorithms import quantize_model
 from alphaquant.algorithms.allocation import allocate
+from alphaquant.algorithms.memory_plan import MemoryPlan
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.config import AllocationConfig, ComparisonConfig, QuantizationConfig
 from alphaquant.evaluation.baseline import Baseline
@@ -16,10 +18,11 @@ from alphaquant.evaluation.rivals import OWN_PLAN, rival_scores
 from alphaquant.evaluation.room import Room
 from alphaquant.models.checkpoint import Checkpoint
 from tests.algorithms.test_quantize_model import CPU, FolderCache, windows
+from tests.evaluation.test_evaluate import confine
 from tests.tiny import make_model
 
 
-@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(
     "head",
     [
@@ -28,7 +31,7 @@ from tests.tiny import make_model
     ],
 )
 def test_the_own_plan_and_its_uniform_twin_are_one(
-    tmp_path: Path, head: dict[str, Any], limit: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: dict[str, Any], whole: bool
 ) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m"))
     rounding = QuantizationConfig(method="rtn", group_size=16)
@@ -45,7 +48,15 @@ def test_the_own_plan_and_its_uniform_twin_are_one(
         batch_size=4,
         blocks=FolderCache(tmp_path / "b"),
     )
-    room = Room(CPU, 4, limit)
+    room, limits = Room(CPU, 4), []
+    if not whole:
+        room = confine(monkeypatch)
+
+        def smallest(limit: int, *_: Any) -> MemoryPlan:
+            limits.append(limit)
+            return MemoryPlan(4, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0)
+
+        monkeypatch.setattr(quantize_model, "memory_within", smallest)
     write_baseline(checkpoint, windows(), tmp_path, room)
     scores = rival_scores(
         checkpoint,
@@ -64,3 +75,4 @@ def test_the_own_plan_and_its_uniform_twin_are_one(
     for metric in ("bits_per_weight", "kl_mean", "perplexity"):
         assert found["uniform int4, rtn", metric] == pytest.approx(found[OWN_PLAN, metric])
     assert found[OWN_PLAN, "kl_mean"] > 1e-3
+    assert limits == ([] if whole else [room.memory_limit])

@@ -103,7 +103,7 @@ def test_what_groups_cost_alone_is_measured_one_by_one(checkpoint: Checkpoint) -
     groups = group_linears(specs, "expert")
     rounding = QuantizationConfig(method="rtn", group_size=16)
     found = one_at_a_time(
-        checkpoint, plan, groups, losses, windows(), rounding, device=CPU, batch_size=5
+        checkpoint, plan, groups, losses, windows(), rounding, Room(CPU, 5)
     ).set_index("linear")
     assert sorted(found.index) == sorted(spec.name for spec in specs)
     expert = [s.name for s in specs if (s.block, s.expert) == (1, 2)]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from alphaquant.config import ExecutionConfig
+from alphaquant.evaluation import room as room_module
 from alphaquant.models import device
 from tasks.room import room_of
 
 
 def test_what_the_process_holds_counts_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "resident", lambda: 1_000_000_000)
     monkeypatch.setattr(device, "_LIBRARIES", 0)
+    monkeypatch.setattr(room_module, "free_memory", lambda _: None)
 
-    def left(limit: str | None) -> int | None:
-        return room_of(ExecutionConfig(device="cpu", memory_limit=limit)).memory_limit
+    def fits(size: float, limit: str | None, held: float) -> bool:
+        monkeypatch.setattr(device, "resident", lambda: int(held))
+        model: Any = SimpleNamespace(whole_bytes=lambda _: int(size))
+        return room_of(ExecutionConfig(device="cpu", memory_limit=limit)).holds(model)
 
-    assert left(None) is None
-    assert left("17GB") == 15_000_000_000  # a part in sixteen stays free
-    assert left("500MB") == 0
+    assert fits(1e15, None, held=0)
+    # a part in sixteen stays free, and a tenth of what remains is for windows
+    assert fits(13.4e9, "17GB", held=1e9)
+    assert not fits(13.6e9, "17GB", held=1e9)
+    assert not fits(13.4e9, "17GB", held=1.2e9)
+    assert not fits(1, "500MB", held=1e9)
