@@ -25,6 +25,6 @@ def alpha(
     from alphaquant.floor import spectra
 
     checkpoint = open_model(model)
-    table = alpha_table(checkpoint, alpha, execution.workers)
+    table = alpha_table(checkpoint, alpha, execution.workers, memory_limit=execution.memory_bytes)
     note_work(partial(spectra, checkpoint, alpha))
     table.to_parquet(out / "alpha.parquet", index=False)

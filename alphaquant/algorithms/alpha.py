@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,17 +20,22 @@ from torch import Tensor
 
 from alphaquant.clock import in_threads, timed
 from alphaquant.config import AlphaConfig
-from alphaquant.errors import ModelError
+from alphaquant.errors import ConfigError, ModelError
 from alphaquant.linalg.farms import farms_alpha
 from alphaquant.linalg.hill import MIN_TAIL, HillFit, hill_alpha
 from alphaquant.linalg.null import alpha_null
 from alphaquant.linalg.spectrum import spectrum
-from alphaquant.models.device import available_cores
+from alphaquant.models.device import available_cores, room_for
 from alphaquant.models.linear import LinearSpec
-from alphaquant.progress import track
+from alphaquant.progress import reporter, track
+from alphaquant.resident import return_at_once
+from alphaquant.sizes import size_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_NUMBER, _SQUARE = 24, 8
+"""Bytes a weight, the stored one included, and a number of the Gram matrix, of a spectrum in fp64: measured, and more than FARMS takes."""
 
 
 class WeightSource(Protocol):
@@ -49,6 +55,7 @@ def alpha_table(
     workers: int | None = None,
     *,
     tail_size: int | None = None,
+    memory_limit: int | None = None,
 ) -> pd.DataFrame:
     """One row per linear: place, shape, alpha, its tail, its null value and z, log variance, kurtosis.
 
@@ -56,12 +63,15 @@ def alpha_table(
     column, rank below 2, equal eigenvalues. log_variance (natural logarithm) and kurtosis (3 for a
     Gaussian) are nan for a constant weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
     `tail_size` replaces the share `config.tail_fraction` by a fixed number of eigenvalues. `workers`
-    threads (all cores when None) change nothing in the result. Raises ModelError that names a weight
-    with NaN or infinite values.
+    threads (all cores when None) change nothing in the result, and are fewer where more would take the process above
+    `memory_limit` bytes. Raises ModelError that names a weight with NaN or infinite values, ConfigError where not even
+    one worker stays below the limit.
     """
     import pandas as pd
 
     threads, workers = torch.get_num_threads(), workers or available_cores()
+    if memory_limit is not None:
+        workers = _workers_within(memory_limit, checkpoint.specs, workers)
     solve = partial(_row, checkpoint, config, tail_size)
     try:
         begin = partial(_begin_thread, in_threads(workers))
@@ -71,6 +81,26 @@ def alpha_table(
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows).astype({"block": "Int64", "expert": "Int64"})
+
+
+def _workers_within(limit: int, specs: Sequence[LinearSpec], workers: int) -> int:
+    """So many of the workers as stay below the limit with the largest weights at one time; fewer than asked for are told."""
+    return_at_once()
+    room = room_for(limit, torch.device("cpu"))
+    sizes = (_NUMBER * s.size + _SQUARE * min(s.rows, s.cols) ** 2 for s in specs)
+    together = list(accumulate(sorted(sizes, reverse=True)[:workers]))
+    fitting = sum(taken <= room for taken in together)
+    if not fitting:
+        raise ConfigError(
+            f"execution.memory_limit is {size_text(limit)}, which leaves {size_text(max(room, 0))}, and alpha of the largest "
+            f"linear may take {size_text(together[0], least=True)}. Raise the limit."
+        )
+    if fitting < len(together):
+        reporter().note(
+            f"alpha: {fitting} instead of {workers} workers, as {size_text(room)} of the memory limit are left and "
+            f"{fitting + 1} of them may take {size_text(together[fitting])}"
+        )
+    return fitting
 
 
 def _begin_thread(heard: Callable[[], None]) -> None:
@@ -135,10 +165,11 @@ def _kurtosis(weight: Tensor, log_variance: float) -> float:
     """Fourth central moment over the squared variance."""
     if math.isnan(log_variance):
         return math.nan
-    centred = weight.float() - weight.mean(dtype=torch.float64).float()
+    values = weight.to(torch.float32, copy=True)  # the one copy of what may be the largest matrix
+    values -= weight.mean(dtype=torch.float64).float()
     # in units of the standard deviation, so that fourth powers stay in the range of fp32
-    scaled = centred * math.exp(-log_variance / 2)
-    return float(scaled.square().square().mean(dtype=torch.float64))
+    values *= math.exp(-log_variance / 2)
+    return float(values.square_().square_().mean(dtype=torch.float64))
 
 
 def _is_small(spec: LinearSpec, tail_fraction: float) -> bool:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.config import AlphaConfig
-from alphaquant.errors import ModelError
+from alphaquant.errors import ConfigError, ModelError
 from alphaquant.linalg.hill import hill_alpha
+from alphaquant.models import device
 from alphaquant.models.linear import LinearSpec, Role
 from alphaquant.progress import reporting_to
+from tests.notes import Notes
 
 
 class FakeCheckpoint:
@@ -166,3 +168,26 @@ def test_kurtosis_is_three_for_a_gaussian_and_knows_no_scale() -> None:
     assert found["tiny"] == pytest.approx(found["normal"], rel=1e-5)
     assert found["flat"] == pytest.approx(1.8, abs=0.05)
     assert math.isnan(found["constant"])
+
+
+def test_a_memory_limit_lets_fewer_workers_work_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "resident", lambda: 0)
+    monkeypatch.setattr(device, "_LIBRARIES", 0)
+    each = 24 * 120 * 200 + 8 * 120**2  # of the largest; one of the others is smaller
+    other = 24 * 120 * 160 + 8 * 120**2
+    free = alpha_table(checkpoint(), AlphaConfig(), 3)
+    for limit, said in (
+        ((each + 2 * other) * 16 // 15 + 16, None),
+        ((each + other) * 16 // 15 + 16, "alpha: 2 instead of 3 workers"),
+        (each * 16 // 15 + 16, "alpha: 1 instead of 3 workers"),
+    ):
+        source, notes = checkpoint(), Notes()
+        with reporting_to(notes):
+            table = alpha_table(source, AlphaConfig(), 3, memory_limit=limit)
+        pd.testing.assert_frame_equal(table, free, check_exact=True)
+        assert all(note.startswith(said or "") for note in notes.said)
+        assert len(notes.said) == (said is not None)
+    with pytest.raises(ConfigError, match=r"memory_limit is .* largest linear may take"):
+        alpha_table(checkpoint(), AlphaConfig(), 3, memory_limit=each)
