@@ -43,6 +43,8 @@ SOLVING: dict[Method, tuple[int, int]] = {
 TUNING, CORRECTING = 44, 8
 """Bytes a weight: tuning holds what was rounded, latents, their gradients and moments, values and their gradients, and the
 block that runs in fp32; correction the weight and what was rounded, of either solution."""
+STORED, CODES = 2, 1.25
+"""Bytes a weight in the file, and as a code with scales of groups of 16, the smallest ones."""
 LOGITS = 5
 """Copies of a window's logits while labels are drawn and their gradient is taken; measured 3, and 4 where they are capped."""
 
@@ -153,4 +155,4 @@ def hessian_bytes(spec: LinearSpec) -> int:
 
 
 def _codes(spec: LinearSpec) -> int:
-    return spec.size + spec.size // 4  # scales of groups of 16, the smallest ones
+    return int(CODES * spec.size)

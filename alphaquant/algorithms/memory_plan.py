@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.memory_needs import (
+    CODES,
+    SOLVING,
+    STORED,
     Needs,
     hessian_bytes,
     needs_of,
@@ -73,6 +76,12 @@ class MemoryPlan:
             self.solving / solving_bytes(readers, self.method), PART / hessian_bytes(readers[0])
         )
         return max(1, int(most))
+
+    def weights_at_once(self, head: LinearSpec) -> float:
+        """How many weights of a head are solved together, beside its stored form and its codes; none are less than a row."""
+        copies, hessians = SOLVING[self.method]
+        beside = (STORED + CODES) * head.size + hessians * hessian_bytes(head)
+        return max(self.solving - beside, 0) / (4 * copies)
 
     def described(self, blocks: Sequence[Sequence[LinearSpec]]) -> str:
         """What was split, for people; `blocks` are the linears of each."""

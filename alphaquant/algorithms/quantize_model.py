@@ -136,7 +136,8 @@ def quantize_blocks(
         folder = blocks.get(checkpoint.blocks, ingredients)
         if folder is None:
             reached = walker.observe_head(head, folders)
-            solved_head = solve_head(checkpoint, head, scheme, reached, device, config)
+            part = memory.weights_at_once(head)
+            solved_head = solve_head(checkpoint, head, scheme, reached, device, config, part)
             with timed("write"):
                 folder = blocks.put(
                     checkpoint.blocks, ingredients, partial(save_block, block=solved_head)

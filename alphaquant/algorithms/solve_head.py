@@ -30,14 +30,18 @@ def solve_head(
     observed: HessianAccumulator,
     device: torch.device,
     config: QuantizationConfig,
-    part: int = _PART,
+    part: float = _PART,
 ) -> SolvedBlock:
-    """Quantize the head, tied or not, against the Hessian of what reaches it; `part` weights at a time."""
+    """Quantize the head, tied or not, against the Hessian of what reaches it; `part` weights or fewer at a time, and at least a row."""
     with timed("load weights"):
         stored = finite(checkpoint.head_weight(), f"{spec.name}.weight")
     stack = Stack([spec], observed.hessian[None], [observed.tokens])
     factor = inverse_factor(stack.hessian, config.damping)
-    rows = spec.rows if scheme.number_format.kind == "nv" else max(1, part // spec.cols)
+    rows = (
+        spec.rows
+        if scheme.number_format.kind == "nv"
+        else max(1, int(min(part, _PART) // spec.cols))
+    )
     done: list[QuantizedWeight] = []
     found = torch.zeros(1, 5, dtype=torch.float64)
     for chunk in stored.split(rows):

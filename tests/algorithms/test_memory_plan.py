@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alphaquant.algorithms import quantize_model, sensitivity
+from alphaquant.algorithms import quantize_model, sensitivity, solve_head
 from alphaquant.algorithms.memory_needs import Needs, needs_of
 from alphaquant.algorithms.memory_plan import MemoryPlan, plan_memory
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
@@ -37,9 +38,14 @@ def windows(count: int = 6, length: int = 24) -> torch.Tensor:
 
 
 def quantize(
-    checkpoint: Checkpoint, root: Path, limit: int | None, batch_size: int = 2, **changes: Any
+    checkpoint: Checkpoint,
+    root: Path,
+    limit: int | None,
+    batch_size: int = 2,
+    head: bool = False,
+    **changes: Any,
 ) -> list[Path]:
-    specs = [spec for spec in checkpoint.specs if spec.role != "lm_head"]
+    specs = [spec for spec in checkpoint.specs if head or spec.role != "lm_head"]
     schemes = {s.name: Scheme.parse("bf16" if s.role == "router" else "int4-g16") for s in specs}
     root.mkdir()
     return quantize_blocks(
@@ -191,3 +197,40 @@ def test_a_backward_pass_makes_batches_smaller_and_can_be_too_large() -> None:
     assert more.least() == 300
     assert replace(more, head=0).least() == 250
     assert replace(NEEDS, embedding=400).least() == 410
+
+
+def test_a_head_is_solved_in_parts_that_fit_and_comes_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m"))
+    [head] = [spec for spec in checkpoint.specs if spec.role == "lm_head"]
+    rows = 7
+    beside = int(3.25 * head.size) + 4 * 4 * head.cols**2
+    split = MemoryPlan(2, solving=beside + 4 * 17 * rows * head.cols)
+    assert split.weights_at_once(head) == rows * head.cols
+    assert MemoryPlan(2).weights_at_once(head) == math.inf
+    assert MemoryPlan(2, solving=1).weights_at_once(head) == 0
+    free = quantize(checkpoint, tmp_path / "free", None, head=True)
+    monkeypatch.setattr(quantize_model, "memory_within", lambda *_: split)
+    parts = []
+    solve_weight = solve_head.solve_weight
+
+    def watched(weight: torch.Tensor, *others: Any) -> Any:
+        parts.append(weight.shape[-2])
+        return solve_weight(weight, *others)
+
+    monkeypatch.setattr(solve_head, "solve_weight", watched)
+    tight = quantize(checkpoint, tmp_path / "tight", 1, head=True)
+    assert max(parts) == rows
+    assert sum(parts) == head.rows
+    assert all(same(one, other) for one, other in zip(free[:-1], tight[:-1], strict=True))
+    codes, errors = (
+        [read(folder[-1]) for folder in (free, tight)]
+        for read in (
+            lambda folder: load_file(folder / "block.safetensors"),
+            lambda folder: pd.read_parquet(folder / "errors.parquet"),
+        )
+    )
+    assert codes[0].keys() == codes[1].keys()
+    assert all(torch.equal(codes[0][name], codes[1][name]) for name in codes[0])
+    pd.testing.assert_frame_equal(*errors, rtol=1e-5)  # parts are summed one after the other
