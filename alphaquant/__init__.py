@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from alphaquant.quant_model import AlphaQuantModel
     from alphaquant.quantize_config import EXPERT_INDEX_PLACEHOLDER, QuantizeConfig
 
-# Threads that wait for work sleep instead of spinning: read when torch is imported, unless somebody chose. Spinning
-# costs tenfold CPU seconds as soon as something else wants the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for work spin for a fraction of a millisecond and then sleep: read when torch is imported, unless somebody
+# chose. Spinning for long costs tenfold CPU seconds as soon as something else wants the cores, sleeping at once a fifth more time.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __all__ = [
     "EXPERT_INDEX_PLACEHOLDER",

@@ -10,6 +10,7 @@ from torch import Tensor
 from alphaquant.algorithms import column_tile
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.formats.grid import fused
+from alphaquant.linalg.in_place import take_product
 
 Enter = Callable[[int], None]
 
@@ -48,7 +49,10 @@ def walk_columns(
             steps[..., inside, :],
         )
         if stop < columns:
-            local[..., stop:, :] -= coupling[..., inside, stop:].mT @ steps[..., inside, :]
+            later = slice(stop, columns)
+            take_product(
+                local[..., later, :], coupling[..., inside, later].mT, steps[..., inside, :]
+            )
         start = stop
     return values, steps
 

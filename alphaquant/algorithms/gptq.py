@@ -24,6 +24,7 @@ from alphaquant.formats.weight import (
     find_scales,
 )
 from alphaquant.linalg.hessian import InverseFactor
+from alphaquant.linalg.in_place import take_product
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def gptq(
     """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian."""
     options = options or GptqOptions()
     original = weight.float()
-    scales = find_scales(original, scheme, **search_of(options.scale_search, factor.energy))
+    static = _static(scheme, options)
+    search = search_of(options.scale_search if static else "none", factor.energy)
+    scales = find_scales(original, scheme, **search)
     walk = _Walk(*factor.by_energy) if options.act_order else _Walk(None, factor.upper)
-    refresher = (
-        None if _static(scheme, options) else _Refresher(scheme, options, factor.energy, scales)
-    )
+    refresher = None if static else _Refresher(scheme, options, factor.energy, scales)
     values, loss, rounded = _round_columns(walk, original, scheme, scales, options, refresher)
     quantized = encode(walk.put_back(values), scales, scheme)
     return Solution(quantized, loss, walk.put_back(rounded))
@@ -166,5 +167,6 @@ def _round_columns(
         )
         loss += errors.square().sum((-2, -1))
         if inside.stop < cols:
-            weight[..., inside.stop :, :] -= upper[..., inside, inside.stop :].mT @ errors
+            later = slice(inside.stop, cols)
+            take_product(weight[..., later, :], upper[..., inside, later].mT, errors)
     return values, loss, weight

@@ -17,6 +17,7 @@ from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scales import nearest_scale
 from alphaquant.formats.weight import QuantizedWeight, encode, expand
+from alphaquant.linalg.in_place import take_product
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
 
@@ -137,4 +138,4 @@ class _Descent:
         """Put a block's new values in, and take what they change from the gradient of all columns."""
         change = now - self.values[..., inside, :]
         self.values[..., inside, :] = now
-        self._gradient -= self._hessian[..., :, inside] @ change
+        take_product(self._gradient, self._hessian[..., :, inside], change)

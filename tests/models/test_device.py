@@ -23,18 +23,23 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("chosen", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_somebody_chose(chosen: str | None, found: str) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    code = "import os, alphaquant; print(os.environ['OMP_WAIT_POLICY'])"
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_waiting_threads_soon_sleep_unless_somebody_chose(
+    chosen: dict[str, str], spins: str
+) -> None:
+    theirs = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in theirs}
     ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | ({"OMP_WAIT_POLICY": chosen} if chosen else {}),
+        [sys.executable, "-c", "import os, alphaquant; print(os.environ.get('GOMP_SPINCOUNT'))"],
+        env=environment | chosen,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    assert ended.stdout.strip() == found
+    assert ended.stdout.strip() == spins
 
 
 @pytest.mark.parametrize("able", [True, False])
