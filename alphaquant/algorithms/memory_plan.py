@@ -38,6 +38,7 @@ from alphaquant.sizes import size_text
 
 _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
+_CACHED = 1 << 20
 _FEW = 4
 """Experts that should be solved at once before Hessians go to a file."""
 
@@ -55,6 +56,14 @@ class MemoryPlan:
     solving: float = math.inf
     """Bytes for solving."""
     method: Method = "gptq"
+    weights: float = math.inf
+    """Weights that are solved together, unless those of one expert are more."""
+
+    @classmethod
+    def on(cls, device: torch.device, batch_size: int, method: Method) -> MemoryPlan:
+        """Everything at once, but on a CPU no more weights than its cache serves: more take as long, and memory."""
+        weights = _CACHED if device.type == "cpu" else math.inf
+        return cls(batch_size, method=method, weights=weights)
 
     def passes(self, specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
         """The linears of a block by the pass in which their inputs are looked at."""
@@ -73,7 +82,9 @@ class MemoryPlan:
     def at_once(self, readers: Sequence[LinearSpec]) -> int:
         """How many experts are solved together, of each of which `readers` read the same inputs."""
         most = min(
-            self.solving / solving_bytes(readers, self.method), PART / hessian_bytes(readers[0])
+            self.solving / solving_bytes(readers, self.method),
+            PART / hessian_bytes(readers[0]),
+            self.weights / sum(spec.size for spec in readers),
         )
         return max(1, int(most))
 

@@ -88,7 +88,7 @@ def quantize_blocks(
     if tokens is None and config.tune != "none":
         raise ValueError("tuning needs calibration tokens")
     computed = dtype or calibration_dtype(device, checkpoint.config.hidden_size)
-    memory = MemoryPlan(batch_size, method=config.method)
+    memory = MemoryPlan.on(device, batch_size, config.method)
     if memory_limit is not None:
         memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)
     walker = ModelWalk(checkpoint, tokens, device, computed, memory, config.routing_weight, scratch)

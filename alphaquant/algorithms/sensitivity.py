@@ -67,7 +67,7 @@ def sensitivity_table(
     ConfigError where it cannot.
     """
     dtype, config = compute_dtype(device), QuantizationConfig(method="rtn")
-    memory = MemoryPlan(batch_size, method=config.method)
+    memory = MemoryPlan.on(device, batch_size, config.method)
     windows = fisher_windows(tokens)
     if memory_limit is not None:
         memory = memory_within(

@@ -68,12 +68,12 @@ class Scales:
 
     @classmethod
     def of_rows(cls, parts: Sequence[Scales]) -> Scales:
-        """Scales of one matrix from those of its rows in order, none of which has a scale of the matrix."""
+        """Scales of matrices from those of their rows in order; a scale of the whole matrix is the same in all."""
         zeros = [part.zero for part in parts if part.zero is not None]
         return cls(
-            torch.cat([part.scale for part in parts]),
-            torch.cat(zeros) if zeros else None,
-            None,
+            torch.cat([part.scale for part in parts], -2),
+            torch.cat(zeros, -2) if zeros else None,
+            parts[0].global_scale,
             parts[0].group_size,
         )
 

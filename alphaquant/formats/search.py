@@ -33,6 +33,8 @@ from alphaquant.formats.table import E8M0Rule, NumberFormat
 Search = Literal["none", "mse"]
 
 _STEPS = 20
+_PIECE = 1 << 19
+"""Weights that are searched at once on a CPU: with what is made of them they stay in its cache."""
 _REFITS = 2
 # Where the best scale lies relative to the rule's: narrow integers clip most, wide ones hardly; a float grid repeats
 # itself with every octave.
@@ -67,13 +69,20 @@ def find_scales(
     width = scheme.group_width(weight.shape[-1])
     groups = split_groups(weight, width)
     scales = rule_scales(groups, scheme, rule, global_scale)
-    if search == "none":
+    if search == "none" or not weight.numel():
         return scales
     weights = None
     if importance is not None:
         weights = split_groups(importance.detach().float().unsqueeze(-2), width)
     blocks = None if hessian is None else _diagonal_blocks(hessian.detach().float(), width)
-    return _best_scales(groups, _Cost(weights, blocks), scales, scheme)
+    cost = _Cost(weights, blocks)
+    rows = at_once = weight.shape[-2]
+    if weight.device.type == "cpu":
+        at_once = max(1, _PIECE * rows // weight.numel())
+    parts = (slice(start, start + at_once) for start in range(0, rows, at_once))
+    return Scales.of_rows(
+        [_best_scales(groups[..., part, :, :], cost, scales.rows(part), scheme) for part in parts]
+    )
 
 
 def require_finite(weight: Tensor, name: str = "") -> None:

@@ -19,7 +19,7 @@ from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import all_cores
-from alphaquant.models.experts import unfuse
+from alphaquant.models.experts import ExpertLinear, unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.models.widened import Widened
@@ -139,7 +139,9 @@ class BlockModel:
         for spec in self.checkpoint.block_specs(index):
             name = self._module(index, spec.name)
             linear = block.get_submodule(name)
-            if type(linear) is nn.Linear and spec.role != "router":
+            # other kinds have a forward of their own
+            if type(linear) in (nn.Linear, ExpertLinear) and spec.role != "router":
+                assert isinstance(linear, nn.Linear)
                 block.set_submodule(name, Widened.like(linear))
                 found.add(f"{name}.weight")
         return found

@@ -189,6 +189,15 @@ def test_predicted_losses_are_the_same_under_the_smallest_split(
     assert backward == [6]  # windows that the backward pass sees
 
 
+def test_a_cpu_solves_as_many_experts_at_once_as_its_cache_serves(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    readers = [s for s in checkpoint.block_specs(1) if s.expert == 0 and s.role in ("gate", "up")]
+    plan = MemoryPlan.on(CPU, 8, "gptq")
+    assert plan.at_once(readers) == plan.weights // sum(spec.size for spec in readers) > 100
+    assert replace(plan, weights=1).at_once(readers) == 1
+    assert MemoryPlan.on(torch.device("cuda"), 8, "gptq").at_once(readers) > plan.at_once(readers)
+
+
 def test_a_backward_pass_makes_batches_smaller_and_can_be_too_large() -> None:
     more = replace(NEEDS, backward=100, gradients=50, head=300)
     assert plan_memory(NEEDS, 600, MemoryPlan(4)).batch_size == 4

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alphaquant.errors import ModelError
+from alphaquant.formats import search
 from alphaquant.formats.scales import Scales
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, E8M0Rule, code_values
@@ -66,6 +67,19 @@ def test_importance_moves_error_to_where_it_costs_less(scheme: Scheme) -> None:
     other = group_errors(weight, plain, scheme, importance).sum()
     wide = scheme.number_format.kind == "mx" and scheme.number_format.bits > 4
     assert one <= other if wide else one < 0.99 * other
+
+
+@SCHEMES
+def test_rows_that_are_searched_apart_get_the_same_scales(
+    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight, importance = torch.randn(3, 13, 128, generator=generator), torch.rand(3, 128) + 0.1
+    whole = find_scales(weight, scheme, search="mse", importance=importance)
+    monkeypatch.setattr(search, "_PIECE", 3 * 128 * 4)  # four rows of every matrix, and at last one
+    apart = find_scales(weight, scheme, search="mse", importance=importance)
+    assert torch.equal(whole.effective, apart.effective)
+    assert whole.zero is apart.zero is None or torch.equal(whole.zero, apart.zero)  # type: ignore[arg-type]
 
 
 def test_equal_importances_change_nothing() -> None:

