@@ -9,8 +9,8 @@ overlaps solving and at most one weight per worker is in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,11 +72,13 @@ def alpha_table(
     threads, workers = torch.get_num_threads(), workers or available_cores()
     if memory_limit is not None:
         workers = _workers_within(memory_limit, checkpoint.specs, workers)
-    solve = partial(_row, checkpoint, config, tail_size)
     try:
         begin = partial(_begin_thread, in_threads(workers))
         with ThreadPoolExecutor(workers, "alpha", begin) as pool:
-            solved = pool.map(solve, checkpoint.specs)
+            # ahead of all rows, so that none waits for what has no worker; each shape once, as threads would draw it twice
+            shapes = dict.fromkeys(_shape(spec, config) for spec in checkpoint.specs)
+            nulls = {shape: pool.submit(_null, shape, config, tail_size) for shape in shapes}
+            solved = pool.map(partial(_row, checkpoint, config, tail_size, nulls), checkpoint.specs)
             rows = list(track(solved, "alpha", len(checkpoint.specs)))
     finally:
         torch.set_num_threads(threads)
@@ -109,16 +111,32 @@ def _begin_thread(heard: Callable[[], None]) -> None:
     heard()
 
 
+def _shape(spec: LinearSpec, config: AlphaConfig) -> tuple[int, int]:
+    """What the null depends on: a spectrum is that of the transpose, FARMS' windows lie along rows and columns."""
+    if config.estimator == "farms":
+        return spec.rows, spec.cols
+    return min(spec.rows, spec.cols), max(spec.rows, spec.cols)
+
+
+@timed("null")
+def _null(
+    shape: tuple[int, int], config: AlphaConfig, tail_size: int | None
+) -> tuple[float, float]:
+    return alpha_null(*shape, config.tail_fraction, config.estimator, config.seed, tail_size)
+
+
 def _row(
-    checkpoint: WeightSource, config: AlphaConfig, tail_size: int | None, spec: LinearSpec
+    checkpoint: WeightSource,
+    config: AlphaConfig,
+    tail_size: int | None,
+    nulls: Mapping[tuple[int, int], Future[tuple[float, float]]],
+    spec: LinearSpec,
 ) -> dict[str, Any]:
     weight = checkpoint.weight(spec.name)
     log_variance = _log_variance(weight, spec.name)
     fit = _fit(weight, config, tail_size)
     with timed("null"):
-        null, spread = alpha_null(
-            spec.rows, spec.cols, config.tail_fraction, config.estimator, config.seed, tail_size
-        )
+        null, spread = nulls[_shape(spec, config)].result()
     return {
         "linear": spec.name,
         "role": spec.role,
