@@ -69,6 +69,7 @@ def _bars(axis: Axes, group: pd.DataFrame, column: str, unit: float, aim: float 
             (max(value, 0.0), place),
             xytext=(3, 0),
             textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # the aim may cross it
             va="center",
             fontsize=8.5,
         )
