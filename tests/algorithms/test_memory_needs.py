@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from alphaquant.algorithms.memory_needs import needs_of
 from alphaquant.algorithms.sensitivity import _head_gradient
@@ -18,20 +15,11 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.footprint import window_bytes
 from alphaquant.models.observe import output_gradients
+from tests.allocations import most_allocated
 from tests.tiny import make_model
 
 CPU = torch.device("cpu")
 LENGTH = 256
-
-
-def taken(work: Callable[[], Any]) -> int:
-    """Bytes that tensors take at most while something works, as torch allocates and frees them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    memory = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    assert memory, "this torch names the events of its allocations in another way"
-    return max(accumulate(size for _, size in sorted(memory, key=lambda event: event[0])))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +44,14 @@ def test_a_backward_pass_takes_no_more_than_the_formulas_say(
         model.embed(tokens, 1)
         model.release_embedding()
 
-    assert 0.5 * needs.embedding < taken(embed) < needs.embedding + needs.window
+    assert 0.5 * needs.embedding < most_allocated(embed) < needs.embedding + needs.window
     [hidden] = model.embed(tokens, 1)
     model.release_embedding()
 
     def begin() -> None:
         _head_gradient(model, model.head(), hidden, 0)
 
-    assert 0.5 * needs.head < taken(begin) < needs.head
+    assert 0.5 * needs.head < most_allocated(begin) < needs.head
     block, specs = model.block(0, narrow=True), checkpoint.block_specs(0)
 
     def backward() -> None:
@@ -72,7 +60,7 @@ def test_a_backward_pass_takes_no_more_than_the_formulas_say(
             out = model.run(block, 0, start)
             torch.autograd.grad(out, start, out.detach())
 
-    assert 0.4 * 3 * needs.backward < taken(backward) < 3 * needs.backward
+    assert 0.4 * 3 * needs.backward < most_allocated(backward) < 3 * needs.backward
 
 
 def test_scores_that_attention_keeps_are_counted(tmp_path: Path) -> None:
