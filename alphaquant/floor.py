@@ -30,6 +30,7 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.search import tries
 from alphaquant.linalg.farms import WINDOW, block_corners
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.footprint import routed_experts
 from alphaquant.models.linear import LinearSpec
 from alphaquant.work import Work
 
@@ -51,8 +52,7 @@ class Tokens:
     def of(cls, model: Checkpoint, count: int, *, half: bool) -> Tokens:
         """So many tokens of a model; one of an unknown kind sends each to one expert."""
         experts = 1 + max((s.expert for s in model.specs if s.expert is not None), default=0)
-        chosen = int(model.raw_config.get("num_experts_per_tok") or 1)
-        return cls(count, min(1.0, chosen / experts), half)
+        return cls(count, min(1.0, routed_experts(model) / experts), half)
 
     def reaching(self, spec: LinearSpec) -> float:
         """Tokens that a linear sees."""

@@ -14,10 +14,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 _PEAK = "5"  # what clear_refs takes to start the peak anew, see proc(5)
 _MUCH = 1 << 27
 _least = 0  # bytes that the process has had at the least since memory was given back, where somebody looked
-_MMAP_THRESHOLD, _LARGE = (
-    -3,
-    1 << 20,
-)  # bytes from which an allocation is a mapping of its own, see mallopt(3)
+_MMAP_THRESHOLD = -3  # what mallopt(3) calls it
+_LARGE = 1 << 20  # bytes from which an allocation is then a mapping of its own
 
 
 def resident() -> int | None:

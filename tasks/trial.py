@@ -42,8 +42,8 @@ def trial(
 
     from alphaquant.algorithms.memory_plan import least_for
     from alphaquant.algorithms.plan_tables import read_plans
-    from alphaquant.algorithms.quantize_model import quantized_for_now
     from alphaquant.evaluation.baseline import Baseline
+    from alphaquant.evaluation.quantized import quantized_for_now
     from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 
     checkpoint = open_weights(store, model)
@@ -70,15 +70,7 @@ def trial(
                 ruler = ruler_for(
                     checkpoint, kept.windows, room, kept.predictions(against, room.device), beside
                 )
-            with quantized_for_now(
-                checkpoint,
-                plan,
-                windows,
-                quantization,
-                device=room.device,
-                batch_size=room.batch_size,
-                memory_limit=room.memory_limit,
-            ) as blocks:
+            with quantized_for_now(checkpoint, plan, windows, quantization, room) as blocks:
                 ruler.put_blocks(blocks)
                 scores = ruler.measure()  # before the blocks are gone: the ruler may read them now
             measured = pd.DataFrame({"kl": scores.kl.numpy(), "loss": scores.loss.numpy()})

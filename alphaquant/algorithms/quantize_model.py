@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -28,7 +27,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import calibration_dtype
 from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import reporter, unreported
+from alphaquant.progress import reporter
 from alphaquant.resident import give_back, give_back_much
 
 Result = TypeVar("Result")
@@ -152,32 +151,3 @@ def _meanwhile(work: Callable[[], Result]) -> Iterator[Future[Result]]:
     """Let a thread do something while the context is open; it ends when both are done."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(contextvars.copy_context().run, work)
-
-
-@contextlib.contextmanager
-def quantized_for_now(
-    checkpoint: Checkpoint,
-    plan: QuantPlan,
-    tokens: Tensor,  # [windows, length]
-    config: QuantizationConfig,
-    *,
-    device: torch.device,
-    batch_size: int,
-    memory_limit: int | None = None,
-) -> Iterator[list[Path]]:
-    """The blocks' folders while the context is open, for whoever only measures them; progress is not shown.
-
-    Raises ConfigError as `quantize_blocks` does.
-    """
-    with tempfile.TemporaryDirectory() as folder, unreported():
-        yield quantize_blocks(
-            checkpoint,
-            plan,
-            tokens,
-            config,
-            device=device,
-            batch_size=batch_size,
-            blocks=FreshBlocks(Path(folder)),
-            memory_limit=memory_limit,
-            scratch=Path(folder),
-        )

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from alphaquant.algorithms.allocation_groups import Group
-from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.algorithms.quantized_block import block_weights, blocks_of
 from alphaquant.config import QuantizationConfig
+from alphaquant.evaluation.quantized import quantized_for_now
 from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.models.checkpoint import Checkpoint
@@ -56,15 +56,7 @@ def one_at_a_time(
     import pandas as pd
 
     some = tokens[: max(1, TOKENS // tokens.shape[1])]
-    with quantized_for_now(
-        checkpoint,
-        plan,
-        tokens,
-        quantization,
-        device=room.device,
-        batch_size=room.batch_size,
-        memory_limit=room.memory_limit,
-    ) as folders:
+    with quantized_for_now(checkpoint, plan, tokens, quantization, room) as folders:
         quantized: dict[str, Tensor] = {}
         for index, block in enumerate(blocks_of(checkpoint, folders)):
             quantized |= block_weights(checkpoint, index, block)

@@ -15,7 +15,6 @@ from torch import Tensor
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_random import random_plan
 from alphaquant.algorithms.memory_plan import least_for
-from alphaquant.algorithms.quantize_model import quantized_for_now
 from alphaquant.config import (
     AllocationConfig,
     ComparisonConfig,
@@ -27,6 +26,7 @@ from alphaquant.config import (
 from alphaquant.errors import PlanError
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_mean
 from alphaquant.evaluation.predictions import Predictions
+from alphaquant.evaluation.quantized import quantized_for_now
 from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import BlockRuler, Ruler, ruler_for
 from alphaquant.evaluation.scores import HELDOUT, Score
@@ -68,15 +68,7 @@ def rival_scores(
     scores = _distances(ruler, ROTATED) if rotated else []
     scores += _measured(ruler, OWN_PLAN, own, own_blocks)
     for label, plan, rounding in track(rivals, "rival plan", len(rivals)):
-        with quantized_for_now(
-            checkpoint,
-            plan,
-            tokens,
-            rounding,
-            device=room.device,
-            batch_size=room.batch_size,
-            memory_limit=room.memory_limit,
-        ) as blocks:
+        with quantized_for_now(checkpoint, plan, tokens, rounding, room) as blocks:
             scores += _measured(ruler, label, plan, blocks)
     return scores
 
