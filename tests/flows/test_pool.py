@@ -15,6 +15,7 @@ import pytest
 
 from tests.flows.fakes import GPU_STAGES
 from tests.flows.pool import Pool, gpu_pool
+from tests.flows.server_command import until
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]
 
@@ -128,7 +129,8 @@ def test_a_sweep_is_tagged_and_its_points_are_named_by_their_values_braces_and_a
     names = ["default={wq: int4}", "default={wq: int8}"]
     assert [point["point"] for point in summary["points"]] == names
     with pool.server.client() as client:
-        assert set(names) <= {task.name for task in client.read_task_runs()}
+        # the server learns of task runs from events, after the flow run has ended
+        until(lambda: set(names) <= {task.name for task in client.read_task_runs()})
         [run] = [run for run in client.read_flow_runs() if run.name == summary["run_id"]]
     assert "alphaquant" in run.tags, "crash detection would not see that it was killed"
 
