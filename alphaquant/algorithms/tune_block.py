@@ -21,6 +21,7 @@ from alphaquant.algorithms.tuned_rounding import TunedRounding
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
+from alphaquant.models.device import available_cores, torch_threads, training_products
 from alphaquant.progress import reporter
 from alphaquant.text.windows import held_out
 
@@ -54,6 +55,13 @@ def tune_block(
     lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
 ) -> tuple[list[QuantizedWeight], Tuning]:
     """Tune every stack of a block together; returns their codes and scales, and what it brought."""
+    with torch_threads(max(torch.get_num_threads(), available_cores())):
+        return _tune(lesson, starts, config)
+
+
+def _tune(
+    lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
+) -> tuple[list[QuantizedWeight], Tuning]:
     roundings = [TunedRounding(start.quantized, start.compensated) for start in starts]
     windows = lesson.inputs.shape[0]
     held = held_out(windows)
@@ -81,7 +89,9 @@ def tune_block(
         for part in _parts(chosen, lesson.batch_size):
             # made anew for each part: a backward pass frees what the values were made of
             weights = dict(_named(starts, [rounding.weight() for rounding in roundings]))
-            (lesson.loss(weights, part) * (len(part) / size)).backward()
+            with training_products(lesson.inputs):
+                loss = lesson.loss(weights, part) * (len(part) / size)
+            loss.backward()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / config.tune_steps))
         optimizer.step()

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from alphaquant.errors import ConfigError
 from alphaquant.resident import resident
 
 _SMALL_MODEL = 50_000_000
 _WIDE = 512  # inputs of a linear from which a second core and bf16 repay on a CPU
+_WIDE_IN_TRAINING = 256  # the same for bf16 where all tokens of some windows are multiplied at once
 _LIBRARIES = 100_000_000
 """Bytes that libraries take when they are first used."""
 _SLACK = 16
@@ -129,6 +131,20 @@ def all_cores(width: int) -> contextlib.AbstractContextManager[None]:
     """While open, this thread's torch uses every core if its matrices are wide, whatever `suit_threads` says."""
     count = torch.get_num_threads()
     return torch_threads(max(count, available_cores()) if width >= _WIDE else count)
+
+
+def training_products(hidden: Tensor) -> torch.autocast:
+    """While open, products for a gradient on `hidden` states are in bf16 where the device multiplies it and that repays.
+
+    Gradients say in which direction to go; what a step was worth is to be measured outside.
+    """
+    enabled = (
+        hidden.device.type == "cpu"
+        and hidden.dtype == torch.float32
+        and hidden.shape[-1] >= _WIDE_IN_TRAINING
+        and _multiplies_bf16()
+    )
+    return torch.autocast(hidden.device.type, torch.bfloat16, enabled=enabled)
 
 
 @contextlib.contextmanager

@@ -29,9 +29,15 @@ class ExpertLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         tokens = input.shape[0]
         short = -tokens % _ROWS
-        if not short or input.dtype != torch.bfloat16 or input.device.type != "cpu":
+        if not short or _product_dtype(input) != torch.bfloat16 or input.device.type != "cpu":
             return super().forward(input)
         return super().forward(nn.functional.pad(input, (0, 0, 0, short)))[:tokens]
+
+
+def _product_dtype(input: Tensor) -> torch.dtype:
+    """What a product of it is computed in."""
+    kind = input.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
 class Expert(nn.Module):

@@ -29,8 +29,20 @@ from benchmarks.speed.models import DESIGNS, random_checkpoint
 from benchmarks.speed.page import page
 from benchmarks.speed.runs import Run, bare_bytes, read, write
 
-PARTS = ("alpha", "quantize", "tuned", "scaling")
-CASES = {"alpha": ("llama", "moe"), "quantize": ("llama", "moe"), "tuned": ("small",)}
+PARTS = ("alpha", "quantize", "memory", "tuned", "scaling")
+CASES = {
+    "alpha": ("llama", "moe"),
+    "quantize": ("llama", "moe"),
+    "memory": ("deep",),
+    "tuned": ("small",),
+}
+_CONTESTANTS = {
+    "quantize": quantize.PLAIN,
+    "memory": quantize.PLAIN,
+    "tuned": quantize.TUNED,
+}
+_FEW = 16
+"""Calibration windows at most where memory is the question: their number says little of it, and much of the time."""
 _TEXT = 1_000_000  # characters, for some 300,000 tokens
 _LONG = 120.0
 """Seconds of a run beyond which three repeats have to do."""
@@ -90,7 +102,8 @@ class Bench:
                 commit=self._commit,
             )
             return
-        contestants: Sequence[Contestant] = quantize.PLAIN if part == "quantize" else quantize.TUNED
+        contestants: Sequence[Contestant] = _CONTESTANTS[part]
+        samples = self._options.samples
         pythons = {
             rival: str(python_of(RIVALS[rival], self._options.cache))
             for rival in quantize.rivals_of(contestants)
@@ -102,7 +115,7 @@ class Bench:
                     part,
                     Model(case, model, self._options.length, str(self._text())),
                     contestant,
-                    self._options.samples,
+                    min(samples, _FEW) if part == "memory" else samples,
                     self._cache,
                     pythons,
                     self._options.threads,

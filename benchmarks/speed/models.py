@@ -63,8 +63,10 @@ DESIGNS = {
     "llama": Design(hidden=768, intermediate=2048, blocks=5, heads=12),
     "moe": Design(hidden=512, intermediate=256, blocks=3, heads=8, experts=32),
     "small": Design(hidden=256, intermediate=768, blocks=6, heads=8),
+    "deep": Design(hidden=768, intermediate=2048, blocks=40, heads=12),
 }
-"""llama and moe: 35 and 41 million parameters in the decoder. small: 5 million, for whoever tunes its blocks."""
+"""llama and moe: 35 and 41 million parameters in the decoder. small: 5 million, for whoever tunes its blocks. deep: 283
+million in blocks of llama's size, because at 35 million, libraries take more memory than any model."""
 
 
 def random_checkpoint(folder: Path, design: Design, seed: int = 0) -> Path:

@@ -37,6 +37,12 @@ PARTS = {
         1 / 3,
         1 / 2,
     ),
+    "memory": Part(
+        "Memory on a deeper model",
+        "The block is that of the Llama above, 40 times, and there are fewer windows: what grows is what a program keeps of a model.",
+        1 / 3,
+        1 / 2,
+    ),
     "tuned": Part(
         "Tuning blocks after quantization to int4 in groups of 128",
         "AutoRound makes 200 iterations per block, its default.",

@@ -22,7 +22,7 @@ class Run:
     """One program's run on one case."""
 
     part: str
-    """alpha, quantize or tuned."""
+    """alpha, quantize, memory or tuned."""
     case: str
     """The model and what it is quantized with."""
     program: str

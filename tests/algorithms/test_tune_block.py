@@ -13,6 +13,7 @@ from alphaquant.algorithms.tune_block import Start, tune_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.linalg.hessian import inverse_factor
+from alphaquant.models.device import available_cores
 
 WIDTH, HIDDEN = 24, 32
 
@@ -71,6 +72,39 @@ def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
     assert error(after, unseen) < 0.97 * error(values(begin), unseen)
     assert tuning.after < tuning.before
     assert tuning.steps > 0
+
+
+def test_steps_may_be_rounded_and_what_they_brought_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(hidden: Tensor) -> torch.autocast:
+        return torch.autocast(hidden.device.type, torch.bfloat16)
+
+    monkeypatch.setattr("alphaquant.algorithms.tune_block.training_products", half)
+    seen: set[tuple[bool, bool]] = set()
+
+    def watched(given: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return run(given, x)
+
+    x = windows()
+    _, tuning = tune_block(
+        Lesson(watched, x, run(weights(), x)), starts(x), QuantizationConfig(tune_rate=1e-3)
+    )
+    assert seen == {(True, True), (False, False)}
+    assert tuning.after < tuning.before
+
+
+def test_every_core_tunes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    before, seen = torch.get_num_threads(), set()
+
+    def watched(given: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return run(given, x)
+
+    x = windows()
+    tune_block(Lesson(watched, x, run(weights(), x)), starts(x), QuantizationConfig(tune_steps=2))
+    assert seen == {max(before, available_cores())}
+    assert torch.get_num_threads() == before
 
 
 def test_gptq_stays_where_tuning_only_does_harm() -> None:

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alphaquant.models.device import all_cores, available_cores, calibration_dtype
+from alphaquant.models.device import (
+    all_cores,
+    available_cores,
+    calibration_dtype,
+    training_products,
+)
 
 CPU = torch.device("cpu")
 
@@ -54,6 +59,29 @@ def test_calibration_is_bf16_where_it_is_wide_and_the_cpu_multiplies_it(
 
 def test_a_gpu_calibrates_in_bf16_at_any_width() -> None:
     assert calibration_dtype(torch.device("cuda"), 64) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("able", "width", "stored", "expected"),
+    [
+        (True, 256, torch.float32, torch.bfloat16),
+        (True, 128, torch.float32, torch.float32),
+        (False, 256, torch.float32, torch.float32),
+        (True, 256, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_products_for_gradients_are_bf16_where_that_repays(
+    able: bool,
+    width: int,
+    stored: torch.dtype,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    hidden = torch.randn(4, width, dtype=stored)
+    with training_products(hidden):
+        assert (hidden @ hidden.T).dtype == expected
+    assert (hidden @ hidden.T).dtype == stored
 
 
 def test_wide_products_take_every_core_and_give_them_back() -> None:

@@ -48,8 +48,11 @@ def test_tokens_of_an_expert_are_filled_up_and_come_back_alone(tokens: int) -> N
     )
 
 
-def test_few_kernels_serve_every_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    linear, rows = ExpertLinear(64, 24, dtype=torch.bfloat16), set()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_kernels_serve_every_number_of_tokens(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear, rows = ExpertLinear(64, 24, dtype=dtype), set()
     original = torch.nn.functional.linear
 
     def counted(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -57,6 +60,7 @@ def test_few_kernels_serve_every_number_of_tokens(monkeypatch: pytest.MonkeyPatc
         return original(x, *rest)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    for tokens in range(1, 100):
-        linear(torch.randn(tokens, 64, dtype=torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.bfloat16):
+        for tokens in range(1, 100):
+            linear(torch.randn(tokens, 64, dtype=dtype))
     assert rows == {32, 64, 96, 128}
