@@ -16,6 +16,7 @@ from alphaquant.algorithms.router_windows import split_windows
 from alphaquant.clock import timed
 from alphaquant.config import RouterConfig
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import all_cores
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
 
@@ -49,6 +50,7 @@ def trainable_routers(checkpoint: Checkpoint, plan: QuantPlan) -> list[LinearSpe
     ]
 
 
+@all_cores()
 @timed("tuning")
 def repair_routers(
     checkpoint: Checkpoint,

@@ -22,7 +22,7 @@ from alphaquant.algorithms.scaled_stack import ScaledStack
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype
+from alphaquant.models.device import compute_dtype, training_products
 
 
 class Norm:
@@ -133,8 +133,9 @@ class TunableModel:
         cuda = model.device.type == "cuda"
         with torch.autocast(model.device.type, model.dtype, enabled=cuda):
             hidden = model.embed(tokens, tokens.shape[0])[0]
-            for block in self.blocks:
-                hidden = block.run(hidden)
+            with training_products(hidden):
+                for block in self.blocks:
+                    hidden = block.run(hidden)
             last = model.final_norm(hidden).to(model.dtype)
             return full_kl(self._head, original, last, self._our_head)
 

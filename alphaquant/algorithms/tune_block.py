@@ -21,7 +21,7 @@ from alphaquant.algorithms.tuned_rounding import TunedRounding
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
-from alphaquant.models.device import available_cores, torch_threads, training_products
+from alphaquant.models.device import all_cores, training_products
 from alphaquant.progress import reporter
 from alphaquant.text.windows import held_out
 
@@ -50,18 +50,12 @@ class Start:
     """What was rounded to the codes `[n, out, in]`."""
 
 
+@all_cores()
 @timed("tuning")
 def tune_block(
     lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
 ) -> tuple[list[QuantizedWeight], Tuning]:
     """Tune every stack of a block together; returns their codes and scales, and what it brought."""
-    with torch_threads(max(torch.get_num_threads(), available_cores())):
-        return _tune(lesson, starts, config)
-
-
-def _tune(
-    lesson: Lesson, starts: Sequence[Start], config: QuantizationConfig
-) -> tuple[list[QuantizedWeight], Tuning]:
     roundings = [TunedRounding(start.quantized, start.compensated) for start in starts]
     windows = lesson.inputs.shape[0]
     held = held_out(windows)

@@ -25,7 +25,7 @@ from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype
+from alphaquant.models.device import all_cores, compute_dtype
 from alphaquant.models.streamed import last_hidden
 from alphaquant.progress import reporter
 from alphaquant.text.windows import held_out
@@ -49,6 +49,7 @@ class ModelTuning:
     """step, train_kl, heldout_kl."""
 
 
+@all_cores()
 @timed("tuning")
 def tune_model(
     checkpoint: Checkpoint,

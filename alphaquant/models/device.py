@@ -127,24 +127,28 @@ def suit_threads(parameters: int) -> None:
     torch.set_num_threads(1 if small else available_cores())
 
 
-def all_cores(width: int) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def all_cores(width: int = _WIDE) -> Iterator[None]:
     """While open, this thread's torch uses every core if its matrices are wide, whatever `suit_threads` says."""
     count = torch.get_num_threads()
-    return torch_threads(max(count, available_cores()) if width >= _WIDE else count)
+    with torch_threads(max(count, available_cores()) if width >= _WIDE else count):
+        yield
 
 
-def training_products(hidden: Tensor) -> torch.autocast:
-    """While open, products for a gradient on `hidden` states are in bf16 where the device multiplies it and that repays.
+def training_products(hidden: Tensor) -> contextlib.AbstractContextManager[object]:
+    """While open, products for a gradient on `hidden` states are in bf16 on a CPU that multiplies it, where that repays.
 
-    Gradients say in which direction to go; what a step was worth is to be measured outside.
+    Gradients say in which direction to go; what a step was worth is measured without any, and there nothing changes.
     """
-    enabled = (
-        hidden.device.type == "cpu"
+    if (
+        torch.is_grad_enabled()
+        and hidden.device.type == "cpu"
         and hidden.dtype == torch.float32
         and hidden.shape[-1] >= _WIDE_IN_TRAINING
         and _multiplies_bf16()
-    )
-    return torch.autocast(hidden.device.type, torch.bfloat16, enabled=enabled)
+    ):
+        return torch.autocast("cpu", torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -82,6 +82,8 @@ def test_products_for_gradients_are_bf16_where_that_repays(
     with training_products(hidden):
         assert (hidden @ hidden.T).dtype == expected
     assert (hidden @ hidden.T).dtype == stored
+    with torch.no_grad(), training_products(hidden):
+        assert (hidden @ hidden.T).dtype == stored
 
 
 def test_wide_products_take_every_core_and_give_them_back() -> None:
