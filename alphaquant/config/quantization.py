@@ -52,7 +52,7 @@ class QuantizationConfig(Section):
     tune_ahead: bool = False
     """Judge a tuned block also by what the original's next block makes of its output, and the last one by the predictions; half as much time again."""
     tune_steps: int = Field(100, ge=1)
-    """Steps of tuning per block."""
+    """Steps of tuning per block; twice as many took 6 % off a small Llama's KL at int3, and twice the time."""
     tune_batch_size: int = Field(4, ge=1)
     """Windows per step of tuning."""
     tune_rate: float = Field(5e-3, gt=0)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint, finite
-from alphaquant.models.device import all_cores
+from alphaquant.models.device import WIDE_IN_PASSES, all_cores
 from alphaquant.models.experts import ExpertLinear, unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.skeleton import skeleton_of
@@ -175,7 +175,7 @@ class BlockModel:
             f"{self._module(index, linear)}.weight": weight.to(self.dtype)
             for linear, weight in (weights or {}).items()
         }
-        with all_cores(hidden.shape[-1]):
+        with all_cores(hidden.shape[-1], WIDE_IN_PASSES):
             return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
 
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:

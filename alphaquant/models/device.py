@@ -14,8 +14,10 @@ from alphaquant.errors import ConfigError
 from alphaquant.resident import resident
 
 _SMALL_MODEL = 50_000_000
-_WIDE = 512  # inputs of a linear from which a second core and bf16 repay on a CPU
-_WIDE_IN_TRAINING = 256  # the same for bf16 where all tokens of some windows are multiplied at once
+_WIDE = 512
+"""Inputs of a linear from which a second core repays in solving it on a CPU, and bf16 in calibration."""
+WIDE_IN_PASSES = 256
+"""Hidden states from which a second core repays in passes of whole windows, and bf16 in those for gradients."""
 _LIBRARIES = 100_000_000
 """Bytes that libraries take when they are first used."""
 _SLACK = 16
@@ -128,10 +130,10 @@ def suit_threads(parameters: int) -> None:
 
 
 @contextlib.contextmanager
-def all_cores(width: int = _WIDE) -> Iterator[None]:
+def all_cores(width: int = _WIDE, least: int = _WIDE) -> Iterator[None]:
     """While open, this thread's torch uses every core if its matrices are wide, whatever `suit_threads` says."""
     count = torch.get_num_threads()
-    with torch_threads(max(count, available_cores()) if width >= _WIDE else count):
+    with torch_threads(max(count, available_cores()) if width >= least else count):
         yield
 
 
@@ -144,7 +146,7 @@ def training_products(hidden: Tensor) -> contextlib.AbstractContextManager[objec
         torch.is_grad_enabled()
         and hidden.device.type == "cpu"
         and hidden.dtype == torch.float32
-        and hidden.shape[-1] >= _WIDE_IN_TRAINING
+        and hidden.shape[-1] >= WIDE_IN_PASSES
         and _multiplies_bf16()
     ):
         return torch.autocast("cpu", torch.bfloat16)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from alphaquant.models.device import (
+    WIDE_IN_PASSES,
     all_cores,
     available_cores,
     calibration_dtype,
@@ -87,8 +88,10 @@ def test_products_for_gradients_are_bf16_where_that_repays(
 
 
 def test_wide_products_take_every_core_and_give_them_back() -> None:
-    with all_cores(64):
+    with all_cores(64), all_cores(511), all_cores(128, WIDE_IN_PASSES):
         assert torch.get_num_threads() == 1
+    with all_cores(256, WIDE_IN_PASSES):
+        assert torch.get_num_threads() == available_cores()
     with contextlib.suppress(ValueError), all_cores(512):
         assert torch.get_num_threads() == available_cores()
         raise ValueError
