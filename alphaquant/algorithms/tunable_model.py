@@ -22,7 +22,7 @@ from alphaquant.algorithms.scaled_stack import ScaledStack
 from alphaquant.formats.weight import QuantizedWeight
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, training_products
+from alphaquant.models.device import compute_dtype
 
 
 class Norm:
@@ -85,7 +85,7 @@ class TunableBlock:
     def _run(self, hidden: Tensor) -> Tensor:
         weights = {name: value for stack in self.stacks for name, value in stack.weights()}
         weights |= {name: norm.weight() for name, norm in self.norms.items()}
-        return self._model.run(self._block, self._index, hidden, weights)
+        return self._model.learn(self._block, self._index, hidden, weights)
 
 
 class TunableModel:
@@ -133,9 +133,8 @@ class TunableModel:
         cuda = model.device.type == "cuda"
         with torch.autocast(model.device.type, model.dtype, enabled=cuda):
             hidden = model.embed(tokens, tokens.shape[0])[0]
-            with training_products(hidden):
-                for block in self.blocks:
-                    hidden = block.run(hidden)
+            for block in self.blocks:
+                hidden = block.run(hidden)
             last = model.final_norm(hidden).to(model.dtype)
             return full_kl(self._head, original, last, self._our_head)
 

@@ -21,7 +21,7 @@ from alphaquant.algorithms.tuned_rounding import TunedRounding
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.weight import QuantizedWeight
-from alphaquant.models.device import all_cores, training_products
+from alphaquant.models.device import all_cores
 from alphaquant.progress import reporter
 from alphaquant.text.windows import held_out
 
@@ -83,9 +83,7 @@ def tune_block(
         for part in _parts(chosen, lesson.batch_size):
             # made anew for each part: a backward pass frees what the values were made of
             weights = dict(_named(starts, [rounding.weight() for rounding in roundings]))
-            with training_products(lesson.inputs):
-                loss = lesson.loss(weights, part) * (len(part) / size)
-            loss.backward()
+            (lesson.loss(weights, part) * (len(part) / size)).backward()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / config.tune_steps))
         optimizer.step()

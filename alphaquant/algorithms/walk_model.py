@@ -130,7 +130,7 @@ class ModelWalk:
         streams = [x[:learnt].split(self._batch_size) for x in (inputs, before)]
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-            return model.run(block, index, hidden, weights)
+            return model.learn(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
             hidden, original = streams
@@ -143,7 +143,7 @@ class ModelWalk:
         if ahead and last:
             sequel = predictions(model.final_norm, model.head(), targets)
         elif ahead:
-            following = partial(model.run, model.block(index + 1), index + 1)
+            following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._behind(index + 2))
         return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.models.checkpoint import Checkpoint, finite
-from alphaquant.models.device import WIDE_IN_PASSES, all_cores
+from alphaquant.models.device import WIDE_IN_PASSES, all_cores, training_products
 from alphaquant.models.experts import ExpertLinear, unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.skeleton import skeleton_of
@@ -177,6 +177,17 @@ class BlockModel:
         }
         with all_cores(hidden.shape[-1], WIDE_IN_PASSES):
             return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
+
+    def learn(
+        self,
+        block: nn.Module,
+        index: int,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """`run` for whoever goes along a gradient: its products may be rounded, unless no gradient is asked for."""
+        with training_products(hidden):
+            return self.run(block, index, hidden, weights)
 
     def advance(self, block: nn.Module, index: int, hidden: list[Tensor]) -> Iterator[Tensor]:
         """The block's outputs, batch by batch, each kept where its input lay."""

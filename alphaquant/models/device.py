@@ -122,8 +122,8 @@ def room_for(limit: int, device: torch.device) -> int:
 def suit_threads(parameters: int) -> None:
     """Let this thread's torch use one core for a small model, all for others.
 
-    On matrices of a few hundred columns, waking a second core costs more than it brings: the demo model
-    quantizes ten times slower on two threads than on one.
+    On matrices of a few hundred columns a second core takes a fifth off the demo model's run for a third more
+    CPU seconds, and costs time where other programs want the cores.
     """
     small = parameters < _SMALL_MODEL
     torch.set_num_threads(1 if small else available_cores())

@@ -13,7 +13,7 @@ from alphaquant.algorithms.tune_block import Start, tune_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.linalg.hessian import inverse_factor
-from alphaquant.models.device import available_cores
+from alphaquant.models.device import available_cores, training_products
 
 WIDTH, HIDDEN = 24, 32
 
@@ -80,8 +80,9 @@ def test_steps_may_be_rounded_and_what_they_brought_is_not(monkeypatch: pytest.M
     seen: set[tuple[bool, bool]] = set()
 
     def watched(given: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
-        return run(given, x)
+        with training_products(x):  # as the blocks of a model do
+            seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            return run(given, x)
 
     x = windows()
     _, tuning = tune_block(

@@ -55,3 +55,29 @@ def test_specs_cover_every_matrix_of_the_blocks(tmp_path: Path, model_type: str)
         if len(entry.shape) == 2 and "embed" not in name
     }
     assert {spec.name for spec in checkpoint.specs} == matrices
+
+
+@pytest.mark.parametrize("model_type", ["llama", "olmoe"])
+def test_a_block_that_learns_multiplies_in_bf16_and_is_exact_without_a_gradient(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("alphaquant.models.device.WIDE_IN_PASSES", 1)
+    checkpoint = Checkpoint(make_model(tmp_path / "model", model_type))
+    model = BlockModel(checkpoint, torch.device("cpu"), torch.float32)
+    tokens = torch.randint(0, VOCABULARY, (2, 16))
+    block, hidden = model.block(0), model.embed(tokens, 2)[0]
+    spec = next(spec for spec in checkpoint.block_specs(0) if spec.name.endswith("v_proj"))
+    seen: list[torch.dtype] = []
+    model.linear(block, 0, spec.name).register_forward_hook(
+        lambda _module, _args, out: seen.append(out.dtype)
+    )
+    exact = model.run(block, 0, hidden)
+    learning = model.learn(block, 0, hidden)
+    with torch.no_grad():
+        assert torch.equal(model.learn(block, 0, hidden), exact)
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+    assert learning.dtype == torch.float32  # the residual stream is never rounded
+    torch.testing.assert_close(learning, exact, rtol=5e-2, atol=5e-2)
+    # what stands behind the block is not its matter
+    assert not torch.is_autocast_enabled("cpu")
