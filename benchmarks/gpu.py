@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --shapes llama-3-8b --blocks 4
     python -m benchmarks.gpu --shapes tiny --device cpu --samples 4 --length 64 --out tiny.json    # a rehearsal
 
-Weights and tokens are random: errors mean nothing. Of every model `--blocks` blocks are quantized, and what the
-whole model would take is the first block and the mean of the others times the rest. Floors are those of
+Weights and tokens are random: errors mean nothing. Of a model `--blocks` blocks are quantized, or every one
+where it is among the `--whole`. Floors are those of
 `alphaquant.floor` at the rates measured here. What was measured is written after every row, as JSON and as
 Markdown beside it, since time on a GPU may end at any moment.
 """
@@ -13,13 +13,11 @@ Markdown beside it, since time on a GPU may end at any moment.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,9 @@ from alphaquant.config import AlphaConfig
 from alphaquant.formats.grid import fused
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import available_cores
-from alphaquant.models.linear import LinearSpec
 from alphaquant.models.rates import measured_rates
 from alphaquant.progress import reporting_to
-from benchmarks.kernels import FORMATS, compare_kernel, launch_by_launch, tile_seconds
+from benchmarks.kernels import FORMATS, compare_kernel, tile_seconds
 from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint, table
 
 _SETTINGS = ("int4", "int4 tuned")
@@ -49,7 +46,6 @@ def main() -> None:
         "cores": available_cores(),
         "windows": options.samples,
         "length": options.length,
-        "blocks": options.blocks,
         "rates": dataclasses.asdict(measured_rates(device)),
         "kernels": [],
         "tiles": [],
@@ -62,7 +58,7 @@ def main() -> None:
             options.out.with_suffix(".md").write_text(page(report), encoding="utf-8")
 
     with reporting_to(_Terminal()):
-        if fused(torch.empty(0, device=device)):
+        if options.kernels and fused(torch.empty(0, device=device)):
             for text in FORMATS:
                 report["kernels"].append(compare_kernel(text, device))
                 keep()
@@ -90,54 +86,37 @@ class _Terminal:
 def measure_model(
     shape: str, device: torch.device, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """A row per setting, and one without our kernels where there are some."""
+    """A row per setting."""
     memory = Path("/dev/shm")  # a file system in memory: the device is what is measured
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name)
-        source = random_checkpoint(folder / "model", shape, device, options.blocks)
+        whole = SHAPES[shape][2]
+        blocks = whole if shape in options.whole else options.blocks
+        source = random_checkpoint(folder / "model", shape, device, blocks)
         checkpoint = Checkpoint(source)
         tokens = torch.randint(
             checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
         )
-        whole = SHAPES[shape][2]
-        alpha = alpha_seconds(checkpoint) * whole
-        launched = [("int4", launch_by_launch)] if fused(torch.empty(0, device=device)) else []
-        for setting, surroundings in [
-            *((setting, contextlib.nullcontext) for setting in options.settings),
-            *launched,
-        ]:
-            with surroundings():
-                row = measure(checkpoint, tokens, setting, device, options.batch, folder)
-            if surroundings is launch_by_launch:
-                row["setting"] += ", launch by launch"
+        alpha = alpha_seconds(checkpoint, device) * whole / blocks
+        for setting in options.settings:
+            row = measure(checkpoint, tokens, setting, device, options.batch, folder)
             first, *rest = row["blocks"]
             yield row | {
                 "shape": shape,
                 "model_blocks": whole,
+                "measured_blocks": blocks,
                 "model": first + sum(rest) / len(rest) * (whole - 1),
                 "alpha": alpha,
             }
 
 
-class _Some:
-    """Some linears of a checkpoint, as alpha reads them."""
-
-    def __init__(self, checkpoint: Checkpoint, specs: Sequence[LinearSpec]) -> None:
-        self.specs, self.weight = specs, checkpoint.weight
-
-
-def alpha_seconds(checkpoint: Checkpoint) -> float:
-    """Seconds that alpha takes for a block on all cores: of each shape, two linears a core, times their number."""
-    shapes: defaultdict[tuple[int, int], list[LinearSpec]] = defaultdict(list)
-    for spec in checkpoint.block_specs(0):
-        shapes[spec.rows, spec.cols].append(spec)
+def alpha_seconds(checkpoint: Checkpoint, device: torch.device) -> float:
+    """Seconds that alpha takes for the blocks there are; what is found once for every shape is known before."""
     seconds = 0.0
-    for specs in shapes.values():
-        some = specs[: 2 * available_cores()]
-        alpha_table(_Some(checkpoint, some[:1]), AlphaConfig())  # the null of a shape is found once
+    for _ in range(2):
         began = time.perf_counter()
-        alpha_table(_Some(checkpoint, some), AlphaConfig())
-        seconds += (time.perf_counter() - began) * len(specs) / len(some)
+        alpha_table(checkpoint, AlphaConfig(), device=device)
+        seconds = time.perf_counter() - began
     return seconds
 
 
@@ -147,16 +126,16 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         f"{report['device']}, torch {report['torch']}, {report['cores']} cores; measured: bf16 "
         f"{rates['tensor_flop'] / 1e12:.1f}, fp32 {rates['flop'] / 1e12:.1f} Tflop/s, {rates['moved'] / 1e9:.0f} GB/s. "
-        f"{report['windows']} windows of {report['length']} tokens. {report['blocks']} blocks were quantized; a whole model "
-        "is extrapolated: the first block and the mean of the others times the rest.",
+        f"{report['windows']} windows of {report['length']} tokens. Where not every block was quantized, the "
+        "whole model is extrapolated: the first block and the mean of the others times the rest; alpha by the number of blocks.",
         "",
-        "| model | setting | s, last block | s, whole model | GiB | alpha, s on the CPU |",
-        "|---|---|---:|---:|---:|---:|",
+        "| model | setting | s, last block | s, whole model | blocks quantized | GiB | alpha, s |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in report["models"]:
         peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         lines.append(
-            f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} ({row['model_blocks']} blocks) | {peak} | {row['alpha']:.0f} |"
+            f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} | {row['measured_blocks']} of {row['model_blocks']} | {peak} | {row['alpha']:.0f} |"
         )
     for shape in dict.fromkeys(row["shape"] for row in report["models"]):
         rows = [row for row in report["models"] if row["shape"] == shape]
@@ -193,12 +172,26 @@ def _options() -> argparse.Namespace:
     add(
         "--blocks",
         type=_two_or_more,
-        default=2,
-        help="blocks that are quantized (2); the rest is extrapolated",
+        default=3,
+        help="blocks that are quantized (3); the rest is extrapolated",
+    )
+    add(
+        "--whole",
+        nargs="*",
+        choices=tuple(SHAPES),
+        default=[],
+        metavar="SHAPE",
+        help="of which every block is quantized",
     )
     add("--samples", type=int, default=128, help="calibration windows (128)")
     add("--length", type=int, default=2048, help="tokens per window (2048)")
     add("--batch", type=int, default=8, help="windows per forward pass (8)")
+    add(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tables of our kernels alone, before all else",
+    )
     add("--device", default="cuda")
     add("--out", type=Path, metavar="FILE.json")
     return parser.parse_args()

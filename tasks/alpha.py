@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from alphaquant.store.stage import Workbench
 
 
-@stage("alpha")
+@stage("alpha", gpu=True)
 def alpha(
     out: Path, store: Workbench, *, model: ModelRef, alpha: AlphaConfig, execution: ExecutionConfig
 ) -> None:
     """Write `alpha.parquet`, one row per linear."""
     from alphaquant.algorithms.alpha import alpha_table
     from alphaquant.floor import spectra
+    from alphaquant.models.device import compute_device
 
     checkpoint = open_model(model)
-    table = alpha_table(checkpoint, alpha, execution.workers, memory_limit=execution.memory_bytes)
+    table = alpha_table(
+        checkpoint,
+        alpha,
+        execution.workers,
+        device=compute_device(execution.device),
+        memory_limit=execution.memory_bytes,
+    )
     note_work(partial(spectra, checkpoint, alpha))
     table.to_parquet(out / "alpha.parquet", index=False)

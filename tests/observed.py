@@ -23,5 +23,7 @@ def run_and_collect(
 ) -> tuple[dict[str, HessianAccumulator], list[Tensor]]:
     """Hessians by input key, and the block's outputs."""
     states = HiddenStates(hidden)
-    seen = gather(model, block, index, [specs], states, routing_weight, onward=True)
+    seen = gather(
+        model, block, index, [specs], states, routing_weight, onward=True, magnitudes=True
+    )
     return seen, list(states)

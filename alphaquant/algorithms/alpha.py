@@ -2,18 +2,18 @@
 
 Two moments of the weights stand next to it, which other data-free rules rank by.
 
-Each worker thread loads a weight, solves its spectrum on one core and drops it, so that reading
-overlaps solving and at most one weight per worker is in memory.
+On a CPU each worker thread loads a weight, solves its spectrum on one core and drops it, so that reading
+overlaps solving and at most one weight per worker is in memory. On a GPU those of one shape are solved together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ from alphaquant.errors import ConfigError, ModelError
 from alphaquant.linalg.farms import farms_alpha
 from alphaquant.linalg.hill import MIN_TAIL, HillFit, hill_alpha
 from alphaquant.linalg.null import alpha_null
+from alphaquant.linalg.recorded import reductions
 from alphaquant.linalg.spectrum import spectrum
 from alphaquant.models.device import available_cores, room_for
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.read_ahead import in_order
 from alphaquant.progress import reporter, track
 from alphaquant.resident import return_at_once
 from alphaquant.sizes import size_text
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 
 _NUMBER, _SQUARE = 24, 8
 """Bytes a weight, the stored one included, and a number of the Gram matrix, of a spectrum in fp64: measured, and more than FARMS takes."""
+_SHARE = 8
+"""One part in so many of a GPU's memory is for what is solved together, by the same count."""
+
+
+Nulls: TypeAlias = Mapping[tuple[int, int], Future[tuple[float, float]]]
+"""Mean and spread of alpha for Gaussian matrices of a shape, as they are known."""
 
 
 class WeightSource(Protocol):
@@ -54,6 +62,7 @@ def alpha_table(
     config: AlphaConfig,
     workers: int | None = None,
     *,
+    device: torch.device | None = None,
     tail_size: int | None = None,
     memory_limit: int | None = None,
 ) -> pd.DataFrame:
@@ -64,7 +73,8 @@ def alpha_table(
     Gaussian) are nan for a constant weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
     `tail_size` replaces the share `config.tail_fraction` by a fixed number of eigenvalues. `workers`
     threads (all cores when None) change nothing in the result, and are fewer where more would take the process above
-    `memory_limit` bytes. Raises ModelError that names a weight with NaN or infinite values, ConfigError where not even
+    `memory_limit` bytes. A GPU as `device` solves Hill's spectra in fp32 in an order of sums of its own; FARMS' many
+    small ones stay on the CPU. Raises ModelError that names a weight with NaN or infinite values, ConfigError where not even
     one worker stays below the limit.
     """
     import pandas as pd
@@ -78,8 +88,15 @@ def alpha_table(
             # ahead of all rows, so that none waits for what has no worker; each shape once, as threads would draw it twice
             shapes = dict.fromkeys(_shape(spec, config) for spec in checkpoint.specs)
             nulls = {shape: pool.submit(_null, shape, config, tail_size) for shape in shapes}
-            solved = pool.map(partial(_row, checkpoint, config, tail_size, nulls), checkpoint.specs)
-            rows = list(track(solved, "alpha", len(checkpoint.specs)))
+            if device is not None and device.type == "cuda" and config.estimator == "hill":
+                solved: Iterable[dict[str, Any]] = _rows_on_gpu(
+                    checkpoint, config, tail_size, nulls, device, memory_limit
+                )
+            else:
+                row = partial(_row, checkpoint, config, tail_size, nulls)
+                solved = pool.map(row, checkpoint.specs)
+            found = {row["linear"]: row for row in track(solved, "alpha", len(checkpoint.specs))}
+            rows = [found[spec.name] for spec in checkpoint.specs]
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows).astype({"block": "Int64", "expert": "Int64"})
@@ -89,8 +106,7 @@ def _workers_within(limit: int, specs: Sequence[LinearSpec], workers: int) -> in
     """So many of the workers as stay below the limit with the largest weights at one time; fewer than asked for are told."""
     return_at_once()
     room = room_for(limit, torch.device("cpu"))
-    sizes = (_NUMBER * s.size + _SQUARE * min(s.rows, s.cols) ** 2 for s in specs)
-    together = list(accumulate(sorted(sizes, reverse=True)[:workers]))
+    together = list(accumulate(sorted(map(_bytes, specs), reverse=True)[:workers]))
     fitting = sum(taken <= room for taken in together)
     if not fitting:
         raise ConfigError(
@@ -129,12 +145,68 @@ def _row(
     checkpoint: WeightSource,
     config: AlphaConfig,
     tail_size: int | None,
-    nulls: Mapping[tuple[int, int], Future[tuple[float, float]]],
+    nulls: Nulls,
     spec: LinearSpec,
 ) -> dict[str, Any]:
     weight = checkpoint.weight(spec.name)
     log_variance = _log_variance(weight, spec.name)
     fit = _fit(weight, config, tail_size)
+    return _described(spec, config, nulls, fit, log_variance, _kurtosis(weight, log_variance))
+
+
+def _rows_on_gpu(
+    checkpoint: WeightSource,
+    config: AlphaConfig,
+    tail_size: int | None,
+    nulls: Nulls,
+    device: torch.device,
+    memory_limit: int | None,
+) -> Iterator[dict[str, Any]]:
+    """The rows, those of one shape after another, from weights that are solved together."""
+    room = torch.cuda.get_device_properties(device).total_memory // _SHARE
+    if memory_limit is not None:
+        room = min(room, room_for(memory_limit, device))
+    for specs in _together(checkpoint.specs, room):
+        read = in_order(checkpoint.weight, [spec.name for spec in specs], device)
+        weights = [weight.to(device) for weight in read]
+        logs = [
+            _log_variance(weight, spec.name) for spec, weight in zip(specs, weights, strict=True)
+        ]
+        with timed("spectrum"):
+            together = torch.stack([weight.float() for weight in weights])
+            values = spectrum(
+                together, tail_fraction=config.tail_fraction, tail_size=tail_size
+            ).cpu()
+            del together
+        for spec, weight, log, tail in zip(specs, weights, logs, values, strict=True):
+            fit = hill_alpha(tail, config.tail_fraction, tail_size)
+            yield _described(spec, config, nulls, fit, log, _kurtosis(weight, log))
+    reductions.forget()
+
+
+def _together(specs: Sequence[LinearSpec], room: int) -> Iterator[list[LinearSpec]]:
+    """Linears of one shape, as many as there is room for."""
+    shapes: dict[tuple[int, int], list[LinearSpec]] = {}
+    for spec in specs:
+        shapes.setdefault((spec.rows, spec.cols), []).append(spec)
+    for alike in shapes.values():
+        most = max(1, room // _bytes(alike[0]))
+        for start in range(0, len(alike), most):
+            yield alike[start : start + most]
+
+
+def _bytes(spec: LinearSpec) -> int:
+    return _NUMBER * spec.size + _SQUARE * min(spec.rows, spec.cols) ** 2
+
+
+def _described(
+    spec: LinearSpec,
+    config: AlphaConfig,
+    nulls: Nulls,
+    fit: HillFit,
+    log_variance: float,
+    kurtosis: float,
+) -> dict[str, Any]:
     with timed("null"):
         null, spread = nulls[_shape(spec, config)].result()
     return {
@@ -152,7 +224,7 @@ def _row(
         "xmin": fit.xmin,
         "small": _is_small(spec, config.tail_fraction),
         "log_variance": log_variance,
-        "kurtosis": _kurtosis(weight, log_variance),
+        "kurtosis": kurtosis,
     }
 
 

@@ -29,7 +29,8 @@ from alphaquant.algorithms.stacks import PART
 from alphaquant.config import Method, QuantizationConfig
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import calibration_dtype, compute_dtype, room_for
+from alphaquant.models.device import calibration_dtype, compute_dtype, free_memory, room_for
+from alphaquant.models.footprint import window_bytes
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
@@ -39,6 +40,7 @@ from alphaquant.sizes import size_text
 _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
 _CACHED = 1 << 20
+_TIMES = 8
 _FEW = 4
 """Experts that should be solved at once before Hessians go to a file."""
 
@@ -113,6 +115,27 @@ class MemoryPlan:
             number = 1 + max(spec.expert or 0 for readers in experts for spec in readers)
             parts.append(f"{min(number, *map(self.at_once, experts))} experts solved at once")
         return ", ".join(parts)
+
+
+def busy(
+    plan: MemoryPlan,
+    checkpoint: Checkpoint,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> MemoryPlan:
+    """`plan`, on a GPU with up to eight times as many windows of `length` in a pass, where half of the free memory holds them.
+
+    A pass over a mixture of experts is thousands of calls, whatever the number of windows, and a GPU is through with
+    the work of eight windows before the next call comes.
+    """
+    free = free_memory(device) if device.type == "cuda" else None
+    if free is None:
+        return plan
+    times, window = _TIMES, window_bytes(checkpoint, length, dtype.itemsize)
+    while times > 1 and times * plan.batch_size * window > free // 2:
+        times //= 2
+    return replace(plan, batch_size=times * plan.batch_size)
 
 
 def memory_within(

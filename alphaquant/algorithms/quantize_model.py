@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.memory_plan import (
     MemoryPlan,
+    busy,
     memory_within,
 )
 from alphaquant.algorithms.quantized_block import save_block, solved_weights
@@ -88,9 +89,11 @@ def quantize_blocks(
         raise ValueError("tuning needs calibration tokens")
     computed = dtype or calibration_dtype(device, checkpoint.config.hidden_size)
     memory = MemoryPlan.on(device, batch_size, config.method)
+    if tokens is not None:
+        memory = busy(memory, checkpoint, tokens.shape[1], device, computed)
     if memory_limit is not None:
         memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)
-    walker = ModelWalk(checkpoint, tokens, device, computed, memory, config.routing_weight, scratch)
+    walker = ModelWalk(checkpoint, tokens, device, computed, memory, config, scratch)
     folders: list[Path] = []
     head = next((spec for spec in plan.quantized if spec.role == "lm_head"), None)
     units = checkpoint.blocks + (head is not None)
@@ -122,7 +125,7 @@ def quantize_blocks(
             put = partial(blocks.put, index, ingredients, partial(save_block, block=block))
             with _meanwhile(put) as written:
                 if index + 1 < units:
-                    walker.pass_on(index, solved_weights(checkpoint, index, block))
+                    walker.pass_on(index, solved_weights(checkpoint, index, block, device))
             with timed("write"):
                 folder = written.result()
             del block, put, written  # or two blocks would be in memory while the next one is solved

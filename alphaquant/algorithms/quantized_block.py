@@ -31,6 +31,7 @@ _ERRORS = "errors.parquet"
 _TUNING = "tuning.json"
 _MOVED = "moved.safetensors"
 _PART = 1 << 26  # weights that are dequantized at once
+_CPU = torch.device("cpu")
 
 
 def save_block(folder: Path, block: SolvedBlock) -> None:
@@ -127,17 +128,21 @@ def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
     return kept(checkpoint.weight(linear)) if moved is None else moved
 
 
-def block_weights(checkpoint: Checkpoint, index: int, folder: Path) -> Mapping[str, Tensor]:
+def block_weights(
+    checkpoint: Checkpoint, index: int, folder: Path, device: torch.device = _CPU
+) -> Mapping[str, Tensor]:
     """Every linear of a block as the checkpoint will store it, quantized or kept, and its norms where they moved.
 
-    Each is made when it is asked for.
+    Each is made when it is asked for; what is quantized becomes values on the `device`.
     """
-    return _stored_weights(checkpoint, index, load_block(folder), load_moved(folder))
+    return _stored_weights(checkpoint, index, load_block(folder), load_moved(folder), device)
 
 
-def solved_weights(checkpoint: Checkpoint, index: int, block: SolvedBlock) -> Mapping[str, Tensor]:
+def solved_weights(
+    checkpoint: Checkpoint, index: int, block: SolvedBlock, device: torch.device = _CPU
+) -> Mapping[str, Tensor]:
     """What `block_weights` will give of a block that is not saved yet."""
-    return _stored_weights(checkpoint, index, block.weights, _as_stored(block.moved))
+    return _stored_weights(checkpoint, index, block.weights, _as_stored(block.moved), device)
 
 
 def _stored_weights(
@@ -145,13 +150,15 @@ def _stored_weights(
     index: int,
     quantized: Mapping[str, QuantizedWeight],
     moved: Mapping[str, Tensor],
+    device: torch.device,
 ) -> Mapping[str, Tensor]:
     @timed("load weights")
     def weight(name: str) -> Tensor:
         if name in moved:
             return moved[name]
-        stored = checkpoint.weight(name)
-        return quantized[name].dequantize().to(stored.dtype) if name in quantized else kept(stored)
+        if name in quantized:
+            return quantized[name].to(device).dequantize().to(checkpoint.dtype(f"{name}.weight"))
+        return kept(checkpoint.weight(name))
 
     linears = [spec.name for spec in checkpoint.block_specs(index)]
     return OnDemand([*linears, *moved], weight)

@@ -92,7 +92,7 @@ class RotatedCheckpoint(Checkpoint):
             return self._source.tensor(name)
         stored = self._source.head_weight() if name == HEAD_WEIGHT else self._source.tensor(name)
         stored = finite(stored, name).cpu()
-        dtype = self._dtype or (torch.bfloat16 if stored.element_size() == 1 else stored.dtype)
+        dtype = self.dtype(name)
         offset = self.architecture.norm_offset
         if turn.ones:
             return torch.full_like(stored, 1 - offset, dtype=dtype)
@@ -110,6 +110,14 @@ class RotatedCheckpoint(Checkpoint):
             changed = self._rotation(turn.outputs, name).apply_left(changed, dtype=dtype)
             turned = torch.cat([kept.to(dtype), changed]) if rows < turned.shape[0] else changed
         return turned
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that `tensor` gives one in, without turning it."""
+        embedding = f"{self.architecture.embedding}.weight"
+        stored = self._source.dtype(name if name in self._source.entries else embedding)
+        if name not in self.turns:
+            return stored
+        return self._dtype or (torch.bfloat16 if stored.itemsize == 1 else stored)
 
     def _rotation(self, basis: Basis, name: str) -> Rotation:
         if basis == "residual":

@@ -77,7 +77,7 @@ class Student:
     ) -> None:
         self._model = BlockModel(checkpoint, device, compute_dtype(device))
         self._blocks = [
-            self._model.block(index, block_weights(checkpoint, index, folder))
+            self._model.block(index, block_weights(checkpoint, index, folder, device))
             for index, folder in enumerate(blocks_of(checkpoint, folders))
         ]
         quantized = quantized_head(checkpoint, folders)

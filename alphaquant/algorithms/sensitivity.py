@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
-from alphaquant.algorithms.memory_plan import MemoryPlan, memory_within
+from alphaquant.algorithms.memory_plan import MemoryPlan, busy, memory_within
 from alphaquant.algorithms.stacks import Stack, sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
@@ -68,6 +68,7 @@ def sensitivity_table(
     """
     dtype, config = compute_dtype(device), QuantizationConfig(method="rtn")
     memory = MemoryPlan.on(device, batch_size, config.method)
+    memory = busy(memory, checkpoint, tokens.shape[1], device, dtype)
     windows = fisher_windows(tokens)
     if memory_limit is not None:
         memory = memory_within(

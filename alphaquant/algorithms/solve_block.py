@@ -116,7 +116,7 @@ class _Done:
         """Take a stack with the codes that it ended up with."""
         found = sums(solved, quantized)
         self.rows.extend(error_rows(solved.stack, solved.scheme, found, solved.damping))
-        kept = quantized.to(torch.device("cpu"))
+        kept = quantized.to_host()
         self.weights.update({spec.name: kept[at] for at, spec in enumerate(solved.stack.specs)})
 
 

@@ -22,6 +22,7 @@ from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 from alphaquant.linalg.drift import corrected, trusted_share
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor
 from alphaquant.models.checkpoint import finite
+from alphaquant.models.read_ahead import in_order
 
 _TOGETHER = 1 << 28
 """Weights that are walked together at most: 1 GiB in fp32, of which a handful of copies exist."""
@@ -123,8 +124,12 @@ def _solve_rows(
 @timed("load weights")
 def _weight(weights: Weights, stack: Stack, device: torch.device) -> Tensor:
     """`[n, out, in]` in fp32."""
+    read = in_order(weights.weight, [spec.name for spec in stack.specs], device)
     return torch.stack(
-        [finite(weights.weight(spec.name), spec.name).to(device).float() for spec in stack.specs]
+        [
+            finite(weight.to(device), spec.name).float()
+            for spec, weight in zip(stack.specs, read, strict=True)
+        ]
     )
 
 

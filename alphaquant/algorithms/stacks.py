@@ -92,9 +92,7 @@ def _hessians(seen: Sequence[HessianAccumulator]) -> Tensor:
     first = seen[0]
     if all(accumulator is first for accumulator in seen):
         return first.hessian.expand(len(seen), -1, -1)
-    # a total may wait in a file: asking it for its shape would read it
-    width = len(first.magnitude_total)
-    found = first.magnitude_total.new_empty(len(seen), width, width)
+    found = torch.empty(len(seen), first.cols, first.cols, device=first.device)
     for hessian, accumulator in zip(found, seen, strict=True):
         torch.mul(accumulator.total, accumulator.scale, out=hessian)
     return found

@@ -52,7 +52,7 @@ class TunableBlock:
     def __init__(self, model: BlockModel, checkpoint: Checkpoint, index: int, folder: Path) -> None:
         self._model, self._index = model, index
         quantized = load_block(folder)
-        self._block = model.block(index, block_weights(checkpoint, index, folder))
+        self._block = model.block(index, block_weights(checkpoint, index, folder, model.device))
         self.stacks = [
             ScaledStack(names, [quantized[n] for n in names], dtype, model.device)
             for names, dtype in _alike(checkpoint, quantized)

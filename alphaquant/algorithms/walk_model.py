@@ -39,13 +39,14 @@ class ModelWalk:
         device: torch.device,
         dtype: torch.dtype,
         memory: MemoryPlan,
-        routing_weight: RoutingWeight,
+        config: QuantizationConfig,
         scratch: Path | None,
     ) -> None:
         self._checkpoint, self._tokens = checkpoint, tokens
         self._device, self._dtype, self._batch_size = device, dtype, memory.batch_size
         self._memory, self._scratch = memory, scratch
-        self._routing_weight: RoutingWeight = routing_weight
+        self._routing_weight: RoutingWeight = config.routing_weight
+        self._magnitudes = config.method == "awq"
         self._model: BlockModel | None = None
         self._hidden = HiddenStates([])
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
@@ -64,7 +65,16 @@ class ModelWalk:
         model = self._advanced(index, folders)
         block = model.block(index, narrow=True)
         passes = self._memory.passes(specs)
-        return gather(model, block, index, passes, self._hidden, self._routing_weight, self._sums)
+        return gather(
+            model,
+            block,
+            index,
+            passes,
+            self._hidden,
+            self._routing_weight,
+            self._sums,
+            magnitudes=self._magnitudes,
+        )
 
     def forget(self) -> None:
         """Let go of what the last `observe` has put into a file."""
@@ -103,7 +113,8 @@ class ModelWalk:
         """The model, with hidden states behind so many of the finished blocks."""
         model = self._opened()
         while self._next < blocks:
-            self._step(block_weights(self._checkpoint, self._next, folders[self._next]))
+            folder = folders[self._next]
+            self._step(block_weights(self._checkpoint, self._next, folder, self._device))
         return model
 
     def pass_on(self, index: int, weights: Mapping[str, Tensor]) -> None:

@@ -91,7 +91,7 @@ class ExecutionConfig(Section):
     pool: str = Field("gpu", min_length=1)
     """Name of the GPU work pool's deployment of the flow stage."""
     batch_size: int = Field(8, ge=1)
-    """Windows per forward pass; evaluation takes fewer where memory asks for it."""
+    """Windows per forward pass; evaluation takes fewer where memory asks for it, calibration on a GPU up to eight times as many where it allows."""
     workers: int | None = Field(None, ge=1)
     """CPU threads for spectra; empty means one per core."""
     memory_limit: Size | None = None

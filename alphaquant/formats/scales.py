@@ -22,6 +22,7 @@ from torch.nn import functional
 from alphaquant.formats.grid import code_table, to_codes
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, E8M0Rule, NumberFormat, ScaleRule, code_values
+from alphaquant.pinned import to_host
 
 E4M3 = FORMATS["fp8"]
 TOP_E4M3_CODE = 0x7E
@@ -60,6 +61,11 @@ class Scales:
         )
         assert scale is not None
         return Scales(scale, zero, shared, self.group_size)
+
+    def to_host(self) -> Scales:
+        """The same on the CPU."""
+        zero, shared = (None if x is None else to_host(x) for x in (self.zero, self.global_scale))
+        return Scales(to_host(self.scale), zero, shared, self.group_size)
 
     def rows(self, chosen: slice) -> Scales:
         """The scales of some rows of every matrix."""

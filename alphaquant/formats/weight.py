@@ -17,6 +17,7 @@ from alphaquant.formats.scales import Scales, expand, power_of_two
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.search import Search, find_scales, require_finite
 from alphaquant.formats.table import NumberFormat
+from alphaquant.pinned import to_host
 
 __all__ = [
     "QuantizedWeight",
@@ -48,6 +49,10 @@ class QuantizedWeight:
     def to(self, device: torch.device) -> QuantizedWeight:
         """The same on a device."""
         return QuantizedWeight(self.codes.to(device), self.scales.to(device), self.scheme)
+
+    def to_host(self) -> QuantizedWeight:
+        """The same on the CPU."""
+        return QuantizedWeight(to_host(self.codes), self.scales.to_host(), self.scheme)
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """Some rows of every matrix."""

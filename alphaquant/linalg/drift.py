@@ -9,22 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alphaquant.linalg.hessian import HessianAccumulator, InverseFactor
+from alphaquant.linalg.hessian import HessianAccumulator, InverseFactor, TokenWeights
 
 
 class DriftAccumulator(HessianAccumulator):
     """Sums (X - X̃)ᵀX̃ over pairs of inputs; `hessian` is 2/n times that, as the Hessian beside it."""
 
-    def update_pair(self, original: Tensor, now: Tensor, weight: Tensor | None = None) -> None:
+    def update_pair(
+        self, original: Tensor, now: Tensor, weights: TokenWeights | None = None
+    ) -> None:
         """Add the inputs `[..., in]` that the original and the quantized model make of the same tokens.
 
-        Each counts `weight [...]` times, or once.
+        Each counts once where it has no weight.
         """
         first, second = (x.reshape(-1, x.shape[-1]).float() for x in (original, now))
         moved = first - second
-        weights = self._count(second.shape[0], weight)
+        self._count(second.shape[0], weights)
         if weights is not None:
-            moved = moved * weights.float()[:, None]
+            moved = moved * weights.values.float()[:, None]
         self.total.addmm_(moved.T, second)
 
 

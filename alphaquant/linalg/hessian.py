@@ -18,16 +18,32 @@ from alphaquant.linalg.gram import add_gram, mirror
 _RAISE = 3.0  # factor between two tries of the damping
 
 
-class HessianAccumulator:
-    """Sums XᵀX in fp32 over the batches of one input, which several linears may share."""
+class TokenWeights:
+    """How often each token counts. What follows from that is found once for all that the tokens pass through."""
 
-    def __init__(self, cols: int, device: torch.device) -> None:
+    def __init__(self, values: Tensor) -> None:
+        self.values = values.reshape(-1).double()  # [tokens]
+        self.mass, self.squares = self.values.sum(), self.values.square().sum()
+        self._root: Tensor | None = None
+
+    def root(self, dtype: torch.dtype) -> Tensor:
+        """What inputs are multiplied by before their products are summed `[tokens, 1]`."""
+        if self._root is None or self._root.dtype != dtype:
+            self._root = self.values.sqrt().to(dtype)[:, None]
+        return self._root
+
+
+class HessianAccumulator:
+    """Sums XᵀX in fp32 over the batches of one input, which several linears may share; |x| too if `magnitudes` are asked for."""
+
+    def __init__(self, cols: int, device: torch.device, *, magnitudes: bool = False) -> None:
+        self.cols, self.device = cols, device
         self._total: Tensor | Callable[[], Tensor] = torch.zeros(
             cols, cols, dtype=torch.float32, device=device
         )
-        self.magnitude_total = torch.zeros(
-            cols, dtype=torch.float32, device=device
-        )  # [in] sum of |x|
+        self.magnitude_total: Tensor | None = None  # [in] sum of |x|
+        if magnitudes:
+            self.magnitude_total = torch.zeros(cols, dtype=torch.float32, device=device)
         self._half = False  # whether what is below the diagonal of the total is behind
         self.tokens = 0
         # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
@@ -48,36 +64,31 @@ class HessianAccumulator:
         """Let `total` wait where `keep` puts it; what it returns brings a copy back. No more batches can be added."""
         self._total = keep(self.total)
 
-    def update(self, x: Tensor, weight: Tensor | None = None) -> None:
-        """Add the inputs `[..., in]` of one batch; each counts `weight [...]` times, or once."""
+    def update(self, x: Tensor, weights: TokenWeights | None = None) -> None:
+        """Add the inputs `[..., in]` of one batch; each counts once where it has no weight."""
         flat = x.reshape(-1, x.shape[-1])
-        weights = self._count(flat.shape[0], weight)
-        magnitudes = flat.abs().float()  # their sum takes a seventh of what torch's norm does
-        if weights is None:
-            self.magnitude_total += magnitudes.sum(0)
-        else:
-            self.magnitude_total += weights.float() @ magnitudes
-            flat = flat * weights.sqrt().to(flat.dtype)[:, None]
+        self._count(flat.shape[0], weights)
+        if self.magnitude_total is not None:
+            magnitudes = flat.abs().float()  # their sum takes a seventh of what torch's norm does
+            self.magnitude_total += (
+                magnitudes.sum(0) if weights is None else weights.values.float() @ magnitudes
+            )
+        if weights is not None:
+            flat = flat * weights.root(flat.dtype)
         total = self._total
         assert isinstance(total, Tensor), "it was put away"
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
-            total.add_(torch.mm(flat.T, flat, out_dtype=torch.float32))
+            torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
             add_gram(total, flat.float())
             self._half = True
 
-    def _count(self, tokens: int, weight: Tensor | None) -> Tensor | None:
-        """Note that so many tokens were seen; returns their weights `[tokens]`, if they have some."""
+    def _count(self, tokens: int, weights: TokenWeights | None) -> None:
+        """Note that so many tokens were seen."""
         self.tokens += tokens
-        if weight is None:
-            self._mass += tokens
-            self._squares += tokens
-            return None
-        weights = weight.reshape(-1).double()
-        self._mass += weights.sum()
-        self._squares += weights.square().sum()
-        return weights
+        self._mass += tokens if weights is None else weights.mass
+        self._squares += tokens if weights is None else weights.squares
 
     @property
     def hessian(self) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alphaquant.formats.grid import fused
 from alphaquant.linalg.hill import tail_count
 
 FP32_REACH = 1e-5
 """Eigenvalues of an fp32 Gram matrix err by some 1e-7 of the largest: smaller tails need fp64."""
+_MANY = 16
+"""Matrices from which a GPU solves them together: its own routine takes one after another, but a large one faster."""
 FP64_REACH = 1e-10
 """The same limit for fp64; below it the Gram matrix, which squares, gives way to singular values."""
 
@@ -57,9 +60,20 @@ def _normalized(flat: Tensor) -> tuple[Tensor, Tensor]:
 def _gram_eigenvalues(unit: Tensor, dtype: torch.dtype) -> Tensor:
     """Eigenvalues `[..., short]` in float64 of the Gram matrix of the shorter side."""
     matrix = unit.to(dtype)
-    values = torch.linalg.eigvalsh(matrix @ matrix.mT).double()
+    values = _eigenvalues(matrix @ matrix.mT).double()
     noise = values[..., -1:] * values.shape[-1] * torch.finfo(torch.float64).eps
     return torch.where(values > noise, values, 0.0)
+
+
+def _eigenvalues(matrices: Tensor) -> Tensor:
+    """Eigenvalues `[..., n]`, ascending, of symmetric `[..., n, n]`, which may be overwritten."""
+    if matrices.dim() == 3 and len(matrices) >= _MANY and fused(matrices):
+        from alphaquant.linalg import sturm_kernel
+
+        if sturm_kernel.runs(matrices.device):
+            return sturm_kernel.eigenvalues(matrices)
+    values: Tensor = torch.linalg.eigvalsh(matrices)
+    return values
 
 
 def _singular_squares(unit: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import WIDE_IN_PASSES, all_cores, training_products
 from alphaquant.models.experts import ExpertLinear, unfuse
 from alphaquant.models.head import Head
+from alphaquant.models.read_ahead import in_order
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.models.widened import Widened
 
@@ -119,11 +120,15 @@ class BlockModel:
             name = f"{architecture.module_name(linear.removeprefix(prefix))}.weight"
             state[name] = self._cast(weight, f"{linear}.weight", narrow=name in narrowed)
         buffers = dict(block.named_buffers())
-        for stored in (name for name in self.checkpoint.entries if name.startswith(prefix)):
-            name = architecture.module_name(stored.removeprefix(prefix))
-            if name in state:  # what is replaced need not be read
-                continue
-            tensor = self.checkpoint.tensor(stored)
+        modules = {
+            stored: architecture.module_name(stored.removeprefix(prefix))
+            for stored in self.checkpoint.entries
+            if stored.startswith(prefix)
+        }
+        # what is replaced need not be read
+        absent = {stored: name for stored, name in modules.items() if name not in state}
+        read = in_order(self.checkpoint.tensor, absent, self.device)
+        for (stored, name), tensor in zip(absent.items(), read, strict=True):
             if name in buffers:  # it is no weight, so it keeps the precision that it is stored in
                 state[name] = finite(tensor, stored).to(self.device)
             else:
@@ -280,7 +285,9 @@ class BlockModel:
 
     def _cast(self, tensor: Tensor, name: str, *, narrow: bool = False) -> Tensor:
         """A stored tensor on the device. Raises ModelError when it holds NaN or infinity."""
-        if tensor.is_floating_point():
-            finite(tensor, name)
-        kept = narrow and tensor.dtype in (torch.bfloat16, torch.float16)
-        return tensor.detach().to(self.device, tensor.dtype if kept else self.dtype)
+        # looked through where it will be: a GPU does that faster
+        there = tensor.detach().to(self.device, non_blocking=self.device.type == "cuda")
+        if there.is_floating_point():
+            finite(there, name)
+        kept = narrow and there.dtype in (torch.bfloat16, torch.float16)
+        return there if kept else there.to(self.dtype)

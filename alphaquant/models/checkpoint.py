@@ -132,6 +132,10 @@ class Checkpoint:
 
         return cut(piece, read, mxfp4=scales is not None)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that `tensor` gives one in, without reading it."""
+        return DTYPES[self.entries[name].dtype]
+
     def _whole(self, name: str, entry: TensorEntry) -> Tensor:
         """A tensor that is one in its file too, FP8 decoded."""
         values, scales = self._read(name, entry.file), self.layout.fp8.get(name)

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from alphaquant.errors import ModelError
@@ -61,6 +62,10 @@ class LiveCheckpoint(Checkpoint):
             return self._tensors[name]
         except KeyError as error:
             raise ModelError(f"the model has no tensor {name}") from error
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that the model has it in."""
+        return self._tensors[name].dtype
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Overwrite a linear's weight `[out, in]` in the model. A tied head becomes a tensor of its own."""

@@ -9,11 +9,10 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from alphaquant.clock import timed
 from alphaquant.linalg.drift import DriftAccumulator
-from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.linalg.hessian import HessianAccumulator, TokenWeights
 from alphaquant.models.block import BlockModel
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
@@ -31,24 +30,44 @@ def observing(
     index: int,
     specs: Sequence[LinearSpec],
     routing_weight: RoutingWeight = "none",
+    *,
+    magnitudes: bool = False,
 ) -> Iterator[dict[str, HessianAccumulator]]:
     """While open, what passes through a block is gathered: a Hessian for every input that `specs` read, by its key.
 
     Linears with one `input_key` share an accumulator; an expert's sees the tokens routed to it. A block
-    adds p E(x) for each of a token's experts, so the squared error of E counts p² in its output.
+    adds p E(x) for each of a token's experts, so the squared error of E counts p² in its output. `magnitudes` are
+    summed for who asks for them.
     """
     accumulators: dict[str, HessianAccumulator] = {}
+    counted: dict[nn.Module | None, TokenWeights | None] = {}  # by expert, of the batch in it
     with contextlib.ExitStack() as hooks:
         for spec in specs:
-            if spec.input_key not in accumulators:
-                accumulator = HessianAccumulator(spec.cols, model.device)
-                accumulators[spec.input_key] = accumulator
-                module = model.linear(block, index, spec.name)
-                expert = None
-                if spec.expert is not None and routing_weight != "none":
-                    expert = model.expert(block, index, spec.name)
-                for handle in _feed(accumulator, module, expert, routing_weight):
-                    hooks.callback(handle.remove)
+            if spec.input_key in accumulators:
+                continue
+            accumulator = HessianAccumulator(spec.cols, model.device, magnitudes=magnitudes)
+            accumulators[spec.input_key] = accumulator
+            expert = None
+            if spec.expert is not None and routing_weight != "none":
+                expert = model.expert(block, index, spec.name)
+                if expert not in counted:
+                    counted[expert] = None
+
+                    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                        counted[module] = _counted(args, routing_weight)
+
+                    hooks.callback(expert.register_forward_pre_hook(count).remove)
+
+            def update(
+                _module: nn.Module,
+                args: tuple[Tensor, ...],
+                accumulator: HessianAccumulator = accumulator,
+                expert: nn.Module | None = expert,
+            ) -> None:
+                accumulator.update(args[0], counted.get(expert))
+
+            module = model.linear(block, index, spec.name)
+            hooks.callback(module.register_forward_pre_hook(update).remove)
         yield accumulators
 
 
@@ -62,6 +81,7 @@ def gather(
     file: TensorFile | None = None,
     *,
     onward: bool = False,
+    magnitudes: bool = False,
 ) -> dict[str, HessianAccumulator]:
     """What `observing` gathers in `passes` of `hidden` through a block, each for some linears; with a `file` it waits there.
 
@@ -72,7 +92,7 @@ def gather(
     for number, specs in enumerate(groups, start=1):
         with (
             timed("forward and Hessians"),
-            observing(model, block, index, specs, routing_weight) as found,
+            observing(model, block, index, specs, routing_weight, magnitudes=magnitudes) as found,
         ):
             if onward and number == len(groups):
                 hidden.advance(run)
@@ -87,32 +107,11 @@ def gather(
     return seen
 
 
-def _feed(
-    accumulator: HessianAccumulator,
-    module: nn.Module,
-    expert: nn.Module | None,
-    routing_weight: RoutingWeight,
-) -> Iterator[RemovableHandle]:
-    """Hooks that hand a linear's inputs to `accumulator`, weighted where it belongs to an `expert`."""
-    weight: Tensor | None = None
-
-    def on_expert(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        nonlocal weight
-        weight = _counted(args, routing_weight)
-
-    def on_linear(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        accumulator.update(args[0], weight)
-
-    if expert is not None:
-        yield expert.register_forward_pre_hook(on_expert)
-    yield module.register_forward_pre_hook(on_linear)
-
-
-def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> Tensor | None:
-    """How often each token `[tokens]` counts that reaches an expert with `args`; None where it is not told."""
+def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> TokenWeights | None:
+    """How often each token counts that reaches an expert with `args`; None where it is not told."""
     if len(args) < 2:  # an expert of a model's own code, weighted behind it
         return None
-    return args[1].float() ** (2 if routing_weight == "p2" else 1)
+    return TokenWeights(args[1].float() ** (2 if routing_weight == "p2" else 1))
 
 
 @timed("forward and Hessians")

@@ -17,6 +17,7 @@ from torch import Tensor
 from alphaquant.errors import ModelError
 from alphaquant.models.reading import fill
 from alphaquant.models.tensors import TensorEntry, read_header
+from alphaquant.pinned import buffer
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -60,7 +61,7 @@ class Shard:
             )
         if part is not None:
             start, shape = start + part * (size // shape[0]), shape[1:]
-        values = torch.empty(shape, dtype=dtype)
+        values = buffer(shape, dtype)
         try:
             fill(values, self._file, start)
         except OSError as error:

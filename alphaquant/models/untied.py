@@ -7,6 +7,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alphaquant.models.checkpoint import Checkpoint
@@ -35,6 +36,11 @@ class UntiedCheckpoint(Checkpoint):
     def tensor(self, name: str) -> Tensor:
         """One tensor of the source; its embedding under the name of the head."""
         return self._source.head_weight() if name == f"{HEAD}.weight" else self._source.tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype that the source gives it in."""
+        embedding = f"{self.architecture.embedding}.weight"
+        return self._source.dtype(embedding if name == f"{HEAD}.weight" else name)
 
 
 def untied_config(source: Checkpoint) -> Any:

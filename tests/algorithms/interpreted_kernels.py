@@ -17,6 +17,7 @@ from alphaquant.formats import search, search_kernel
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, NumberFormat, code_values
 from alphaquant.formats.weight import fake_quantize, find_scales
+from alphaquant.linalg import sturm_kernel
 from alphaquant.linalg.hessian import inverse_factor, output_error
 from tests.algorithms.test_gptq import problem
 
@@ -177,3 +178,18 @@ def test_the_search_would_be_trusted(fmt: NumberFormat, asymmetric: bool) -> Non
 
 def test_the_walk_would_be_trusted() -> None:
     assert column_kernel._agrees(CPU, FORMATS["int4"], True, True)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 60, 150])
+def test_counting_finds_every_eigenvalue(size: int) -> None:
+    x = torch.randn(3, size, size + 3, generator=torch.Generator().manual_seed(size)).double()
+    matrices = x @ x.mT
+    matrices[1] = torch.eye(size)  # one eigenvalue many times
+    matrices[2] = 0
+    expected = torch.linalg.eigvalsh(matrices)
+    found = sturm_kernel.eigenvalues(matrices.clone())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11 * float(expected.max()))
+
+
+def test_spectra_would_be_trusted() -> None:
+    assert sturm_kernel._agrees(CPU)

@@ -26,6 +26,7 @@ else:
 
     from alphaquant.algorithms import column_kernel
     from alphaquant.formats import grid_kernel, search_kernel
+    from alphaquant.linalg import sturm_kernel
 
 _SHARED = 99 << 10
 """Shared memory that every GPU since sm_80 lets a program have."""
@@ -50,11 +51,18 @@ _VARIANTS = [("int4", True, True), ("fp6_e3m2", False, True), ("nf4", False, Fal
 """A format, whether it has zero points, and whether codes move (or importance counts)."""
 
 
-def _compiled(kernel: Any, fixed: dict[str, Any], sizes: str, warps: int, capability: int) -> Any:
-    """A kernel whose arguments from `sizes` on are integers, before it fp32 in memory."""
+def _compiled(
+    kernel: Any,
+    fixed: dict[str, Any],
+    sizes: str,
+    warps: int,
+    capability: int,
+    numbers: str = "*fp32",
+) -> Any:
+    """A kernel whose arguments from `sizes` on are integers, before it `numbers` in memory."""
     arguments = [name for name in kernel.arg_names if name not in fixed]
     pointers = arguments[: arguments.index(sizes)]
-    types = {name: "*fp32" if name in pointers else "i32" for name in arguments}
+    types = {name: numbers if name in pointers else "i32" for name in arguments}
     source = ASTSource(
         kernel,
         types
@@ -119,6 +127,19 @@ def test_the_search_compiles_for_a_gpu(
     }
     compiled = _compiled(search_kernel._search, fixed, "total", search_kernel.WARPS, capability)
     _stays_in_its_registers(compiled, capability, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_counting_eigenvalues_compiles_for_a_gpu(
+    capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    fixed = {"LANES": sturm_kernel.LANES}
+    compiled = _compiled(
+        sturm_kernel._bisect, fixed, "size", sturm_kernel.WARPS, capability, "*fp64"
+    )
+    assert compiled.metadata.shared < _SHARED
+    assert _local_bytes(compiled.asm["ptx"], capability, tmp_path) == 0
 
 
 def _local_bytes(ptx: str, capability: int, folder: Path) -> int:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alphaquant.algorithms import quantize_model, sensitivity, solve_head
+from alphaquant.algorithms import memory_plan, quantize_model, sensitivity, solve_head
 from alphaquant.algorithms.memory_needs import Needs, needs_of
-from alphaquant.algorithms.memory_plan import MemoryPlan, plan_memory
+from alphaquant.algorithms.memory_plan import MemoryPlan, busy, plan_memory
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import ConfigError
@@ -243,3 +243,15 @@ def test_a_head_is_solved_in_parts_that_fit_and_comes_out_the_same(
     assert codes[0].keys() == codes[1].keys()
     assert all(torch.equal(codes[0][name], codes[1][name]) for name in codes[0])
     pd.testing.assert_frame_equal(*errors, rtol=1e-5)  # parts are summed one after the other
+
+
+@pytest.mark.parametrize(("windows_that_fit", "expected"), [(1000, 64), (40, 32), (17, 16), (1, 8)])
+def test_a_gpu_sees_as_many_windows_as_half_of_its_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows_that_fit: int, expected: int
+) -> None:
+    mixture = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    window = memory_plan.window_bytes(mixture, 24, 2)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 2 * windows_that_fit * window)
+    plan = MemoryPlan.on(torch.device("cuda"), 8, "gptq")
+    assert busy(plan, mixture, 24, torch.device("cuda"), torch.bfloat16).batch_size == expected
+    assert busy(plan, mixture, 24, CPU, torch.float32) is plan

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_tuning, save_retuned_block
@@ -17,7 +19,7 @@ from alphaquant.algorithms.rotation import RotatedCheckpoint
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.algorithms.tune_model import tune_model
 from alphaquant.clock import Clock, listening, timed
-from alphaquant.config import ExecutionConfig, QuantizationConfig, RotationConfig
+from alphaquant.config import AlphaConfig, ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.fidelity import compare
 from alphaquant.evaluation.predictions import WholeModel
@@ -27,6 +29,8 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor, output_error
+from alphaquant.linalg.recorded import reductions
+from alphaquant.linalg.spectrum import spectrum
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import device_name
 from alphaquant.models.loading import load_model
@@ -47,6 +51,7 @@ pytestmark = [
 if torch.cuda.is_available():
     from alphaquant.algorithms import column_kernel
     from alphaquant.formats import search_kernel
+    from alphaquant.linalg import sturm_kernel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 _LENGTH = 256
@@ -119,6 +124,36 @@ def test_a_hessian_from_bf16_inputs_loses_nothing() -> None:
         accumulator.update(part.to(GPU))
     exact = 2 / 4096 * x.double().T @ x.double()
     assert torch.allclose(accumulator.hessian.double().cpu(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_spectra_that_are_solved_together_are_those_of_a_cpu() -> None:
+    assert sturm_kernel.runs(GPU)
+    weights = torch.randn(20, 300, 130, generator=torch.Generator().manual_seed(0))
+    weights[3, :, 60:] = 0  # half of its eigenvalues are zero
+    weights[4] *= 1e-20
+    here, there = (spectrum(weights.to(device)).cpu() for device in (CPU, GPU))
+    for one, other in zip(here, there, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-6 * float(one[-1]))
+
+
+def test_a_recorded_reduction_finds_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(3, 20, 200, 200, generator=generator)
+    reductions.forget()
+    for matrices in ((square + square.mT) / 20).to(GPU):
+        expected = torch.linalg.eigvalsh(matrices[:17].cpu().double())
+        found = sturm_kernel.eigenvalues(matrices[:17].clone()).cpu()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    fewer = sturm_kernel.eigenvalues(matrices[:5].clone()).cpu()
+    torch.testing.assert_close(fewer, expected[:5], rtol=0, atol=1e-5)
+    reductions.forget()
+
+
+@pytest.mark.parametrize("estimator", ["hill", "farms"])
+def test_alpha_on_a_gpu_is_that_of_a_cpu(estimator: str, checkpoint: Checkpoint) -> None:
+    config = AlphaConfig.model_validate({"estimator": estimator})
+    here, there = (alpha_table(checkpoint, config, device=device) for device in (CPU, GPU))
+    pd.testing.assert_frame_equal(here, there, rtol=2e-3)
 
 
 def test_gptq_leaves_the_same_loss() -> None:

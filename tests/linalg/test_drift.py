@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from alphaquant.linalg.drift import DriftAccumulator, corrected, trusted_share
-from alphaquant.linalg.hessian import HessianAccumulator, inverse_factor
+from alphaquant.linalg.hessian import HessianAccumulator, TokenWeights, inverse_factor
 
 
 def pair(tokens: int = 400, cols: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -48,7 +48,7 @@ def test_a_token_that_counts_twice_is_as_good_as_two() -> None:
     x, now, _ = pair()
     twice = torch.arange(400) % 2 == 0
     weighted, repeated = DriftAccumulator(12, x.device), DriftAccumulator(12, x.device)
-    weighted.update_pair(x, now, 1.0 + twice)
+    weighted.update_pair(x, now, TokenWeights(1.0 + twice))
     repeated.update_pair(torch.cat([x, x[twice]]), torch.cat([now, now[twice]]))
     torch.testing.assert_close(weighted.hessian, repeated.hessian)
     assert weighted.mass == repeated.mass == 600

@@ -5,6 +5,7 @@ import torch
 
 from alphaquant.linalg.hessian import (
     HessianAccumulator,
+    TokenWeights,
     damp,
     inverse_factor,
     output_error,
@@ -144,8 +145,8 @@ def test_dead_columns_get_the_damping_of_all() -> None:
 def test_weighted_tokens_count_as_often_as_their_weight_says() -> None:
     x = torch.randn(5, 4)
     weighted, repeated = (HessianAccumulator(4, torch.device("cpu")) for _ in range(2))
-    weighted.update(x[:2], torch.tensor([1.0, 2.0]))
-    weighted.update(x[2:], torch.tensor([3.0, 1.0, 0.0]))
+    weighted.update(x[:2], TokenWeights(torch.tensor([1.0, 2.0])))
+    weighted.update(x[2:], TokenWeights(torch.tensor([3.0, 1.0, 0.0])))
     repeated.update(x[[0, 1, 1, 2, 2, 2, 3]])
     torch.testing.assert_close(weighted.hessian, repeated.hessian)
     assert weighted.tokens == 5
@@ -157,7 +158,7 @@ def test_equal_weights_change_neither_the_hessian_nor_the_effective_tokens() -> 
     x = torch.randn(6, 4)
     plain, weighted = (HessianAccumulator(4, torch.device("cpu")) for _ in range(2))
     plain.update(x)
-    weighted.update(x, torch.full((6,), 0.25))
+    weighted.update(x, TokenWeights(torch.full((6,), 0.25)))
     torch.testing.assert_close(weighted.hessian, plain.hessian)
     assert weighted.effective_tokens == plain.effective_tokens == 6
 
@@ -166,8 +167,8 @@ def test_shrinking_weighted_tokens_pools_by_mass_and_trusts_by_effective_number(
     experts = [HessianAccumulator(6, torch.device("cpu")) for _ in range(3)]
     weights = torch.tensor([0.5, 0.5, 1.0, 4.0])
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    experts[0].update(x[:2], weights[:2])
-    experts[1].update(x[2:], weights[2:])
+    experts[0].update(x[:2], TokenWeights(weights[:2]))
+    experts[1].update(x[2:], TokenWeights(weights[2:]))
     prior = pooled(experts)
     assert prior is not None
     torch.testing.assert_close(prior, 2 * (x * weights[:, None]).T @ x / weights.sum())
