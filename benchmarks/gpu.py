@@ -6,8 +6,8 @@
 
 Weights and tokens are random: errors mean nothing. Of a model `--blocks` blocks are quantized, or every one
 where it is among the `--whole`. Floors are those of
-`alphaquant.floor` at the rates measured here. What was measured is written after every row, as JSON and as
-Markdown beside it, since time on a GPU may end at any moment.
+`alphaquant.floor` at the rates measured here. What was measured is written after every row, as JSON and as the page
+and picture of `benchmarks.gpu_page` beside it, since time on a GPU may end at any moment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import available_cores
 from alphaquant.models.rates import measured_rates
 from alphaquant.progress import reporting_to
+from benchmarks.gpu_page import page, publish
 from benchmarks.kernels import FORMATS, compare_kernel, tile_seconds
-from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint, table
+from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint
 
 _SETTINGS = ("int4", "int4 tuned")
 
@@ -41,6 +43,7 @@ def main() -> None:
     options = _options()
     device = torch.device(options.device)
     report: dict[str, Any] = {
+        "commit": _commit(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "cores": available_cores(),
@@ -55,7 +58,7 @@ def main() -> None:
     def keep() -> None:
         if options.out:
             options.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
-            options.out.with_suffix(".md").write_text(page(report), encoding="utf-8")
+            publish(options.out.with_suffix(".md"), [report])
 
     with reporting_to(_Terminal()):
         if options.kernels and fused(torch.empty(0, device=device)):
@@ -69,7 +72,19 @@ def main() -> None:
                 print(f"{shape}, {row['setting']}: {row['blocks']} s by block", flush=True)
                 keep()
     keep()
-    print(page(report))
+    print(page([report]))
+
+
+def _commit() -> str | None:
+    """The commit of this folder; None where it is a copy."""
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 class _Terminal:
@@ -118,47 +133,6 @@ def alpha_seconds(checkpoint: Checkpoint, device: torch.device) -> float:
         alpha_table(checkpoint, AlphaConfig(), device=device)
         seconds = time.perf_counter() - began
     return seconds
-
-
-def page(report: dict[str, Any]) -> str:
-    """Markdown of all that was measured."""
-    rates = report["rates"]
-    lines = [
-        f"{report['device']}, torch {report['torch']}, {report['cores']} cores; measured: bf16 "
-        f"{rates['tensor_flop'] / 1e12:.1f}, fp32 {rates['flop'] / 1e12:.1f} Tflop/s, {rates['moved'] / 1e9:.0f} GB/s. "
-        f"{report['windows']} windows of {report['length']} tokens. Where not every block was quantized, the "
-        "whole model is extrapolated: the first block and the mean of the others times the rest; alpha by the number of blocks.",
-        "",
-        "| model | setting | s, last block | s, whole model | blocks quantized | GiB | alpha, s |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in report["models"]:
-        peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
-        lines.append(
-            f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} | {row['measured_blocks']} of {row['model_blocks']} | {peak} | {row['alpha']:.0f} |"
-        )
-    for shape in dict.fromkeys(row["shape"] for row in report["models"]):
-        rows = [row for row in report["models"] if row["shape"] == shape]
-        lines += ["", f"{shape}:", "", table(rows)]
-    if report["kernels"]:
-        lines += [
-            "",
-            "| format | kernels, s | launch by launch, s | times faster | same codes | loss |",
-        ]
-        lines.append("|---|---:|---:|---:|---:|---:|")
-        for row in report["kernels"]:
-            lines.append(
-                f"| {row['format']} | {row['kernel']:.4f} | {row['torch']:.4f} | {row['torch'] / row['kernel']:.1f} | "
-                f"{row['same_codes']:.4%} | {row['loss_ratio']:.6f} |"
-            )
-    if report["tiles"]:
-        lines += ["", "| matrices | rows each | rows of a program | warps | ms a launch |"]
-        lines.append("|---:|---:|---:|---:|---:|")
-        for row in report["tiles"]:
-            lines.append(
-                f"| {row['batch']} | {row['out']} | {row['rows']} | {row['warps']} | {row['s'] * 1e3:.3f} |"
-            )
-    return "\n".join(lines) + "\n"
 
 
 def _options() -> argparse.Namespace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,10 @@ from alphaquant.algorithms.solve_head import solve_head
 from alphaquant.algorithms.walk_model import ModelWalk
 from alphaquant.clock import note_work, timed
 from alphaquant.config import UNCALIBRATED, QuantizationConfig
+from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import calibration_dtype
+from alphaquant.models.linear import LinearSpec
 from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
@@ -95,21 +97,20 @@ def quantize_blocks(
         memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)
     walker = ModelWalk(checkpoint, tokens, device, computed, memory, config, scratch)
     folders: list[Path] = []
+    seen: dict[int, Mapping[str, HessianAccumulator]] = {}  # by the next block, if it was looked at
     head = next((spec for spec in plan.quantized if spec.role == "lm_head"), None)
     units = checkpoint.blocks + (head is not None)
     for index in range(checkpoint.blocks):
         reporter().update("block", index, units)
         every = checkpoint.block_specs(index)
-        specs = [spec for spec in every if plan.schemes[spec.name].format != "bf16"]
+        specs = _quantized(plan, every)
         ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
         folder = blocks.get(index, ingredients)
-        if folder is None:
-            if any(spec.expert is not None for spec in specs):
-                # kept experts count in the mean that the others are shrunk towards
-                solved = [s for s in every if s in specs or s.expert is not None]
-            else:
-                solved = specs
-            observed = walker.observe(index, solved, folders)
+        if folder is not None:
+            seen.clear()
+        else:
+            solved = _looked_at(checkpoint, plan, index)
+            observed = seen.pop(index, None) or walker.observe(index, solved, folders)
             give_back_much()
             if index + 1 < checkpoint.blocks:
                 read_ahead(checkpoint, index + 1)
@@ -126,8 +127,11 @@ def quantize_blocks(
             with _meanwhile(put) as written:
                 if index + 1 < units:
                     walker.pass_on(index, solved_weights(checkpoint, index, block, device))
-            with timed("write"):
-                folder = written.result()
+                if index + 1 < checkpoint.blocks and _looks_ahead(device, memory_limit):
+                    following = _looked_at(checkpoint, plan, index + 1)
+                    seen[index + 1] = walker.observe(index + 1, following, folders)
+                with timed("write"):
+                    folder = written.result()
             del block, put, written  # or two blocks would be in memory while the next one is solved
             give_back()
         folders.append(folder)
@@ -147,6 +151,29 @@ def quantize_blocks(
         folders.append(folder)
     reporter().update("block", units, units)
     return folders
+
+
+def _quantized(plan: QuantPlan, specs: Sequence[LinearSpec]) -> list[LinearSpec]:
+    """Those that the plan does not keep."""
+    return [spec for spec in specs if plan.schemes[spec.name].format != "bf16"]
+
+
+def _looked_at(checkpoint: Checkpoint, plan: QuantPlan, index: int) -> list[LinearSpec]:
+    """The linears of a block whose inputs matter."""
+    every = checkpoint.block_specs(index)
+    specs = _quantized(plan, every)
+    if any(spec.expert is not None for spec in specs):
+        # kept experts count in the mean that the others are shrunk towards
+        return [s for s in every if s in specs or s.expert is not None]
+    return specs
+
+
+def _looks_ahead(device: torch.device, memory_limit: int | None) -> bool:
+    """Whether the next block is looked at while one is written: a GPU is through with that before the file is.
+
+    It is in vain where that block is found finished, which is only where this one was lost.
+    """
+    return device.type == "cuda" and memory_limit is None
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class ExecutionConfig(Section):
     batch_size: int = Field(8, ge=1)
     """Windows per forward pass; evaluation takes fewer where memory asks for it, calibration on a GPU up to eight times as many where it allows."""
     workers: int | None = Field(None, ge=1)
-    """CPU threads for spectra; empty means one per core."""
+    """CPU threads for spectra, where no GPU solves them; empty means one per core."""
     memory_limit: Size | None = None
     """Memory that the process may take, such as 4GB or 4GiB; quantize then holds less at once. Empty: no limit."""
 

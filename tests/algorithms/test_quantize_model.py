@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from alphaquant.algorithms import quantize_model
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.algorithms.quantized_block import (
     block_weights,
@@ -69,6 +71,25 @@ def quantize(checkpoint: Checkpoint, plan: QuantPlan, root: Path, **changes: Any
     return quantize_blocks(
         checkpoint, plan, windows(), config, device=CPU, batch_size=4, blocks=FolderCache(root)
     )
+
+
+@pytest.mark.parametrize("lost", [None, 1])
+@pytest.mark.parametrize("changes", [{}, {"correction": "inputs"}, {"tune": "block"}])
+def test_looking_at_the_next_block_while_one_is_written_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], lost: int | None
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe", num_hidden_layers=3))
+    plan = uniform(checkpoint, "int4-g16")
+    changes = {"tune_steps": 2} | changes
+    plain = quantize(checkpoint, plan, tmp_path / "plain", **changes)
+    ahead = tmp_path / "ahead"
+    if lost is not None:
+        shutil.copytree(tmp_path / "plain", ahead)
+        shutil.rmtree(ahead / str(lost))  # the one behind it will be found
+    monkeypatch.setattr(quantize_model, "_looks_ahead", lambda *_: True)
+    for folder, other in zip(plain, quantize(checkpoint, plan, ahead, **changes), strict=True):
+        for file in ("block.safetensors", "errors.parquet"):
+            assert (folder / file).read_bytes() == (other / file).read_bytes()
 
 
 @pytest.mark.parametrize("model_type", TYPES)
