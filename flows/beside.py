@@ -1,4 +1,4 @@
-"""Alpha beside a GPU: spectra are the CPU's work, so a process of its own computes them while the device does other things.
+"""FARMS beside a GPU: its many small spectra are the CPU's work, so a process of its own computes alpha while the device does other things.
 
 The run begins it at once and asks for alpha when a plan is made. By then it is found in the store, or waited
 for at the stage's lock, or, should that process have failed, computed by the run itself. On a machine
@@ -32,7 +32,7 @@ def alpha_beside(request: Request) -> Iterator[None]:
     inputs = {
         "model": request.model,
         "alpha": request.config.alpha,
-        "execution": request.config.execution,
+        "execution": request.config.execution.model_copy(update={"device": "cpu"}),
     }
     stage: Stage = getattr(flows.dag, _BESIDE)
     if not _worth_it(request, stage, inputs):
@@ -48,6 +48,8 @@ def alpha_beside(request: Request) -> Iterator[None]:
 
 def _worth_it(request: Request, stage: Stage, inputs: dict[str, Any]) -> bool:
     if request.stages is not flows.dag.pipeline or stage.name in request.force:
+        return False
+    if request.config.alpha.estimator != "farms":  # a GPU solves the others faster
         return False
     if lookup(stage, request.store, inputs, why="not done").miss is None:
         return False

@@ -26,7 +26,7 @@ from alphaquant.linalg.hill import MIN_TAIL, HillFit, hill_alpha
 from alphaquant.linalg.null import alpha_null
 from alphaquant.linalg.recorded import reductions
 from alphaquant.linalg.spectrum import spectrum
-from alphaquant.models.device import available_cores, room_for
+from alphaquant.models.device import available_cores, free_memory, room_for
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.read_ahead import in_order
 from alphaquant.progress import reporter, track
@@ -80,21 +80,26 @@ def alpha_table(
     import pandas as pd
 
     threads, workers = torch.get_num_threads(), workers or available_cores()
-    if memory_limit is not None:
+    gpu = device if device is not None and device.type == "cuda" else None
+    if config.estimator != "hill":
+        gpu = None
+    if memory_limit is not None and gpu is None:
         workers = _workers_within(memory_limit, checkpoint.specs, workers)
     try:
-        begin = partial(_begin_thread, in_threads(workers))
+        # beside a GPU threads draw nulls alone, and who waits for those says so
+        begin = partial(_begin_thread, in_threads(workers) if gpu is None else lambda: None)
         with ThreadPoolExecutor(workers, "alpha", begin) as pool:
             # ahead of all rows, so that none waits for what has no worker; each shape once, as threads would draw it twice
             shapes = dict.fromkeys(_shape(spec, config) for spec in checkpoint.specs)
             nulls = {shape: pool.submit(_null, shape, config, tail_size) for shape in shapes}
-            if device is not None and device.type == "cuda" and config.estimator == "hill":
-                solved: Iterable[dict[str, Any]] = _rows_on_gpu(
-                    checkpoint, config, tail_size, nulls, device, memory_limit
+            solved: Iterable[dict[str, Any]]
+            if gpu is None:
+                solved = pool.map(
+                    partial(_row, checkpoint, config, tail_size, nulls), checkpoint.specs
                 )
             else:
-                row = partial(_row, checkpoint, config, tail_size, nulls)
-                solved = pool.map(row, checkpoint.specs)
+                room = _room_on(gpu, checkpoint.specs, memory_limit)
+                solved = _rows_on_gpu(checkpoint, config, tail_size, nulls, gpu, room)
             found = {row["linear"]: row for row in track(solved, "alpha", len(checkpoint.specs))}
             rows = [found[spec.name] for spec in checkpoint.specs]
     finally:
@@ -108,11 +113,8 @@ def _workers_within(limit: int, specs: Sequence[LinearSpec], workers: int) -> in
     room = room_for(limit, torch.device("cpu"))
     together = list(accumulate(sorted(map(_bytes, specs), reverse=True)[:workers]))
     fitting = sum(taken <= room for taken in together)
-    if not fitting:
-        raise ConfigError(
-            f"execution.memory_limit is {size_text(limit)}, which leaves {size_text(max(room, 0))}, and alpha of the largest "
-            f"linear may take {size_text(together[0], least=True)}. Raise the limit."
-        )
+    if together:
+        _require_room(limit, room, together[0])
     if fitting < len(together):
         reporter().note(
             f"alpha: {fitting} instead of {workers} workers, as {size_text(room)} of the memory limit are left and "
@@ -154,34 +156,54 @@ def _row(
     return _described(spec, config, nulls, fit, log_variance, _kurtosis(weight, log_variance))
 
 
+def _room_on(device: torch.device, specs: Sequence[LinearSpec], limit: int | None) -> int:
+    """Bytes for what is solved together on a GPU. Raises ConfigError where the limit does not leave enough for one linear."""
+    room = torch.cuda.get_device_properties(device).total_memory // _SHARE
+    if (free := free_memory(device)) is not None:
+        room = min(room, free // 2)
+    if limit is not None:
+        room = min(room, room_for(limit, device))
+        _require_room(limit, room, max(map(_bytes, specs), default=0))
+    return room
+
+
+def _require_room(limit: int, room: int, largest: int) -> None:
+    if largest > room:
+        raise ConfigError(
+            f"execution.memory_limit is {size_text(limit)}, which leaves {size_text(max(room, 0))}, and alpha of the largest "
+            f"linear may take {size_text(largest, least=True)}. Raise the limit."
+        )
+
+
 def _rows_on_gpu(
     checkpoint: WeightSource,
     config: AlphaConfig,
     tail_size: int | None,
     nulls: Nulls,
     device: torch.device,
-    memory_limit: int | None,
+    room: int,
 ) -> Iterator[dict[str, Any]]:
-    """The rows, those of one shape after another, from weights that are solved together."""
-    room = torch.cuda.get_device_properties(device).total_memory // _SHARE
-    if memory_limit is not None:
-        room = min(room, room_for(memory_limit, device))
-    for specs in _together(checkpoint.specs, room):
-        read = in_order(checkpoint.weight, [spec.name for spec in specs], device)
-        weights = [weight.to(device) for weight in read]
-        logs = [
-            _log_variance(weight, spec.name) for spec, weight in zip(specs, weights, strict=True)
-        ]
-        with timed("spectrum"):
-            together = torch.stack([weight.float() for weight in weights])
-            values = spectrum(
-                together, tail_fraction=config.tail_fraction, tail_size=tail_size
-            ).cpu()
-            del together
-        for spec, weight, log, tail in zip(specs, weights, logs, values, strict=True):
-            fit = hill_alpha(tail, config.tail_fraction, tail_size)
-            yield _described(spec, config, nulls, fit, log, _kurtosis(weight, log))
-    reductions.forget()
+    """The rows, those of one shape after another, from weights that are solved together in `room` bytes."""
+    side = 0
+    try:
+        for specs in _together(checkpoint.specs, room):
+            if side != (side := min(specs[0].rows, specs[0].cols)):
+                reductions.forget()
+            with timed("load weights"):
+                read = in_order(checkpoint.weight, [spec.name for spec in specs], device)
+                weights = [weight.to(device) for weight in read]
+            logs = [_log_variance(w, spec.name) for spec, w in zip(specs, weights, strict=True)]
+            with timed("spectrum"):
+                together = torch.stack([weight.float() for weight in weights])
+                values = spectrum(
+                    together, tail_fraction=config.tail_fraction, tail_size=tail_size
+                ).cpu()
+                del together
+            for spec, weight, log, tail in zip(specs, weights, logs, values, strict=True):
+                fit = hill_alpha(tail, config.tail_fraction, tail_size)
+                yield _described(spec, config, nulls, fit, log, _kurtosis(weight, log))
+    finally:
+        reductions.forget()
 
 
 def _together(specs: Sequence[LinearSpec], room: int) -> Iterator[list[LinearSpec]]:

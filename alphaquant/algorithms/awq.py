@@ -165,8 +165,7 @@ class _Part:
 def _magnitude(fold: Fold, seen: Sequence[HessianAccumulator]) -> Tensor:
     """Mean |x| of each channel that the source makes, over the tokens of all readers."""
     apart = {id(accumulator): accumulator for accumulator in seen}.values()
-    sums = [a.magnitude_total for a in apart if a.magnitude_total is not None]
-    total = torch.stack(sums).sum(0)
+    total = torch.stack([accumulator.magnitudes for accumulator in apart]).sum(0)
     mean = total / max(sum(accumulator.mass for accumulator in apart), 1.0)
     return mean.view(-1, fold.copies, fold.width).mean(1).flatten()
 

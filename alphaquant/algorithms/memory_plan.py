@@ -60,6 +60,8 @@ class MemoryPlan:
     method: Method = "gptq"
     weights: float = math.inf
     """Weights that are solved together, unless those of one expert are more."""
+    asked: int | None = None
+    """Windows per pass that were asked for, where `batch_size` is more."""
 
     @classmethod
     def on(cls, device: torch.device, batch_size: int, method: Method) -> MemoryPlan:
@@ -135,7 +137,7 @@ def busy(
     times, window = _TIMES, window_bytes(checkpoint, length, dtype.itemsize)
     while times > 1 and times * plan.batch_size * window > free // 2:
         times //= 2
-    return replace(plan, batch_size=times * plan.batch_size)
+    return replace(plan, batch_size=times * plan.batch_size, asked=plan.batch_size)
 
 
 def memory_within(

@@ -91,10 +91,10 @@ def quantize_blocks(
         raise ValueError("tuning needs calibration tokens")
     computed = dtype or calibration_dtype(device, checkpoint.config.hidden_size)
     memory = MemoryPlan.on(device, batch_size, config.method)
-    if tokens is not None:
-        memory = busy(memory, checkpoint, tokens.shape[1], device, computed)
     if memory_limit is not None:
         memory = memory_within(memory_limit, checkpoint, tokens, config, memory, device, computed)
+    elif tokens is not None:
+        memory = busy(memory, checkpoint, tokens.shape[1], device, computed)
     walker = ModelWalk(checkpoint, tokens, device, computed, memory, config, scratch)
     folders: list[Path] = []
     seen: dict[int, Mapping[str, HessianAccumulator]] = {}  # by the next block, if it was looked at
@@ -127,7 +127,7 @@ def quantize_blocks(
             with _meanwhile(put) as written:
                 if index + 1 < units:
                     walker.pass_on(index, solved_weights(checkpoint, index, block, device))
-                if index + 1 < checkpoint.blocks and _looks_ahead(device, memory_limit):
+                if _looks_ahead(device, memory_limit) and walker.stands_before(index + 1):
                     following = _looked_at(checkpoint, plan, index + 1)
                     seen[index + 1] = walker.observe(index + 1, following, folders)
                 with timed("write"):

@@ -68,12 +68,13 @@ def sensitivity_table(
     """
     dtype, config = compute_dtype(device), QuantizationConfig(method="rtn")
     memory = MemoryPlan.on(device, batch_size, config.method)
-    memory = busy(memory, checkpoint, tokens.shape[1], device, dtype)
     windows = fisher_windows(tokens)
     if memory_limit is not None:
         memory = memory_within(
             memory_limit, checkpoint, tokens, config, memory, device, dtype, windows
         )
+    else:
+        memory = busy(memory, checkpoint, tokens.shape[1], device, dtype)
     model = BlockModel(checkpoint, device, dtype)
     folds = _folds(windows)
     with timed("forward"):
@@ -222,7 +223,9 @@ def _cut(batches: Iterable[Tensor], folds: Sequence[int]) -> Iterator[Tensor]:
             rest = batch[missing:] if batch.shape[0] > missing else None
             part = batch[:missing]
             missing -= part.shape[0]
-            yield part
+            yield (
+                part if len(part) == len(batch) else part.clone()
+            )  # a view would hold the whole batch
 
 
 def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int) -> Tensor:

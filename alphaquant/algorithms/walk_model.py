@@ -45,6 +45,9 @@ class ModelWalk:
         self._checkpoint, self._tokens = checkpoint, tokens
         self._device, self._dtype, self._batch_size = device, dtype, memory.batch_size
         self._memory, self._scratch = memory, scratch
+        self._taught_at_once = (
+            memory.asked or memory.batch_size
+        )  # with gradients, or everything that is read kept
         self._routing_weight: RoutingWeight = config.routing_weight
         self._magnitudes = config.method == "awq"
         self._model: BlockModel | None = None
@@ -75,6 +78,10 @@ class ModelWalk:
             self._sums,
             magnitudes=self._magnitudes,
         )
+
+    def stands_before(self, index: int) -> bool:
+        """Whether block `index`, which there is, can be looked at as things are."""
+        return index < self._checkpoint.blocks and self._model is not None and self._next == index
 
     def forget(self) -> None:
         """Let go of what the last `observe` has put into a file."""
@@ -138,7 +145,7 @@ class ModelWalk:
         routers = [spec for spec in every if spec.role == "router"]
         inputs = torch.cat(list(self._hidden)).to(self._device)
         learnt = max(1, held_out(inputs.shape[0]).start)
-        streams = [x[:learnt].split(self._batch_size) for x in (inputs, before)]
+        streams = [x[:learnt].split(self._taught_at_once) for x in (inputs, before)]
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
@@ -156,7 +163,7 @@ class ModelWalk:
         elif ahead:
             following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._behind(index + 2))
-        return Lesson(run, inputs, targets, observe, sequel, last, self._batch_size)
+        return Lesson(run, inputs, targets, observe, sequel, last, self._taught_at_once)
 
     @timed("original's blocks")
     def _behind(self, blocks: int) -> Tensor:

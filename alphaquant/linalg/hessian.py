@@ -19,7 +19,7 @@ _RAISE = 3.0  # factor between two tries of the damping
 
 
 class TokenWeights:
-    """How often each token counts. What follows from that is found once for all that the tokens pass through."""
+    """How often each token counts, from `[...]`. What follows from that is found once for all that the tokens pass through."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values.reshape(-1).double()  # [tokens]
@@ -41,9 +41,9 @@ class HessianAccumulator:
         self._total: Tensor | Callable[[], Tensor] = torch.zeros(
             cols, cols, dtype=torch.float32, device=device
         )
-        self.magnitude_total: Tensor | None = None  # [in] sum of |x|
+        self._magnitudes: Tensor | None = None
         if magnitudes:
-            self.magnitude_total = torch.zeros(cols, dtype=torch.float32, device=device)
+            self._magnitudes = torch.zeros(cols, dtype=torch.float32, device=device)
         self._half = False  # whether what is below the diagonal of the total is behind
         self.tokens = 0
         # sums of weights and of their squares: fp64 on the device, numbers while tokens have no weights
@@ -60,6 +60,13 @@ class HessianAccumulator:
             self._half = False
         return self._total
 
+    @property
+    def magnitudes(self) -> Tensor:
+        """Sum of |x| `[in]`. Raises ValueError where nobody asked for it."""
+        if self._magnitudes is None:
+            raise ValueError("this accumulator was made without magnitudes")
+        return self._magnitudes
+
     def put_away(self, keep: Callable[[Tensor], Callable[[], Tensor]]) -> None:
         """Let `total` wait where `keep` puts it; what it returns brings a copy back. No more batches can be added."""
         self._total = keep(self.total)
@@ -68,11 +75,9 @@ class HessianAccumulator:
         """Add the inputs `[..., in]` of one batch; each counts once where it has no weight."""
         flat = x.reshape(-1, x.shape[-1])
         self._count(flat.shape[0], weights)
-        if self.magnitude_total is not None:
-            magnitudes = flat.abs().float()  # their sum takes a seventh of what torch's norm does
-            self.magnitude_total += (
-                magnitudes.sum(0) if weights is None else weights.values.float() @ magnitudes
-            )
+        if self._magnitudes is not None:
+            sizes = flat.abs().float()  # their sum takes a seventh of what torch's norm does
+            self._magnitudes += sizes.sum(0) if weights is None else weights.values.float() @ sizes
         if weights is not None:
             flat = flat * weights.root(flat.dtype)
         total = self._total

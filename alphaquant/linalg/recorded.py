@@ -5,6 +5,7 @@ A column is some 25 calls with little work each: one by one they take four times
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ _Kind: TypeAlias = tuple[int, torch.dtype, torch.device]
 
 
 class _Recording:
-    """The reduction of so many matrices, whose memory it holds."""
+    """The reduction of as many matrices as it was made from, whose memory it holds."""
 
     def __init__(self, matrices: Tensor) -> None:
         self._matrices = torch.zeros_like(matrices)
@@ -41,7 +42,7 @@ class _Recording:
 
 
 class _Reductions:
-    """The second time that matrices of a size come, what is done with them is recorded."""
+    """`tridiagonal` of symmetric `[batch, n, n]`, which may be overwritten; recorded the second time that matrices of a size come."""
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()
@@ -58,8 +59,11 @@ class _Reductions:
                 return tridiagonal(matrices)
             if self._recording is None or len(self._recording) < len(matrices):
                 self._recording = None  # or there would be two
-                self._recording = _Recording(matrices)
-            return self._recording(matrices)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # a driver, or another program's part in this process, may refuse
+                    self._recording = _Recording(matrices)
+            return self._recording(matrices) if self._recording else tridiagonal(matrices)
 
     def forget(self) -> None:
         """Give the memory of a recording back."""
@@ -68,4 +72,4 @@ class _Reductions:
 
 
 reductions = _Reductions()
-"""`tridiagonal`, on a GPU."""
+"""Those of this process; call `forget` when the last matrices of a kind have come."""

@@ -118,9 +118,7 @@ class Checkpoint:
     @timed("load weights")
     def tensor(self, name: str) -> Tensor:
         """One tensor by its full name on disk, in its stored dtype, or in that of its entry where it is decoded."""
-        entry = self.entries.get(name)
-        if entry is None:
-            raise ModelError(f"tensor {name} is missing from {self.path}")
+        entry = self._entry(name)
         piece = self.layout.pieces.get(name)
         if piece is None:
             return self._whole(name, entry)
@@ -133,8 +131,14 @@ class Checkpoint:
         return cut(piece, read, mxfp4=scales is not None)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype that `tensor` gives one in, without reading it."""
-        return DTYPES[self.entries[name].dtype]
+        """The dtype that `tensor` gives one in, without reading it. Raises ModelError when there is no such tensor."""
+        return DTYPES[self._entry(name).dtype]
+
+    def _entry(self, name: str) -> TensorEntry:
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(f"tensor {name} is missing from {self.path}")
+        return entry
 
     def _whole(self, name: str, entry: TensorEntry) -> Tensor:
         """A tensor that is one in its file too, FP8 decoded."""
@@ -228,8 +232,9 @@ def finite(weight: Tensor, name: str) -> Tensor:
     """The weight itself. Raises ModelError naming it when it holds NaN or infinity."""
     # torch has no isfinite of 8-bit floats
     values = weight if weight.element_size() > 1 else weight.float()
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
+    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
+    if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).sum())
         raise ModelError(
             f"weight {name} holds {bad} NaN or infinite values of {weight.numel()}; "
             "the checkpoint is damaged or training diverged. Fix the weight and run again."

@@ -15,6 +15,8 @@ from alphaquant.pinned import for_a_gpu
 
 _READERS = 8
 """Threads that read for a GPU: one copies a few GB/s out of the system's memory, the bus takes tens."""
+_AHEAD = 1 << 30
+"""Bytes of the tensors that are read ahead, taken to be as large as the last one."""
 
 
 def read_ahead(checkpoint: Checkpoint, block: int) -> None:
@@ -37,7 +39,7 @@ def in_order(
 ) -> Iterator[Tensor]:
     """What `read` gives for each name, in order; for a GPU by several threads, a few tensors ahead of who takes them.
 
-    Those come in pinned memory, from which they may go there with `non_blocking`.
+    What lies in a file as it is comes in pinned memory.
     """
     if device.type == "cpu":
         yield from map(read, names)
@@ -47,11 +49,11 @@ def in_order(
         with for_a_gpu():
             return read(name)
 
-    coming: deque[Future[Tensor]] = deque()
+    waiting, coming, ahead = deque(names), deque[Future[Tensor]](), 1
     with ThreadPoolExecutor(_READERS) as pool:
-        for name in names:
-            coming.append(pool.submit(fetch, name))
-            if len(coming) > 2 * _READERS:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        while waiting or coming:
+            while waiting and len(coming) <= ahead:
+                coming.append(pool.submit(fetch, waiting.popleft()))
+            tensor = coming.popleft().result()
+            ahead = min(2 * _READERS, _AHEAD // max(tensor.nbytes, 1))
+            yield tensor

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from alphaquant.algorithms import quantize_model
+from alphaquant.algorithms import quantize_model, sensitivity
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.algorithms.quantized_block import (
     block_weights,
@@ -71,6 +71,22 @@ def quantize(checkpoint: Checkpoint, plan: QuantPlan, root: Path, **changes: Any
     return quantize_blocks(
         checkpoint, plan, windows(), config, device=CPU, batch_size=4, blocks=FolderCache(root)
     )
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_kept_block_is_not_looked_at_before_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "llama", num_hidden_layers=3))
+    plan = uniform(checkpoint, "int4-g16")
+    for spec in checkpoint.block_specs(kept):
+        plan.schemes[spec.name] = Scheme.parse("bf16")
+    plain = quantize(checkpoint, plan, tmp_path / "plain")
+    monkeypatch.setattr(quantize_model, "_looks_ahead", lambda *_: True)
+    ahead = quantize(checkpoint, plan, tmp_path / "ahead")
+    for folder, other in zip(plain, ahead, strict=True):
+        for file in ("block.safetensors", "errors.parquet"):
+            assert (folder / file).read_bytes() == (other / file).read_bytes()
 
 
 @pytest.mark.parametrize("lost", [None, 1])
@@ -374,6 +390,13 @@ def test_sensitivity_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     )
     ratio = one["predicted_loss"] / other["predicted_loss"]
     assert ratio.between(0.98, 1.02).all()
+
+
+def test_windows_that_wait_for_the_backward_pass_do_not_hold_the_others() -> None:
+    batches = [torch.zeros(8, 3, 2) for _ in range(4)]
+    parts = list(sensitivity._cut(batches, [3, 3]))
+    assert [len(part) for part in parts] == [3, 3]
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in parts)
 
 
 def test_the_standard_error_of_a_predicted_loss_is_that_of_a_mean_over_windows(

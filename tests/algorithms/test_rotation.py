@@ -75,6 +75,7 @@ def test_a_rotated_model_gives_the_logits_of_the_original(
         rotated = RotatedCheckpoint(checkpoint, hadamard(**settings), torch.float64)
         assert change(rotated, original) < 1e-5, name
         assert rotated.specs[-1].name == "lm_head"
+        assert all(rotated.dtype(n) == rotated.tensor(n).dtype for n in rotated.entries)
 
 
 def test_every_linear_that_touches_the_residual_stream_or_heads_changes(llama: Checkpoint) -> None:

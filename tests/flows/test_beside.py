@@ -1,4 +1,4 @@
-"""Alpha is computed beside a GPU, by another process, and never where it would take cores from the run."""
+"""FARMS is computed beside a GPU, by another process, and never where it would take cores from the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from tests.flows.fakes import make_model_folder, use_fake_stages
 @pytest.fixture
 def request_(tmp_path: Path, store: ArtifactStore) -> Request:
     model = make_model_folder(tmp_path / "model")
-    return prepare(parse_config({"model": {"path": str(model)}}), store, tmp_path / "out")
+    return prepare(
+        parse_config({"model": {"path": str(model)}, "alpha": {"estimator": "farms"}}),
+        store,
+        tmp_path / "out",
+    )
 
 
 class _Process:
@@ -92,3 +96,30 @@ def test_otherwise_no_process_begins(
     request = prepare(request_.config, request_.store, request_.out, **changes)
     with alpha_beside(request):
         pass
+
+
+def test_what_a_gpu_solves_faster_is_left_to_it(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.beside, "_begin", None)
+    monkeypatch.setattr(flows.beside, "_uses_gpu", lambda _: True)
+    hill = request_.config.alpha.model_copy(update={"estimator": "hill"})
+    config = request_.config.model_copy(update={"alpha": hill})
+    with alpha_beside(prepare(config, request_.store, request_.out)):
+        pass
+
+
+def test_the_process_beside_takes_no_gpu(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def begin(request: Request, stage: Any, inputs: dict[str, Any]) -> _Process:
+        asked.append(inputs["execution"].device)
+        return _Process()
+
+    monkeypatch.setattr(flows.beside, "_uses_gpu", lambda _: True)
+    monkeypatch.setattr(flows.beside, "_begin", begin)
+    with alpha_beside(request_):
+        pass
+    assert asked == ["cpu"]

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from alphaquant.config import ModelConfig
 from alphaquant.errors import ModelError, first_line
 from alphaquant.models.block import BlockModel
-from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
+from alphaquant.models.checkpoint import Checkpoint, check_vocabulary, finite
 from alphaquant.models.native import teach_transformers
 from alphaquant.models.resolve import resolve_model
 from alphaquant.models.rows import ARCHITECTURES
@@ -195,3 +195,15 @@ def test_a_folder_without_tokenizer_is_an_error(folder: Path) -> None:
     (folder / "merges.txt").write_text("")
     with pytest.raises(ModelError, match=r"tokenizer"):
         Checkpoint(folder).tokenizer  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_large_weights_are_no_damage_and_infinities_are(dtype: torch.dtype) -> None:
+    largest = torch.full((64, 64), torch.finfo(dtype).max).to(dtype)  # their sum overflows
+    assert finite(largest, "w") is largest
+    for bad in (float("inf"), float("-inf"), float("nan")):
+        damaged = torch.zeros(64, 64)
+        damaged[3, 5] = bad
+        damaged[3, 6] = -bad
+        with pytest.raises(ModelError, match="w holds 2 NaN or infinite"):
+            finite(damaged.to(dtype), "w")

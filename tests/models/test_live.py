@@ -22,6 +22,8 @@ def test_a_model_in_memory_has_the_names_and_weights_of_its_folder(
     assert set(live.entries) == set(disk.entries)
     for name in disk.entries:
         assert torch.equal(live.tensor(name), disk.tensor(name)), name
+        for checkpoint in (live, disk):
+            assert checkpoint.dtype(name) == checkpoint.tensor(name).dtype
 
 
 def test_replacing_an_expert_changes_the_model(tmp_path: Path) -> None:
