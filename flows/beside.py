@@ -1,4 +1,4 @@
-"""FARMS beside a GPU: its many small spectra are the CPU's work, so a process of its own computes alpha while the device does other things.
+"""FARMS beside a GPU: its many small spectra are the CPU's work, so a process of its own computes them while the device does other things.
 
 The run begins it at once and asks for alpha when a plan is made. By then it is found in the store, or waited
 for at the stage's lock, or, should that process have failed, computed by the run itself. On a machine

@@ -90,7 +90,7 @@ def pipeline(config: RunConfig, model: ModelRef, call: Call) -> Products:
     losses = call(
         sensitivity, model=weights, tokens=tokens, **sensitivity_settings(config), execution=here
     )
-    # last of what a plan needs: where a GPU is at work, it has been computed beside (`flows.beside`)
+    # last of what a plan needs: where a GPU is at work, FARMS has been computed beside (`flows.beside`)
     alphas = call(alpha, model=model, alpha=config.alpha, execution=here)
     plan = call(
         allocate,
