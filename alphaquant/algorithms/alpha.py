@@ -73,8 +73,8 @@ def alpha_table(
     Gaussian) are nan for a constant weight. `small` marks routers and matrices whose tail had to be padded to MIN_TAIL eigenvalues.
     `tail_size` replaces the share `config.tail_fraction` by a fixed number of eigenvalues. `workers`
     threads (all cores when None) change nothing in the result, and are fewer where more would take the process above
-    `memory_limit` bytes. A GPU as `device` solves Hill's spectra in fp32 in an order of sums of its own; FARMS' many
-    small ones stay on the CPU. Raises ModelError that names a weight with NaN or infinite values, ConfigError where not even
+    `memory_limit` bytes. A GPU as `device` solves Hill's spectra, in fp32 with sums in an order of its own, and holds
+    as much of them at once as that limit and its memory allow; FARMS' many small ones stay on the CPU. Raises ModelError that names a weight with NaN or infinite values, ConfigError where not even
     one worker stays below the limit.
     """
     import pandas as pd
@@ -98,8 +98,7 @@ def alpha_table(
                     partial(_row, checkpoint, config, tail_size, nulls), checkpoint.specs
                 )
             else:
-                room = _room_on(gpu, checkpoint.specs, memory_limit)
-                solved = _rows_on_gpu(checkpoint, config, tail_size, nulls, gpu, room)
+                solved = _rows_on_gpu(checkpoint, config, tail_size, nulls, gpu, memory_limit)
             found = {row["linear"]: row for row in track(solved, "alpha", len(checkpoint.specs))}
             rows = [found[spec.name] for spec in checkpoint.specs]
     finally:
@@ -113,8 +112,11 @@ def _workers_within(limit: int, specs: Sequence[LinearSpec], workers: int) -> in
     room = room_for(limit, torch.device("cpu"))
     together = list(accumulate(sorted(map(_bytes, specs), reverse=True)[:workers]))
     fitting = sum(taken <= room for taken in together)
-    if together:
-        _require_room(limit, room, together[0])
+    if together and not fitting:
+        raise ConfigError(
+            f"execution.memory_limit is {size_text(limit)}, which leaves {size_text(max(room, 0))}, and alpha of the largest "
+            f"linear may take {size_text(together[0], least=True)}. Raise the limit."
+        )
     if fitting < len(together):
         reporter().note(
             f"alpha: {fitting} instead of {workers} workers, as {size_text(room)} of the memory limit are left and "
@@ -156,37 +158,25 @@ def _row(
     return _described(spec, config, nulls, fit, log_variance, _kurtosis(weight, log_variance))
 
 
-def _room_on(device: torch.device, specs: Sequence[LinearSpec], limit: int | None) -> int:
-    """Bytes for what is solved together on a GPU. Raises ConfigError where the limit does not leave enough for one linear."""
-    room = torch.cuda.get_device_properties(device).total_memory // _SHARE
-    if (free := free_memory(device)) is not None:
-        room = min(room, free // 2)
-    if limit is not None:
-        room = min(room, room_for(limit, device))
-        _require_room(limit, room, max(map(_bytes, specs), default=0))
-    return room
-
-
-def _require_room(limit: int, room: int, largest: int) -> None:
-    if largest > room:
-        raise ConfigError(
-            f"execution.memory_limit is {size_text(limit)}, which leaves {size_text(max(room, 0))}, and alpha of the largest "
-            f"linear may take {size_text(largest, least=True)}. Raise the limit."
-        )
-
-
 def _rows_on_gpu(
     checkpoint: WeightSource,
     config: AlphaConfig,
     tail_size: int | None,
     nulls: Nulls,
     device: torch.device,
-    room: int,
+    memory_limit: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows, those of one shape after another, from weights that are solved together in `room` bytes."""
+    """The rows, those of one shape after another; what the GPU has no room for is solved on the CPU."""
+    whole = torch.cuda.get_device_properties(device).total_memory
+    room = (free_memory(device) or whole) // 2
+    if memory_limit is not None:
+        room = min(room, room_for(memory_limit, device))
     side = 0
     try:
-        for specs in _together(checkpoint.specs, room):
+        for specs in _together(checkpoint.specs, min(room, whole // _SHARE)):
+            if _bytes(specs[0]) > room:
+                yield from (_row(checkpoint, config, tail_size, nulls, spec) for spec in specs)
+                continue
             if side != (side := min(specs[0].rows, specs[0].cols)):
                 reductions.forget()
             with timed("load weights"):

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 import threading
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from alphaquant.algorithms import alpha
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.config import AlphaConfig
 from alphaquant.errors import ConfigError, ModelError
@@ -90,6 +93,28 @@ def test_weights_are_read_by_the_pool_and_torch_threads_are_restored() -> None:
     alpha_table(source, AlphaConfig(), 3)
     assert threading.get_ident() not in source.threads
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 1 << 22, 1 << 10])
+def test_what_a_gpu_solves_together_or_leaves_to_the_cpu_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    # no GPU here: its way is gone on the CPU, which is told to have so much memory
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory)
+    )
+    monkeypatch.setattr(alpha, "free_memory", lambda _: memory)
+    source, config = checkpoint(), AlphaConfig()
+    expected = alpha_table(source, config).set_index("linear")
+    nulls = {}
+    for spec in source.specs:
+        null: Future[tuple[float, float]] = Future()
+        null.set_result(alpha._null(shape := alpha._shape(spec, config), config, None))
+        nulls[shape] = null
+    rows = alpha._rows_on_gpu(source, config, None, nulls, torch.device("cpu"), None)
+    types = {"block": "Int64", "expert": "Int64"}
+    found = pd.DataFrame(rows).astype(types).set_index("linear").loc[expected.index]
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-6)
 
 
 def test_routers_and_padded_tails_are_small() -> None:
