@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from alphaquant.models.rates import measured_rates
 from alphaquant.progress import reporting_to
 from benchmarks.gpu_page import page, publish
 from benchmarks.kernels import FORMATS, compare_kernel, tile_seconds
+from benchmarks.rivals.provenance import commit
 from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint
 
 _SETTINGS = ("int4", "int4 tuned")
@@ -43,7 +43,7 @@ def main() -> None:
     options = _options()
     device = torch.device(options.device)
     report: dict[str, Any] = {
-        "commit": _commit(),
+        "commit": commit(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "cores": available_cores(),
@@ -73,18 +73,6 @@ def main() -> None:
                 keep()
     keep()
     print(page([report]))
-
-
-def _commit() -> str | None:
-    """The commit of this folder; None where it is a copy."""
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(
-            asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
 
 
 class _Terminal:

@@ -47,16 +47,17 @@ def _models(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def page(reports: Sequence[dict[str, Any]]) -> str:
     """Markdown of all that was measured; reports are told from each other by a number where there are several."""
+    several = len(reports) > 1
     lines = ["# Quantizing on a GPU", ""]
     for number, report in enumerate(reports, start=1):
-        lines += [_about(report, f"{number}. " if len(reports) > 1 else ""), ""]
+        lines += [_about(report, f"{number}. " if several else ""), ""]
     lines += [
         "Where not every block was quantized, the whole model is extrapolated: the first block and the mean of the others",
         "times the rest; alpha by the number of blocks. Weights and tokens are random.",
         "",
         "| model | setting | s, last block | s, whole model | blocks quantized | GiB | alpha, s |"
-        + (" run |" if len(reports) > 1 else ""),
-        "|---|---|---:|---:|---:|---:|---:|" + ("---:|" if len(reports) > 1 else ""),
+        + (" run |" if several else ""),
+        "|---|---|---:|---:|---:|---:|---:|" + ("---:|" if several else ""),
     ]
     for number, report in enumerate(reports, start=1):
         for row in report["models"]:
@@ -64,7 +65,7 @@ def page(reports: Sequence[dict[str, Any]]) -> str:
             lines.append(
                 f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} | "
                 f"{row['measured_blocks']} of {row['model_blocks']} | {peak} | {row['alpha']:.0f} |"
-                + (f" {number} |" if len(reports) > 1 else "")
+                + (f" {number} |" if several else "")
             )
     for shape in dict.fromkeys(row["shape"] for row in _models(reports)):
         rows = [row for row in _models(reports) if row["shape"] == shape]

@@ -80,9 +80,9 @@ def alpha_table(
     import pandas as pd
 
     threads, workers = torch.get_num_threads(), workers or available_cores()
-    gpu = device if device is not None and device.type == "cuda" else None
-    if config.estimator != "hill":
-        gpu = None
+    gpu = None
+    if device is not None and device.type == "cuda" and config.estimator == "hill":
+        gpu = device
     if memory_limit is not None and gpu is None:
         workers = _workers_within(memory_limit, checkpoint.specs, workers)
     try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.stacks import AtOnce, Stack, stacks
+from alphaquant.algorithms.stacks import AtOnce, Stack, stacked_weight, stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
@@ -63,7 +63,7 @@ class ScaledBlock:
     def moved(self, plan: QuantPlan) -> dict[str, Tensor]:
         """Scaled norms, and linears that the plan keeps, by name in the checkpoint's dtype."""
         return {
-            name: self.weight(name).to(self.checkpoint.weight(name).dtype)
+            name: self.weight(name).to(self.checkpoint.dtype(f"{name}.weight"))
             for name in dict.fromkeys([*self.rows, *self.columns])
             if name not in plan.schemes or plan.schemes[name].format == "bf16"
         }
@@ -150,11 +150,9 @@ class _Part:
         observed: Mapping[str, HessianAccumulator],
         device: torch.device,
     ) -> _Part:
-        weights = [
-            finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs
-        ]
+        weight = stacked_weight(checkpoint, stack, device)
         mass = torch.tensor([observed[spec.input_key].mass for spec in stack.specs], device=device)
-        return cls(torch.stack(weights), stack.hessian, mass, scheme)
+        return cls(weight, stack.hessian, mass, scheme)
 
     def loss(self, columns: Tensor) -> float:
         """Summed squared error of the outputs when inputs are scaled and weights rounded to nearest."""

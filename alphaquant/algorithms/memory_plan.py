@@ -41,6 +41,7 @@ _HIDDEN = 8
 """One part in so many is for hidden states; larger ones wait in a file, where reading them costs next to nothing."""
 _CACHED = 1 << 20
 _TIMES = 8
+"""As many windows as are asked for, in passes of a GPU that keep nothing."""
 _FEW = 4
 """Experts that should be solved at once before Hessians go to a file."""
 
@@ -68,6 +69,11 @@ class MemoryPlan:
         """Everything at once, but on a CPU no more weights than its cache serves: more take as long, and memory."""
         weights = _CACHED if device.type == "cpu" else math.inf
         return cls(batch_size, method=method, weights=weights)
+
+    @property
+    def taught_at_once(self) -> int:
+        """Windows per pass with gradients, or that keeps all that its linears read."""
+        return self.asked or self.batch_size
 
     def passes(self, specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
         """The linears of a block by the pass in which their inputs are looked at."""

@@ -109,7 +109,7 @@ def quantize_blocks(
         if folder is not None:
             seen.clear()
         else:
-            solved = _looked_at(checkpoint, plan, index)
+            solved = _looked_at(plan, every)
             observed = seen.pop(index, None) or walker.observe(index, solved, folders)
             give_back_much()
             if index + 1 < checkpoint.blocks:
@@ -128,7 +128,7 @@ def quantize_blocks(
                 if index + 1 < units:
                     walker.pass_on(index, solved_weights(checkpoint, index, block, device))
                 if _looks_ahead(device, memory_limit) and walker.stands_before(index + 1):
-                    following = _looked_at(checkpoint, plan, index + 1)
+                    following = _looked_at(plan, checkpoint.block_specs(index + 1))
                     seen[index + 1] = walker.observe(index + 1, following, folders)
                 with timed("write"):
                     folder = written.result()
@@ -158,9 +158,8 @@ def _quantized(plan: QuantPlan, specs: Sequence[LinearSpec]) -> list[LinearSpec]
     return [spec for spec in specs if plan.schemes[spec.name].format != "bf16"]
 
 
-def _looked_at(checkpoint: Checkpoint, plan: QuantPlan, index: int) -> list[LinearSpec]:
-    """The linears of a block whose inputs matter."""
-    every = checkpoint.block_specs(index)
+def _looked_at(plan: QuantPlan, every: Sequence[LinearSpec]) -> list[LinearSpec]:
+    """Those of a block's linears whose inputs matter."""
     specs = _quantized(plan, every)
     if any(spec.expert is not None for spec in specs):
         # kept experts count in the mean that the others are shrunk towards

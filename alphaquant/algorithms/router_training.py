@@ -90,7 +90,7 @@ def train_routers(
             reporter().note(f"router: stopped early at step {step} of {steps}")
             break
     stored = {
-        spec.name: kept(best[spec.name].to(checkpoint.weight(spec.name).dtype)).cpu()
+        spec.name: kept(best[spec.name].to(checkpoint.dtype(f"{spec.name}.weight"))).cpu()
         for spec in routers
     }
     student.load(stored)

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from alphaquant.algorithms.gptq import search_of
 from alphaquant.algorithms.memory_plan import MemoryPlan, busy, memory_within
-from alphaquant.algorithms.stacks import Stack, sharing_stacks
+from alphaquant.algorithms.stacks import Stack, sharing_stacks, stacked_weight
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor, output_error
 from alphaquant.models.block import BlockModel
-from alphaquant.models.checkpoint import Checkpoint, finite
+from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.observe import RoutingWeight, gather, output_gradients
@@ -148,11 +148,7 @@ def _moved_rows(
     scale_search: str,
 ) -> dict[tuple[str, Scheme], tuple[Tensor, float]]:
     """Per linear and scheme: mean squared output change `[out]` after GPTQ, and its share of the energy."""
-    device = stack.hessian.device
-    with timed("load weights"):
-        weight = torch.stack(
-            [finite(checkpoint.weight(s.name), s.name).to(device).float() for s in stack.specs]
-        )
+    weight = stacked_weight(checkpoint, stack, stack.hessian.device)
     # the Hessian is twice the mean outer product; a dead column changes no output
     variance = factor.conditional_variance / 2 * (factor.energy > 0)
     search = search_of(scale_search, factor.energy)
@@ -223,9 +219,8 @@ def _cut(batches: Iterable[Tensor], folds: Sequence[int]) -> Iterator[Tensor]:
             rest = batch[missing:] if batch.shape[0] > missing else None
             part = batch[:missing]
             missing -= part.shape[0]
-            yield (
-                part if len(part) == len(batch) else part.clone()
-            )  # a view would hold the whole batch
+            # a view would hold the whole batch
+            yield part if len(part) == len(batch) else part.clone()
 
 
 def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int) -> Tensor:

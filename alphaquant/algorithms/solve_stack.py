@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,25 +13,15 @@ from alphaquant.algorithms.gptq import GptqOptions, gptq
 from alphaquant.algorithms.nf4 import nf4
 from alphaquant.algorithms.refine import refine
 from alphaquant.algorithms.rtn import rtn
-from alphaquant.algorithms.stacks import Stack
-from alphaquant.clock import timed
+from alphaquant.algorithms.stacks import Stack, Weights, stacked_weight
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 from alphaquant.linalg.drift import corrected, trusted_share
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor
-from alphaquant.models.checkpoint import finite
-from alphaquant.models.read_ahead import in_order
 
 _TOGETHER = 1 << 28
 """Weights that are walked together at most: 1 GiB in fp32, of which a handful of copies exist."""
-
-
-class Weights(Protocol):
-    """A checkpoint, or one seen through scales."""
-
-    def weight(self, linear: str) -> Tensor:
-        """A linear's weight `[out, in]` by name."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +94,7 @@ def _solve_rows(
     drift: Tensor | None,
 ) -> Iterator[Solved]:
     """Solve the rows of several stacks as those of one."""
-    weight = torch.cat([_weight(weights, stack, device) for stack in stacks], dim=-2)
+    weight = torch.cat([stacked_weight(weights, stack, device) for stack in stacks], dim=-2)
     whole = solve_weight(weight, factor, stacks[0], scheme, config, drift)
     start = 0
     for stack in stacks:
@@ -119,18 +108,6 @@ def _solve_rows(
             whole.compensated[:, start:stop],
         )
         start = stop
-
-
-@timed("load weights")
-def _weight(weights: Weights, stack: Stack, device: torch.device) -> Tensor:
-    """`[n, out, in]` in fp32."""
-    read = in_order(weights.weight, [spec.name for spec in stack.specs], device)
-    return torch.stack(
-        [
-            finite(weight.to(device), spec.name).float()
-            for spec, weight in zip(stack.specs, read, strict=True)
-        ]
-    )
 
 
 def solve_weight(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator, pooled, shrink
+from alphaquant.models.checkpoint import finite
 from alphaquant.models.linear import LinearSpec
+from alphaquant.models.read_ahead import in_order
 
 PART = 2 << 30
 """Bytes of the fp32 Hessians that are solved at once; stacks with more are solved in parts."""
@@ -31,6 +34,25 @@ class Stack:
     specs: Sequence[LinearSpec]
     hessian: Tensor
     tokens: Sequence[int]
+
+
+class Weights(Protocol):
+    """A checkpoint, or one seen through scales."""
+
+    def weight(self, linear: str) -> Tensor:
+        """A linear's weight `[out, in]` by name."""
+
+
+@timed("load weights")
+def stacked_weight(weights: Weights, stack: Stack, device: torch.device) -> Tensor:
+    """The weights of a stack's linears `[n, out, in]`, in fp32. Raises ModelError that names one with NaN or infinity."""
+    read = in_order(weights.weight, [spec.name for spec in stack.specs], device)
+    return torch.stack(
+        [
+            finite(weight.to(device), spec.name).float()
+            for spec, weight in zip(stack.specs, read, strict=True)
+        ]
+    )
 
 
 def stacks(

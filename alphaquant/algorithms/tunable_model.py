@@ -146,7 +146,7 @@ def _alike(
     families: dict[tuple[object, ...], list[str]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for name, weight in quantized.items():
-        dtypes[name] = checkpoint.weight(name).dtype
+        dtypes[name] = checkpoint.dtype(f"{name}.weight")
         families.setdefault((weight.scheme, weight.shape, dtypes[name]), []).append(name)
     for names in families.values():
         yield names, dtypes[names[0]]

@@ -45,9 +45,6 @@ class ModelWalk:
         self._checkpoint, self._tokens = checkpoint, tokens
         self._device, self._dtype, self._batch_size = device, dtype, memory.batch_size
         self._memory, self._scratch = memory, scratch
-        self._taught_at_once = (
-            memory.asked or memory.batch_size
-        )  # with gradients, or everything that is read kept
         self._routing_weight: RoutingWeight = config.routing_weight
         self._magnitudes = config.method == "awq"
         self._model: BlockModel | None = None
@@ -145,7 +142,7 @@ class ModelWalk:
         routers = [spec for spec in every if spec.role == "router"]
         inputs = torch.cat(list(self._hidden)).to(self._device)
         learnt = max(1, held_out(inputs.shape[0]).start)
-        streams = [x[:learnt].split(self._taught_at_once) for x in (inputs, before)]
+        streams = [x[:learnt].split(self._memory.taught_at_once) for x in (inputs, before)]
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
@@ -163,7 +160,7 @@ class ModelWalk:
         elif ahead:
             following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._behind(index + 2))
-        return Lesson(run, inputs, targets, observe, sequel, last, self._taught_at_once)
+        return Lesson(run, inputs, targets, observe, sequel, last, self._memory.taught_at_once)
 
     @timed("original's blocks")
     def _behind(self, blocks: int) -> Tensor:

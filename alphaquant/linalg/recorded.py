@@ -59,9 +59,8 @@ class _Reductions:
                 return tridiagonal(matrices)
             if self._recording is None or len(self._recording) < len(matrices):
                 self._recording = None  # or there would be two
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # a driver, or another program's part in this process, may refuse
+                # a driver may refuse, or who else uses the GPU in this process be in the way
+                with contextlib.suppress(RuntimeError):
                     self._recording = _Recording(matrices)
             return self._recording(matrices) if self._recording else tridiagonal(matrices)
 

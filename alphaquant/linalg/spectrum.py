@@ -10,10 +10,10 @@ from alphaquant.linalg.hill import tail_count
 
 FP32_REACH = 1e-5
 """Eigenvalues of an fp32 Gram matrix err by some 1e-7 of the largest: smaller tails need fp64."""
-_MANY = 16
-"""Matrices from which a GPU solves them together: its own routine takes one after another, but a large one faster."""
 FP64_REACH = 1e-10
 """The same limit for fp64; below it the Gram matrix, which squares, gives way to singular values."""
+_MANY = 16
+"""Matrices from which a GPU solves them together: its own routine takes one after another, but a large one faster."""
 
 
 def spectrum(

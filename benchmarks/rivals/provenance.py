@@ -57,7 +57,10 @@ def _versions(results: Sequence[Result]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    ended = subprocess.run(
-        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    try:
+        ended = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here: nobody knows
+        return ""
     return ended.stdout.strip()
