@@ -141,7 +141,7 @@ def quantized_block(
     rounded = [spec for spec in specs if schemes[spec.name].format != "bf16"]
     if not rounded:
         return {}
-    corrected = config.method == "gptq" and config.correction == "inputs"
+    corrected = config.method == "gptq" and config.correction != "none"
     times = 2 if corrected else 1  # everything is solved again, behind drifted inputs
     bits = sum(schemes[s.name].bits_per_weight(s.cols, rows=s.rows) * s.size for s in rounded)
     found: dict[Step, Work] = {

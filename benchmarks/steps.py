@@ -122,7 +122,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int4 absmax": {"format": "int4-g128", "scale_search": "none"},
     "int3": {"format": "int3-g128"},
     "mxfp4": {"format": "mxfp4"},
-    "int4 corrected": {"format": "int4-g128", "correction": "inputs"},
+    "int4 corrected": {"format": "int4-g128", "correction": "stream"},
     "int4 tuned": {"format": "int4-g128", "tune": "block"},
 }
 """A format and keys of the config section `quantization`."""

@@ -50,7 +50,7 @@ def test_forward_and_hessians_are_what_torch_counts(mixture: Checkpoint) -> None
 def test_every_step_of_a_block_with_a_formula_is_one_that_is_timed(
     mixture: Checkpoint, tmp_path: Path
 ) -> None:
-    config = QuantizationConfig(correction="inputs", tune="block", tune_steps=2)
+    config = QuantizationConfig(correction="stream", tune="block", tune_steps=2)
     specs = [spec for spec in mixture.specs if spec.block is not None]
     scheme = Scheme.parse("int4-g32")
     schemes = {s.name: Scheme.parse("bf16") if s.role == "router" else scheme for s in specs}
@@ -122,4 +122,4 @@ def test_this_machine_is_measured_once_and_left_as_it_was() -> None:
     assert found.flop == found.tensor_flop > 1e8  # fp32 is what a CPU multiplies
     assert found.moved > 1e8
     assert found.read > 1e7
-    assert 0 < found.written < found.read
+    assert found.written > 1e6

@@ -9,8 +9,8 @@ solving     of all linears of an input, which are solved together, SOLVING[metho
 codes       one byte a weight and 4 a group, of one block
 hidden      c * windows * length * hidden, between blocks
 embedding   vocabulary * hidden in c and as stored, while the first hidden states are made; nothing of it stays
-lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, and twice Hessians and
-            CORRECTING a weight
+lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, twice Hessians and
+            CORRECTING a weight, and an fp32 copy of what joins the stream
 backward    of sensitivity: activations of all experts that a token is sent to, and gradients as large as the hidden states
             that it sees; at its beginning the head in c, and LOGITS fp32 copies of length * vocabulary
 """
@@ -30,6 +30,7 @@ from alphaquant.models.footprint import (
     table_bytes,
     window_bytes,
 )
+from alphaquant.models.joins import WRITERS
 from alphaquant.models.linear import LinearSpec
 
 SOLVING: dict[Method, tuple[int, int]] = {
@@ -113,7 +114,9 @@ def needs_of(
     if config.tune != "none":
         lesson = 4 * states + max(TUNING * largest, table + stored) + hessians
     elif config.method == "gptq" and config.correction != "none":
+        joining = max(sum(spec.size for spec in block if spec.role in WRITERS) for block in blocks)
         lesson = 3 * states + max(2 * CORRECTING * largest, table + stored) + 2 * hessians
+        lesson += 4 * joining
     weights = block_bytes(checkpoint, itemsize, narrow=True) + 8 * max(s.size for s in specs)
     return Needs(
         weights=weights if windows else 0,

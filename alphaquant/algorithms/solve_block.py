@@ -32,7 +32,7 @@ from alphaquant.text.windows import held_out
 
 def corrects(config: QuantizationConfig) -> bool:
     """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
-    return config.method == "gptq" and config.correction == "inputs"
+    return config.method == "gptq" and config.correction != "none"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, quantize_weight
 from alphaquant.linalg.drift import corrected, trusted_share
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor
+
+Lacking: TypeAlias = Callable[[Stack, Tensor], Tensor]
+"""A stack and its weights `[n, out, in]` to what its outputs lack, as `linalg.drift.corrected` wants it, of the same shape."""
 
 _TOGETHER = 1 << 28
 """Weights that are walked together at most: 1 GiB in fp32, of which a handful of copies exist."""
@@ -45,11 +49,11 @@ def solve_stacks(
     schemes: Mapping[str, Scheme],
     device: torch.device,
     config: QuantizationConfig,
-    drift: Tensor | None = None,
+    lacking: Lacking | None = None,
 ) -> list[Solved]:
     """Quantize stacks that share their Hessians, but for those whose scheme is bf16; one factor serves all.
 
-    With `drift` `[n, in, in]` of their inputs, GPTQ's go towards the weights that make up for it.
+    GPTQ's go towards the weights that make up for what is `lacking`.
     """
     by_scheme: dict[Scheme, list[Stack]] = {}
     for stack in sharing:
@@ -62,7 +66,7 @@ def solve_stacks(
         solved
         for scheme, alike in by_scheme.items()
         for together in _walked_together(alike, scheme, config)
-        for solved in _solve_rows(weights, together, factor, scheme, device, config, drift)
+        for solved in _solve_rows(weights, together, factor, scheme, device, config, lacking)
     ]
 
 
@@ -91,11 +95,16 @@ def _solve_rows(
     scheme: Scheme,
     device: torch.device,
     config: QuantizationConfig,
-    drift: Tensor | None,
+    lacking: Lacking | None,
 ) -> Iterator[Solved]:
     """Solve the rows of several stacks as those of one."""
-    weight = torch.cat([stacked_weight(weights, stack, device) for stack in stacks], dim=-2)
-    whole = solve_weight(weight, factor, stacks[0], scheme, config, drift)
+    parts = [stacked_weight(weights, stack, device) for stack in stacks]
+    lacks = None
+    if lacking is not None:
+        lacks = torch.cat([lacking(s, w) for s, w in zip(stacks, parts, strict=True)], dim=-2)
+    weight = torch.cat(parts, dim=-2)
+    del parts
+    whole = solve_weight(weight, factor, stacks[0], scheme, config, lacks)
     start = 0
     for stack in stacks:
         stop = start + stack.specs[0].rows
@@ -116,7 +125,7 @@ def solve_weight(
     stack: Stack,
     scheme: Scheme,
     config: QuantizationConfig,
-    drift: Tensor | None = None,
+    lacking: Tensor | None = None,  # [n, out, in]
 ) -> Solved:
     """Quantize the weight of a stack, or rows of it, against the `factor` of its Hessians."""
     compensated = weight
@@ -137,7 +146,7 @@ def solve_weight(
                 steps=config.learned_rounding_steps,
             )
         case "gptq":
-            quantized, compensated = _compensated(weight, stack, scheme, factor, config, drift)
+            quantized, compensated = _compensated(weight, stack, scheme, factor, config, lacking)
     return Solved(stack, scheme, weight, factor.damping, quantized, compensated)
 
 
@@ -159,14 +168,14 @@ def _compensated(
     scheme: Scheme,
     factor: InverseFactor,
     config: QuantizationConfig,
-    drift: Tensor | None,
+    lacking: Tensor | None,
 ) -> tuple[QuantizedWeight, Tensor]:
     """GPTQ and its refinement: the codes, and what was rounded to them."""
     target = weight
-    if drift is not None:
+    if lacking is not None:
         tokens = torch.tensor(stack.tokens, device=weight.device)
         share = trusted_share(tokens, weight.shape[-1], config.correction_prior)
-        target = corrected(weight, drift, factor, share)
+        target = corrected(weight, lacking, factor, share)
     options = GptqOptions(
         config.block_size, config.act_order, config.static_groups, config.scale_search
     )

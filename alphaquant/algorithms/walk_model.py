@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.hidden_states import HiddenStates
+from alphaquant.models.joins import joins
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import RoutingWeight, collect_pairs, gather
+from alphaquant.models.observe import RoutingWeight, gather
+from alphaquant.models.pairs import Pairs, Streams, collect_pairs
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.plan import QuantPlan
 from alphaquant.resident import give_back, give_back_much
@@ -47,6 +49,7 @@ class ModelWalk:
         self._memory, self._scratch = memory, scratch
         self._routing_weight: RoutingWeight = config.routing_weight
         self._magnitudes = config.method == "awq"
+        self._in_stream = config.correction == "stream"
         self._model: BlockModel | None = None
         self._hidden = HiddenStates([])
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
@@ -142,15 +145,16 @@ class ModelWalk:
         routers = [spec for spec in every if spec.role == "router"]
         inputs = torch.cat(list(self._hidden)).to(self._device)
         learnt = max(1, held_out(inputs.shape[0]).start)
-        streams = [x[:learnt].split(self._memory.taught_at_once) for x in (inputs, before)]
+        split = partial(torch.split, split_size_or_sections=self._memory.taught_at_once)
+        streams = Streams(*(split(x[:learnt]) for x in (inputs, before, targets)))
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
 
-        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Any:
-            hidden, original = streams
+        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Pairs:
+            found = joins(model, block, index, specs, before) if self._in_stream else None
             return collect_pairs(
-                model, block, index, specs, routers, weights, hidden, original, self._routing_weight
+                model, block, index, specs, routers, weights, streams, self._routing_weight, found
             )
 
         last = index + 1 == self._checkpoint.blocks

@@ -37,9 +37,9 @@ class QuantizationConfig(Section):
     """After GPTQ, move every scale to where its codes fit best."""
     sweeps: int = Field(2, ge=0)
     """Times that every code is looked at again after GPTQ."""
-    correction: Literal["none", "inputs"] = "none"
-    """inputs: GPTQ also makes up for what inputs have lost before; kept where a block comes closer to the original's on held-out windows."""
-    correction_prior: float = Field(0.5, ge=0)
+    correction: Literal["none", "inputs", "stream"] = "none"
+    """inputs: GPTQ also makes up for what inputs have lost before. stream: and what joins the residual stream for all that is missing there. Kept where a block comes closer to the original's on held-out windows."""
+    correction_prior: float = Field(8.0, ge=0)
     """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
     learned_rounding_steps: int = Field(500, ge=1)
     """Steps in which adaround learns."""

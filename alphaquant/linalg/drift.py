@@ -1,7 +1,10 @@
-"""Drift: how far a linear's inputs have left the original model's, and the weight that makes up for it.
+"""What a linear lacks behind quantized ones, and the weight that makes up for it.
 
 Quantized blocks hand on inputs X̃ in place of X. The weight whose outputs on X̃ come nearest to WX is
 W + W (X - X̃)X̃ᵀ (X̃X̃ᵀ)⁻¹, and rounding that one corrects what was lost before (QEP, arXiv 2504.09629).
+
+What joins the residual stream can do more: the stream itself has drifted, by all that blocks before have left behind, and
+what the output lacks, Δ, is all that is missing there. The weight that supplies it as far as X̃ tells is W + ΔX̃ᵀ (X̃X̃ᵀ)⁻¹.
 """
 
 from __future__ import annotations
@@ -30,10 +33,27 @@ class DriftAccumulator(HessianAccumulator):
         self.total.addmm_(moved.T, second)
 
 
-def corrected(weight: Tensor, drift: Tensor, factor: InverseFactor, share: Tensor) -> Tensor:
-    """`[..., out, in]` moved by `share` `[...]` of what makes up for `drift` `[..., in, in]`."""
+class Shortfall:
+    """Sums ΔX̃ᵀ `[out, in]` over tokens, with Δ what the outputs should be beyond what they are."""
+
+    def __init__(self, rows: int, cols: int, device: torch.device) -> None:
+        self.total = torch.zeros(rows, cols, dtype=torch.float32, device=device)
+
+    def update(self, gap: Tensor, now: Tensor, weights: TokenWeights | None = None) -> None:
+        """Add a batch's Δ `[..., out]` and inputs `[..., in]`; each token counts once where it has no weight."""
+        gap, now = (x.reshape(-1, x.shape[-1]).float() for x in (gap, now))
+        if weights is not None:
+            gap = gap * weights.values.float()[:, None]
+        self.total.addmm_(gap.T, now)
+
+
+def corrected(weight: Tensor, lacking: Tensor, factor: InverseFactor, share: Tensor) -> Tensor:
+    """`[..., out, in]` moved by `share` `[...]` of what makes up for `lacking` `[..., out, in]`.
+
+    That is 2/n ΔX̃ᵀ, with Δ what outputs lack: W (X - X̃) where inputs have drifted.
+    """
     # two triangular solves: the inverse itself would be one more matrix to hold
-    half = torch.linalg.solve_triangular(factor.root.mT, weight @ drift, upper=False, left=False)
+    half = torch.linalg.solve_triangular(factor.root.mT, lacking, upper=False, left=False)
     move: Tensor = torch.linalg.solve_triangular(factor.root, half, upper=True, left=False)
     return weight + share[..., None, None] * move
 

@@ -6,7 +6,7 @@ address one expert at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -108,18 +108,22 @@ class UnfusedExperts(nn.ModuleList):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """`[tokens, hidden]`, `[tokens, k]` expert indices, `[tokens, k]` weights to `[tokens, hidden]`."""
         out = torch.zeros_like(hidden_states)
-        chosen = top_k_index.flatten()
-        order = chosen.argsort(stable=True)
-        tokens, weights = order // top_k_index.shape[-1], top_k_weights.flatten()[order]
-        # one wait for the device; asking for each expert's tokens would be one an expert
-        counts = torch.bincount(chosen, minlength=len(self)).tolist()
-        for expert, token, weight in zip(
-            self, tokens.split(counts), weights.split(counts), strict=True
+        for expert, (token, weight) in zip(
+            self, self.sent(top_k_index, top_k_weights), strict=True
         ):
             if len(token):
                 result = expert(hidden_states[token], weight)
                 out.index_add_(0, token, result.to(out.dtype))
         return out
+
+    def sent(self, top_k_index: Tensor, top_k_weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The numbers of the tokens that each expert gets, as it gets them, and their weights."""
+        chosen = top_k_index.flatten()
+        order = chosen.argsort(stable=True)
+        tokens, weights = order // top_k_index.shape[-1], top_k_weights.flatten()[order]
+        # one wait for the device; asking for each expert's tokens would be one an expert
+        counts = torch.bincount(chosen, minlength=len(self)).tolist()
+        return zip(tokens.split(counts), weights.split(counts), strict=True)
 
 
 def _is_transposed(fused: nn.Module) -> bool:

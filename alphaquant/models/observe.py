@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.clock import timed
-from alphaquant.linalg.drift import DriftAccumulator
 from alphaquant.linalg.hessian import HessianAccumulator, TokenWeights
 from alphaquant.models.block import BlockModel
 from alphaquant.models.hidden_states import HiddenStates
@@ -54,7 +53,7 @@ def observing(
                     counted[expert] = None
 
                     def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                        counted[module] = _counted(args, routing_weight)
+                        counted[module] = token_weights(args, routing_weight)
 
                     hooks.callback(expert.register_forward_pre_hook(count).remove)
 
@@ -107,92 +106,11 @@ def gather(
     return seen
 
 
-def _counted(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> TokenWeights | None:
+def token_weights(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> TokenWeights | None:
     """How often each token counts that reaches an expert with `args`; None where it is not told."""
     if len(args) < 2:  # an expert of a model's own code, weighted behind it
         return None
     return TokenWeights(args[1].float() ** (2 if routing_weight == "p2" else 1))
-
-
-@timed("forward and Hessians")
-@torch.no_grad()
-def collect_pairs(
-    model: BlockModel,
-    block: nn.Module,
-    index: int,
-    specs: Sequence[LinearSpec],
-    routers: Sequence[LinearSpec],
-    weights: Mapping[str, Tensor],
-    hidden: Sequence[Tensor],
-    original: Sequence[Tensor],
-    routing_weight: RoutingWeight = "none",
-) -> tuple[dict[str, HessianAccumulator], dict[str, DriftAccumulator]]:
-    """Hessians of the inputs that `specs` read, and how they left the original's, by input key.
-
-    `hidden` goes through the block with `weights` in place of some of its own, `original` through the
-    block as it is, but with every token sent to the experts that it was sent to before: tokens pair up.
-    """
-    modules = {spec.input_key: model.linear(block, index, spec.name) for spec in specs}
-    gates = [model.linear(block, index, spec.name) for spec in routers]
-    experts = {
-        spec.input_key: model.expert(block, index, spec.name)
-        for spec in specs
-        if spec.expert is not None and routing_weight != "none"
-    }
-    cols = {spec.input_key: spec.cols for spec in specs}
-    hessians = {key: HessianAccumulator(width, model.device) for key, width in cols.items()}
-    drifts = {key: DriftAccumulator(width, model.device) for key, width in cols.items()}
-    for now, before in zip(hidden, original, strict=True):
-        choices: dict[nn.Module, Any] = {}
-        with (
-            _given(modules, lambda args: args[0]) as seen,
-            _given(experts, lambda args: _counted(args, routing_weight)) as routing,
-            _hooked(gates, _remember(choices)),
-        ):
-            model.run(block, index, now, weights)
-        with (
-            _given(modules, lambda args: args[0]) as wanted,
-            _hooked(gates, _repeat(choices)),
-        ):
-            model.run(block, index, before)
-        for key, x in seen.items():
-            hessians[key].update(x, routing.get(key))
-            drifts[key].update_pair(wanted[key], x, routing.get(key))
-    return hessians, drifts
-
-
-def _remember(choices: dict[nn.Module, Any]) -> Callable[..., None]:
-    def hook(router: nn.Module, _args: Any, output: Any) -> None:
-        choices[router] = output
-
-    return hook
-
-
-def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:
-    return lambda router, _args, _output: choices[router]
-
-
-@contextlib.contextmanager
-def _given(
-    modules: Mapping[str, nn.Module], read: Callable[[tuple[Tensor, ...]], Any]
-) -> Iterator[dict[str, Any]]:
-    """While open, what `read` finds in the last arguments of each module, by its key."""
-    seen: dict[str, Any] = {}
-    with contextlib.ExitStack() as hooks:
-        for key, module in modules.items():
-            handle = module.register_forward_pre_hook(
-                lambda _module, args, key=key: seen.update({key: read(args)})
-            )
-            hooks.callback(handle.remove)
-        yield seen
-
-
-@contextlib.contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    with contextlib.ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_hook(hook).remove)
-        yield
 
 
 @contextlib.contextmanager

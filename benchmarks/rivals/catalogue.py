@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 OWN = "alphaquant"
 _INTEGERS = ("int4", "int3", "int2")
 _ALL = tuple(FORMATS)
-_WHOLE = {"quantization.correction": "inputs", "quantization.tune": "model"}
+_CORRECTED = {"quantization.correction": "stream"}
+_WHOLE = _CORRECTED | {"quantization.tune": "model"}
 _ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 
 
@@ -146,7 +147,7 @@ CONTESTANTS = (
     Contestant(
         OWN,
         "ordered",
-        "the same in static activation order, as `alphaquant run` does by default",
+        "its defaults in static activation order, as `alphaquant run` does by default",
         _ORDERED,
     ),
     Contestant(
@@ -164,14 +165,20 @@ CONTESTANTS = (
     Contestant(
         OWN,
         "corrected",
-        "in static activation order, made up for what quantized linears before did (`correction=inputs`)",
-        _ORDERED | {"quantization.correction": "inputs"},
+        "in static activation order, made up for what quantized linears before did (`correction=stream`)",
+        _ORDERED | _CORRECTED,
     ),
     Contestant(
         OWN,
         "tuned",
         "rotated, and blocks tuned after GPTQ with default steps",
         _ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+    ),
+    Contestant(
+        OWN,
+        "both",
+        "rotated and corrected, and blocks tuned after GPTQ with default steps",
+        _ORDERED | _CORRECTED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
     ),
     Contestant(
         OWN,
@@ -182,7 +189,7 @@ CONTESTANTS = (
     Contestant(
         OWN,
         "full",
-        "the same, rotated first",
+        "rotated, corrected, blocks tuned, then scales and norms of the whole model (`tune=model`)",
         _ORDERED | _WHOLE | {"rotation.kind": "hadamard"},
     ),
     Contestant(
@@ -194,7 +201,7 @@ CONTESTANTS = (
     Contestant(
         OWN,
         "mixed",
-        "the same, rotated, and blocks tuned",
+        "formats as `budget` chooses them, rotated, and blocks tuned",
         {
             "allocation.policy": "budget",
             "rotation.kind": "hadamard",

@@ -84,6 +84,7 @@ def same(one: Path, other: Path) -> bool:
         ("olmoe", {}),
         ("qwen2_moe", {"method": "awq"}),
         ("mixtral", {"correction": "inputs"}),
+        ("mixtral", {"correction": "stream"}),
     ],
 )
 def test_codes_are_the_same_under_the_smallest_split(

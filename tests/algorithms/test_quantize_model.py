@@ -90,7 +90,7 @@ def test_a_kept_block_is_not_looked_at_before_its_turn(
 
 
 @pytest.mark.parametrize("lost", [None, 1])
-@pytest.mark.parametrize("changes", [{}, {"correction": "inputs"}, {"tune": "block"}])
+@pytest.mark.parametrize("changes", [{}, {"correction": "stream"}, {"tune": "block"}])
 def test_looking_at_the_next_block_while_one_is_written_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], lost: int | None
 ) -> None:

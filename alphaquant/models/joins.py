@@ -1,0 +1,126 @@
+"""Where the outputs of linears join the residual stream, found by trying: a block's code is asked, not its name.
+
+Something is added to a linear's output, and every point where a module of the block is handed as much as the block itself
+is looked at: where exactly that comes out, times one factor, the output has been added to what is there. In a Llama the
+attention's output joins what the second norm reads, the MLP's what the block answers; in parallel blocks both join the
+answer; where a norm stands behind the output (gemma2), no further than that norm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alphaquant.models.block import BlockModel
+from alphaquant.models.experts import UnfusedExperts
+from alphaquant.models.linear import LinearSpec, Role
+
+WRITERS: tuple[Role, ...] = ("o", "down")
+"""Roles of linears that may join the stream."""
+_TOKENS = 8
+_OFF, _OFF_HALF = 1e-3, 3e-2
+"""Relative difference that rounding leaves, in 32 and in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """A point of the stream that a linear's output is part of."""
+
+    at: nn.Module | None
+    """The module that is handed the stream there; None where it is the block's answer."""
+    factor: float
+    """How much of the output arrives, 1 in most models."""
+
+
+@torch.no_grad()
+def joins(
+    model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec], hidden: Tensor
+) -> dict[str, Join]:
+    """The last point at which each of the linears `specs` joins the stream, by input key; those that join nowhere are left out.
+
+    Of `hidden` `[windows, length, hidden]`, which reaches the block, the first tokens are used. Routed experts have one
+    point together.
+    """
+    sample = hidden[:1, :_TOKENS].to(model.device)
+    writers: dict[nn.Module, list[str]] = {}
+    for spec in specs:
+        if spec.role not in WRITERS or spec.rows != sample.shape[-1]:
+            continue
+        module = model.linear(block, index, spec.name)
+        writer = module if spec.expert is None else experts_of(block, module)
+        if writer is not None:
+            writers.setdefault(writer, []).append(spec.input_key)
+    if not writers:
+        return {}
+    plain = _points(model, block, index, sample)
+    generator = torch.Generator().manual_seed(0)
+    size = plain[None].float().square().mean().sqrt().clamp_min(1e-6)
+    noise = torch.randn(sample.shape, generator=generator).to(sample.device) * size
+    noise = noise.to(model.dtype)
+    found: dict[str, Join] = {}
+    for module, keys in writers.items():
+        with _added(module, noise):
+            moved = _points(model, block, index, sample)
+        reached = [
+            Join(at, factor)
+            for at in moved
+            if at in plain and (factor := _factor(moved[at] - plain[at], noise))
+        ]
+        if reached:
+            found |= dict.fromkeys(keys, reached[-1])
+    return found
+
+
+def experts_of(block: nn.Module, linear: nn.Module) -> UnfusedExperts | None:
+    """The experts that a linear is of; None where a model's own code runs them."""
+    for module in block.modules():
+        if isinstance(module, UnfusedExperts) and any(part is linear for part in module.modules()):
+            return module
+    return None
+
+
+def _points(
+    model: BlockModel, block: nn.Module, index: int, sample: Tensor
+) -> dict[nn.Module | None, Tensor]:
+    """What modules are handed that has the stream's shape, in the order of their calls, and the block's answer under None."""
+    seen: dict[nn.Module | None, Tensor] = {}
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].shape == sample.shape:
+            seen.setdefault(module, args[0].clone())
+
+    with contextlib.ExitStack() as hooks:
+        for module in block.modules():
+            if module is not block:
+                hooks.callback(module.register_forward_pre_hook(look).remove)
+        seen[None] = model.run(block, index, sample)
+    return seen
+
+
+@contextlib.contextmanager
+def _added(module: nn.Module, noise: Tensor) -> Iterator[None]:
+    """While open, a module's outputs have `noise` on top."""
+
+    def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output + noise.reshape(output.shape).to(output.dtype)
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _factor(change: Tensor, noise: Tensor) -> float | None:
+    """What `change` is a multiple of `noise` by; None where it is none."""
+    allowed = _OFF_HALF if change.dtype.itemsize < 4 else _OFF
+    change, noise = change.float(), noise.float()
+    factor = float((change * noise).sum() / noise.square().sum())
+    off = torch.linalg.vector_norm(change - factor * noise)
+    near = off < allowed * abs(factor) * torch.linalg.vector_norm(noise)
+    return factor if bool(near) else None
