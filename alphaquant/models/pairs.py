@@ -42,9 +42,9 @@ class Pairs:
 
     hessians: dict[str, HessianAccumulator]
     drifts: dict[str, DriftAccumulator]
-    """Of inputs whose linears have no known place in the stream."""
+    """Where some linear has no known place in the stream."""
     shortfalls: dict[str, Shortfall]
-    """Of all others."""
+    """Where every one has."""
 
 
 @timed("forward and Hessians")
@@ -62,41 +62,34 @@ def collect_pairs(
 ) -> Pairs:
     """Hessians of the inputs that `specs` read behind `weights` in place of some of the block's own, and what is lacking.
 
-    Where a linear's output joins the stream (`joins`, by input key), it lacks what the stream lacks there; the others, what
-    their inputs have lost. For those the original's tokens are sent to the experts that they are sent to now, so that
-    they pair up. An expert lacks what its block does over the weight that the block gives its experts.
+    Where the outputs of all of them join the stream (`joins`, by input key), they lack what the stream lacks there, and an
+    expert that over the weight which the block gives its experts. Elsewhere they lack what their inputs have lost, and
+    the original's tokens are sent to the experts that they are sent to now, so that they pair up.
     """
     modules = {s.input_key: model.linear(block, index, s.name) for s in reversed(specs)}
-    joined = {key: joins[key] for key in modules if key in joins} if joins else {}
-    gates = [model.linear(block, index, spec.name) for spec in routers]
-    experts = {
-        spec.input_key: model.expert(block, index, spec.name)
-        for spec in specs
-        if spec.expert is not None
-    }
-    counted = experts if routing_weight != "none" else {}
-    containers = {experts_of(block, modules[key]) for key in joined if key in experts}
-    found = Pairs(
-        {s.input_key: HessianAccumulator(s.cols, model.device) for s in specs},
-        {
-            s.input_key: DriftAccumulator(s.cols, model.device)
-            for s in specs
-            if s.input_key not in joined
-        },
-        {
-            s.input_key: Shortfall(s.rows, s.cols, model.device)
-            for s in specs
-            if s.input_key in joined
-        },
+    joined = (
+        {key: joins[key] for key in modules} if joins and modules.keys() <= joins.keys() else {}
     )
     points = {join.at: join.at for join in joined.values() if join.at is not None}
     answered = any(join.at is None for join in joined.values())
-    apart = {key: module for key, module in modules.items() if key not in joined}
+    experts = {
+        s.input_key: model.expert(block, index, s.name) for s in specs if s.expert is not None
+    }
+    containers = {experts_of(block, modules[key]) for key in joined if key in experts}
+    counted = experts if routing_weight != "none" else {}
+    gates = [model.linear(block, index, spec.name) for spec in routers]
+    by_key = {spec.input_key: spec for spec in specs}.items()
+    hessians = {key: HessianAccumulator(spec.cols, model.device) for key, spec in by_key}
+    found = Pairs(hessians, {}, {})
+    if joined:
+        found.shortfalls.update({k: Shortfall(s.rows, s.cols, model.device) for k, s in by_key})
+    else:
+        found.drifts.update({k: DriftAccumulator(s.cols, model.device) for k, s in by_key})
 
-    def look(now: Mapping[Any, nn.Module], hidden: Tensor, *others: Any) -> dict[Any, Any]:
+    def look(at: Mapping[Any, nn.Module], hidden: Tensor, *others: Any) -> dict[Any, Any]:
         enough = not answered and not experts
         with (
-            _given(now, lambda args: args[0], enough=enough) as seen,
+            _given(at, lambda args: args[0], enough=enough) as seen,
             contextlib.suppress(_Enough),
         ):
             seen[None] = model.run(block, index, hidden, *others)
@@ -113,37 +106,41 @@ def collect_pairs(
                 _hooked(gates, _remember(choices)),
             ):
                 seen = look(modules | points, now, weights)
-            wanted: dict[Any, Any] = {None: answers}
-            if apart or points:
-                with _hooked(gates, _repeat(choices)):
-                    wanted = look(apart | points, before) | wanted
-            gaps = {
-                join: (wanted[join.at].to(model.device).float() - seen[join.at].float())
-                / join.factor
-                for join in set(joined.values())
-            }
-            asked: dict[nn.Module, Tensor] = {}
-            for container, args in sent.items():
-                [join] = {joined[key] for key in joined if experts.get(key) in set(container)}
-                asked |= _asked(container, gaps[join], *args)
             for key in modules.keys() & seen.keys():
-                found.hessians[key].update(seen[key], routing.get(key))
-                if key in apart:
-                    found.drifts[key].update_pair(wanted[key], seen[key], routing.get(key))
-                else:
-                    gap = asked[experts[key]] if key in experts else gaps[joined[key]]
+                hessians[key].update(seen[key], routing.get(key))
+            if joined:
+                wanted = (look(points, before) if points else {}) | {None: answers}
+                for key, gap in _gaps(joined, experts, wanted, seen, sent):
                     found.shortfalls[key].update(gap, seen[key], routing.get(key))
+            else:
+                with _hooked(gates, _repeat(choices)):
+                    wanted = look(modules, before)
+                for key in modules.keys() & seen.keys():
+                    found.drifts[key].update_pair(wanted[key], seen[key], routing.get(key))
     return found
 
 
-def _asked(
-    experts: UnfusedExperts, gap: Tensor, chosen: Tensor, weights: Tensor
-) -> dict[nn.Module, Tensor]:
-    """What a block lacks `[windows, length, hidden]` as what each of its experts lacks, in the order of its tokens."""
-    mass = weights.float().sum(-1)
-    each = gap.flatten(0, -2) / mass.clamp_min(_LEAST * mass.mean())[:, None]
-    own = zip(experts, experts.sent(chosen, weights), strict=True)
-    return {expert: each[tokens] for expert, (tokens, _) in own}
+def _gaps(
+    joined: Mapping[str, Join],
+    experts: Mapping[str, nn.Module],
+    wanted: Mapping[nn.Module | None, Tensor],
+    seen: Mapping[Any, Tensor],
+    sent: Mapping[UnfusedExperts, tuple[Tensor, Tensor]],
+) -> Iterator[tuple[str, Tensor]]:
+    """What the outputs of the linears lack, by input key; an expert's in the order of the tokens that it gets."""
+    for join in set(joined.values()):
+        gap = wanted[join.at].to(seen[join.at].device).float() - seen[join.at].float()
+        gap /= join.factor
+        keys = [key for key in joined if joined[key] == join]
+        yield from ((key, gap) for key in keys if key not in experts)
+        names = {experts[key]: key for key in keys if key in experts}
+        for container, (chosen, weights) in sent.items() if names else ():
+            mass = weights.float().sum(-1)
+            each = gap.flatten(0, -2) / mass.clamp_min(_LEAST * mass.mean())[:, None]
+            own = zip(container, container.sent(chosen, weights), strict=True)
+            for expert, (tokens, _) in own:
+                if expert in names and len(tokens):
+                    yield names[expert], each[tokens]
 
 
 class _Enough(Exception):
