@@ -184,8 +184,9 @@ def train_model(
     steps: int,
     recipe: Recipe = DEMO,
     minutes: float | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A tokenizer and a model trained on the documents `texts`; says how it goes on `heldout`.
+    """A tokenizer, unless there is one, and a model trained on the documents `texts`; says how it goes on `heldout`.
 
     `make` is given the id of the token that ends a document, and returns the model to train. With
     `minutes` there are at most as many steps as the pace of the first ones lets expect in that time.
@@ -196,7 +197,7 @@ def train_model(
     # Threads add up the experts' gradients in any order otherwise, and no two runs are the same.
     torch.use_deterministic_algorithms(on_cpu)
     torch.set_num_threads(recipe.threads)
-    tokenizer = train_tokenizer(texts, recipe.vocabulary)
+    tokenizer = tokenizer or train_tokenizer(texts, recipe.vocabulary)
     encoded = [
         torch.tensor([*ids, tokenizer.eos_token_id])
         for ids in tokenizer(texts, verbose=False)["input_ids"]

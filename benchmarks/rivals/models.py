@@ -2,9 +2,10 @@
 
     python -m benchmarks.rivals.models --out models
     python -m benchmarks.rivals.models --out models --only llama --text builtin train.txt
+    python -m benchmarks.rivals.models --out models --only deep       # from models/llama, twelve minutes on two cores
     python -m benchmarks.rivals.models --out models --only large --device cuda --minutes 2 --text builtin FOLDER
 
-Minutes each on a GPU, an hour each on two CPU cores (not `large`). Of a folder, every .py, .md, .rst and .txt
+Minutes each on a GPU, an hour each on two CPU cores (`large` is for GPUs). Of a folder, every .py, .md, .rst and .txt
 file is read. Every model folder gets a `training.json` that tells how it was made and what it scores on text
 that it has not seen.
 """
@@ -14,12 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     OlmoeConfig,
@@ -55,6 +61,8 @@ class Design:
     """Given the id of the token that ends a document."""
     recipe: Recipe
     steps: int
+    grown_from: str | None = None
+    """The design with half of its blocks whose weights it begins with."""
 
 
 def large(end: int) -> PreTrainedModel:
@@ -71,6 +79,12 @@ def llama(end: int) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(**_SHARED, **_ends(end), intermediate_size=768, num_hidden_layers=6)
     )
+
+
+def deep(end: int) -> PreTrainedModel:
+    """The same with twice the blocks: errors have twice as far to go."""
+    shape = {"intermediate_size": 768, "num_hidden_layers": 12}
+    return LlamaForCausalLM(LlamaConfig(**_SHARED, **_ends(end), **shape))
 
 
 def moe(end: int) -> PreTrainedModel:
@@ -99,9 +113,34 @@ DESIGNS = {
     "llama": Design(llama, _RECIPE, steps=1500),
     "moe": Design(moe, _RECIPE, steps=1500),
     "large": Design(large, _LARGE, steps=4000),
+    "deep": Design(
+        deep, replace(_RECIPE, peak_rate=1e-3, warmup=20), steps=400, grown_from="llama"
+    ),
 }
 SMALL = ("llama", "moe")
 """Those that a CPU trains and quantizes in an acceptable time."""
+
+
+def doubled(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model with every block twice in a row, each of which adds half as much: nearly what it computed before.
+
+    A little noise lets the two become different.
+    """
+    noise = torch.Generator().manual_seed(0)
+    grown: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        before, layers, rest = name.partition(".layers.")
+        if not layers:
+            grown[name] = weight
+            continue
+        number, _, place = rest.partition(".")
+        share = 0.5 if place.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+        for at in (2 * int(number), 2 * int(number) + 1):
+            moved = share * weight.float()
+            if weight.dim() > 1:
+                moved += 0.02 * moved.std() * torch.randn(weight.shape, generator=noise)
+            grown[f"{before}{layers}{at}.{place}"] = moved
+    return grown
 
 
 def training_documents(sources: list[str]) -> list[str]:
@@ -120,6 +159,14 @@ def training_documents(sources: list[str]) -> list[str]:
     return texts
 
 
+def _grown(make: Callable[[int], PreTrainedModel], smaller: Path, end: int) -> PreTrainedModel:
+    """The model of `make` with the weights of one of half its blocks."""
+    model = make(end)
+    state = AutoModelForCausalLM.from_pretrained(smaller, dtype=torch.float32).state_dict()
+    model.load_state_dict(doubled(state))
+    return model
+
+
 def train(
     name: str,
     out: Path,
@@ -133,12 +180,25 @@ def train(
 
     `changes` are fields of its recipe; with `minutes` it makes as many of the `steps` as fit in.
     """
-    design = DESIGNS[name]
+    design, make, tokenizer = DESIGNS[name], DESIGNS[name].make, None
+    if design.grown_from:
+        smaller = out.parent / design.grown_from
+        if not smaller.is_dir():
+            raise SystemExit(f"{name} grows from {smaller}: train {design.grown_from} there first")
+        tokenizer = AutoTokenizer.from_pretrained(smaller)
+        make = partial(_grown, design.make, smaller)
     recipe = replace(design.recipe, **changes)
     heldout = [document.text for document in documents("calibration")]
     texts = training_documents(sources)
     model, tokenizer = train_model(
-        design.make, texts, heldout, seed=seed, steps=steps, recipe=recipe, minutes=minutes
+        make,
+        texts,
+        heldout,
+        seed=seed,
+        steps=steps,
+        recipe=recipe,
+        minutes=minutes,
+        tokenizer=tokenizer,
     )
     test = [document.text for document in documents("test")]
     windows = evaluation_windows(tokenizer, test, recipe.length)

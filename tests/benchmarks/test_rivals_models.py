@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from alphaquant.demo.training import Recipe, train_model
 from alphaquant.models.live import LiveCheckpoint
 from benchmarks.rivals.formats import FORMATS, quantized_linears
-from benchmarks.rivals.models import DESIGNS, training_documents
+from benchmarks.rivals.models import DESIGNS, doubled, training_documents
 
 _TEXT = "Return the value of the item in the list. Raise an error if it is not there. " * 40
 
@@ -83,6 +83,22 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out() -> None:
     model, _ = train_model(make, [_TEXT], [_TEXT], seed=0, steps=3, recipe=recipe)
     assert calls == 3
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_grown_model_has_every_block_twice_and_says_nearly_the_same() -> None:
+    torch.manual_seed(0)
+    small = _tiny(0)
+    grown = small.state_dict()
+    for _ in range(3):
+        grown = doubled(grown)
+    config = LlamaConfig(**{**small.config.to_dict(), "num_hidden_layers": 8})
+    deep = LlamaForCausalLM(config)
+    deep.load_state_dict(grown)
+    tokens = torch.randint(0, 300, (2, 16))
+    with torch.no_grad():
+        before, after = (model.eval()(tokens).logits for model in (small, deep))
+        none = small.lm_head(small.model.norm(small.model.embed_tokens(tokens)))
+    assert float((after - before).norm()) < 0.3 * float((none - before).norm())
 
 
 def test_a_text_file_becomes_several_documents_and_loses_nothing(tmp_path: Path) -> None:
