@@ -9,6 +9,7 @@ With a weight `[r, c]`, T tokens that reach it and G groups of linears that read
     columns             r c²: every column's error goes to those behind it
     refinement          2 r c² for the gradient, and as much for every sweep
     errors              2 r c² for each of three products with the Hessian
+    what is lacking     2 c² T for every distinct input, or 2 r c T where outputs join the stream
     backward            4 r c T: forward once more, and gradients of activations, not of weights
     spectrum            2 s² l for the Gram matrix of the shorter side s, 4/3 s³ to make it tridiagonal
 
@@ -31,7 +32,9 @@ from alphaquant.formats.search import tries
 from alphaquant.linalg.farms import WINDOW, block_corners
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.footprint import routed_experts
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.joins import WRITERS
+from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
+from alphaquant.text.windows import held_out
 from alphaquant.work import Work
 
 _FP32 = 4  # bytes
@@ -141,8 +144,7 @@ def quantized_block(
     rounded = [spec for spec in specs if schemes[spec.name].format != "bf16"]
     if not rounded:
         return {}
-    corrected = config.method == "gptq" and config.correction != "none"
-    times = 2 if corrected else 1  # everything is solved again, behind drifted inputs
+    times = 2 if config.corrects else 1  # everything is solved again, behind drifted inputs
     bits = sum(schemes[s.name].bits_per_weight(s.cols, rows=s.rows) * s.size for s in rounded)
     found: dict[Step, Work] = {
         "load weights": block_bytes(model, index),
@@ -161,12 +163,12 @@ def quantized_block(
     one = forward(specs, tokens)
     # nothing that the linears see depends on the outputs of the last ones
     seen = forward([s for s in specs if s.role != "down"], tokens) + hessians(specs, tokens)
-    if corrected:  # the original beside the quantized block, a Hessian and a drift of each input
-        seen += one * 2 + hessians(specs, tokens) * 2
+    if config.corrects:
+        seen += _second_look(specs, tokens, config) * (max(1, held_out(windows).start) / windows)
     found["forward and Hessians"] = seen
     if index:
         found["forward"] = one
-    if corrected or config.tune != "none":
+    if config.corrects or config.tune != "none":
         found["original's blocks"] = one
     if config.tune != "none":
         # forward, and gradients of activations and of weights; ahead, the next block without the last
@@ -174,6 +176,25 @@ def quantized_block(
         share = config.tune_steps * min(config.tune_batch_size, windows) / windows
         found["tuning"] = one * (passes * share)
     return found
+
+
+def _second_look(specs: Sequence[LinearSpec], tokens: Tokens, config: QuantizationConfig) -> Work:
+    """What correction gathers: the quantized block beside the original, a Hessian of each input, and what is lacking.
+
+    For o and for gate and up both run as far as attention, or experts; what the stream lacks behind down the original has
+    answered before.
+    """
+    attention = forward([s for s in specs if s.role in ATTENTION_ROLES], tokens)
+    inner = forward([s for s in specs if s.role != "down"], tokens)
+    routed = any(spec.expert is not None for spec in specs)
+    work = hessians(specs, tokens) + (inner if routed else attention) * 2
+    if config.correction == "inputs":
+        ahead = forward([s for s in specs if s.role in ATTENTION_ROLES - {"o"}], tokens)
+        return work + (ahead + inner) * 2 + hessians(specs, tokens)
+    joining = [spec for spec in specs if spec.role in WRITERS]
+    others = [spec for spec in specs if spec.role not in WRITERS]
+    lacking = hessians(others, tokens) + forward(joining, tokens)
+    return work + attention * 2 + forward(specs, tokens) + lacking
 
 
 def sensitivity(

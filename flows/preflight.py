@@ -71,9 +71,7 @@ def check_windows(config: RunConfig, stages: Stages) -> None:
     rounding = config.quantization
     learns = {
         "quantization.tune": rounding.tune if rounding.tune != "none" else None,
-        "quantization.correction": rounding.correction
-        if rounding.method == "gptq" and rounding.correction != "none"
-        else None,
+        "quantization.correction": rounding.correction if rounding.corrects else None,
         "router.method": config.router.method
         if stages is not quantize_only and config.router.method != "none"
         else None,

@@ -10,7 +10,7 @@ codes       one byte a weight and 4 a group, of one block
 hidden      c * windows * length * hidden, between blocks
 embedding   vocabulary * hidden in c and as stored, while the first hidden states are made; nothing of it stays
 lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, twice Hessians and
-            CORRECTING a weight, and an fp32 copy of what joins the stream
+            CORRECTING a weight, and for the stream an fp32 copy of what joins it
 backward    of sensitivity: activations of all experts that a token is sent to, and gradients as large as the hidden states
             that it sees; at its beginning the head in c, and LOGITS fp32 copies of length * vocabulary
 """
@@ -113,10 +113,11 @@ def needs_of(
     lesson = 0
     if config.tune != "none":
         lesson = 4 * states + max(TUNING * largest, table + stored) + hessians
-    elif config.method == "gptq" and config.correction != "none":
-        joining = max(sum(spec.size for spec in block if spec.role in WRITERS) for block in blocks)
+    elif config.corrects:
         lesson = 3 * states + max(2 * CORRECTING * largest, table + stored) + 2 * hessians
-        lesson += 4 * joining
+        if config.correction == "stream":
+            joining = (sum(s.size for s in block if s.role in WRITERS) for block in blocks)
+            lesson += 4 * max(joining)
     weights = block_bytes(checkpoint, itemsize, narrow=True) + 8 * max(s.size for s in specs)
     return Needs(
         weights=weights if windows else 0,

@@ -19,7 +19,7 @@ from alphaquant.algorithms.memory_plan import (
     memory_within,
 )
 from alphaquant.algorithms.quantized_block import save_block, solved_weights
-from alphaquant.algorithms.solve_block import corrects, solve_block
+from alphaquant.algorithms.solve_block import solve_block
 from alphaquant.algorithms.solve_head import solve_head
 from alphaquant.algorithms.walk_model import ModelWalk
 from alphaquant.clock import note_work, timed
@@ -114,7 +114,7 @@ def quantize_blocks(
             give_back_much()
             if index + 1 < checkpoint.blocks:
                 read_ahead(checkpoint, index + 1)
-            taught = specs and (config.tune != "none" or corrects(config))
+            taught = specs and (config.tune != "none" or config.corrects)
             ahead = config.tune_ahead and config.tune != "none"
             lesson = walker.lesson(index, every, ahead=ahead) if taught else None
             block = solve_block(

@@ -30,11 +30,6 @@ from alphaquant.resident import give_back_much
 from alphaquant.text.windows import held_out
 
 
-def corrects(config: QuantizationConfig) -> bool:
-    """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
-    return config.method == "gptq" and config.correction != "none"
-
-
 @dataclass(frozen=True)
 class SolvedBlock:
     """Everything that is kept of a block."""
@@ -86,7 +81,7 @@ def solve_block(
             give_back_much()
     tuning = None
     if lesson is not None and solved:
-        if lesson.observe is not None and corrects(config):
+        if lesson.observe is not None and config.corrects:
             other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config, at_once)
             solved = _better(solved, other, lesson)
         weights = [one.quantized for one in solved]

@@ -99,12 +99,15 @@ def _solve_rows(
 ) -> Iterator[Solved]:
     """Solve the rows of several stacks as those of one."""
     parts = [stacked_weight(weights, stack, device) for stack in stacks]
-    lacks = None
+    weight, target = torch.cat(parts, dim=-2), None
     if lacking is not None:
         lacks = torch.cat([lacking(s, w) for s, w in zip(stacks, parts, strict=True)], dim=-2)
-    weight = torch.cat(parts, dim=-2)
+        tokens = torch.tensor(stacks[0].tokens, device=device)
+        share = trusted_share(tokens, weight.shape[-1], config.correction_prior)
+        target = corrected(weight, lacks, factor, share)
+        del lacks
     del parts
-    whole = solve_weight(weight, factor, stacks[0], scheme, config, lacks)
+    whole = solve_weight(weight, factor, stacks[0], scheme, config, target)
     start = 0
     for stack in stacks:
         stop = start + stack.specs[0].rows
@@ -125,9 +128,9 @@ def solve_weight(
     stack: Stack,
     scheme: Scheme,
     config: QuantizationConfig,
-    lacking: Tensor | None = None,  # [n, out, in]
+    target: Tensor | None = None,  # [n, out, in]
 ) -> Solved:
-    """Quantize the weight of a stack, or rows of it, against the `factor` of its Hessians."""
+    """Quantize the weight of a stack, or rows of it, against the `factor` of its Hessians; GPTQ towards a `target` instead."""
     compensated = weight
     match config.method:
         case "rtn":
@@ -146,7 +149,9 @@ def solve_weight(
                 steps=config.learned_rounding_steps,
             )
         case "gptq":
-            quantized, compensated = _compensated(weight, stack, scheme, factor, config, lacking)
+            quantized, compensated = _compensated(
+                weight if target is None else target, scheme, factor, config
+            )
     return Solved(stack, scheme, weight, factor.damping, quantized, compensated)
 
 
@@ -163,19 +168,9 @@ def _clipped(
 
 
 def _compensated(
-    weight: Tensor,
-    stack: Stack,
-    scheme: Scheme,
-    factor: InverseFactor,
-    config: QuantizationConfig,
-    lacking: Tensor | None,
+    target: Tensor, scheme: Scheme, factor: InverseFactor, config: QuantizationConfig
 ) -> tuple[QuantizedWeight, Tensor]:
     """GPTQ and its refinement: the codes, and what was rounded to them."""
-    target = weight
-    if lacking is not None:
-        tokens = torch.tensor(stack.tokens, device=weight.device)
-        share = trusted_share(tokens, weight.shape[-1], config.correction_prior)
-        target = corrected(weight, lacking, factor, share)
     options = GptqOptions(
         config.block_size, config.act_order, config.static_groups, config.scale_search
     )

@@ -64,6 +64,11 @@ class QuantizationConfig(Section):
     tune_model_rate: float = Field(3e-3, gt=0)
     """Largest relative move of a scale per step of tuning the whole model; norms move by a quarter of it."""
 
+    @property
+    def corrects(self) -> bool:
+        """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
+        return self.method == "gptq" and self.correction != "none"
+
     def by_block(self, *others: Method) -> QuantizationConfig:
         """The same without what concerns the whole model alone, and what neither its method nor `others` look at."""
         unused = {"tune_model_steps", "tune_model_rate"}

@@ -9,7 +9,7 @@ answer; where a norm stands behind the output (gemma2), no further than that nor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,12 @@ WRITERS: tuple[Role, ...] = ("o", "down")
 _TOKENS = 8
 _OFF, _OFF_HALF = 1e-3, 3e-2
 """Relative difference that rounding leaves, in 32 and in 16 bits."""
+_ELSE = 0.05
+"""Share of the stream from which on it is more than what a linear wrote."""
 
 
 @dataclass(frozen=True)
-class Join:
+class JoinPoint:
     """A point of the stream that a linear's output is part of."""
 
     at: nn.Module | None
@@ -40,48 +42,68 @@ class Join:
 @torch.no_grad()
 def joins(
     model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec], hidden: Tensor
-) -> dict[str, Join]:
-    """The last point at which each of the linears `specs` joins the stream, by input key; those that join nowhere are left out.
+) -> dict[str, JoinPoint]:
+    """Where each of the linears `specs` joins the stream, by input key; those that join nowhere are left out.
 
+    That is the first point with more in it than the linear's own output, which a dropout or a norm may be handed before; where
+    there is none, the last one with just that. Further points may look alike where what follows changes little.
     Of `hidden` `[windows, length, hidden]`, which reaches the block, the first tokens are used. Routed experts have one
     point together.
     """
     sample = hidden[:1, :_TOKENS].to(model.device)
+    fused = experts_by_part(block)
     writers: dict[nn.Module, list[str]] = {}
     for spec in specs:
         if spec.role not in WRITERS or spec.rows != sample.shape[-1]:
             continue
         module = model.linear(block, index, spec.name)
-        writer = module if spec.expert is None else experts_of(block, module)
+        writer = module if spec.expert is None else fused.get(module)
         if writer is not None:
             writers.setdefault(writer, []).append(spec.input_key)
     if not writers:
         return {}
-    plain = _points(model, block, index, sample)
-    generator = torch.Generator().manual_seed(0)
+    own: dict[nn.Module, Tensor] = {}
+    with contextlib.ExitStack() as hooks:
+        for writer in writers:
+            hooks.callback(writer.register_forward_hook(_keep(own)).remove)
+        plain = _points(model, block, index, sample)
     size = plain[None].float().square().mean().sqrt().clamp_min(1e-6)
-    noise = torch.randn(sample.shape, generator=generator).to(sample.device) * size
-    noise = noise.to(model.dtype)
-    found: dict[str, Join] = {}
-    for module, keys in writers.items():
-        with _added(module, noise):
+    noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
+    noise = (noise.to(size.device) * size).to(model.dtype)
+    found: dict[str, JoinPoint] = {}
+    for writer, keys in writers.items():
+        with _added(writer, noise):
             moved = _points(model, block, index, sample)
         reached = [
-            Join(at, factor)
+            JoinPoint(at, factor)
             for at in moved
             if at in plain and (factor := _factor(moved[at] - plain[at], noise))
         ]
+        written = own[writer].reshape(sample.shape)
+        fuller = [point for point in reached if _more(plain[point.at], point.factor * written)]
         if reached:
-            found |= dict.fromkeys(keys, reached[-1])
+            found |= dict.fromkeys(keys, fuller[0] if fuller else reached[-1])
     return found
 
 
-def experts_of(block: nn.Module, linear: nn.Module) -> UnfusedExperts | None:
-    """The experts that a linear is of; None where a model's own code runs them."""
-    for module in block.modules():
-        if isinstance(module, UnfusedExperts) and any(part is linear for part in module.modules()):
-            return module
-    return None
+def experts_by_part(block: nn.Module) -> dict[nn.Module, UnfusedExperts]:
+    """The routed experts that each of their linears is of; not those that a model's own code runs."""
+    every = [module for module in block.modules() if isinstance(module, UnfusedExperts)]
+    return {part: experts for experts in every for part in experts.modules()}
+
+
+def _keep(outputs: dict[nn.Module, Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
+        outputs[module] = output
+
+    return hook
+
+
+def _more(stream: Tensor, written: Tensor) -> bool:
+    """Whether there is more in the stream than what was written."""
+    stream = stream.float()
+    left = torch.linalg.vector_norm(stream - written.float())
+    return bool(left > _ELSE * torch.linalg.vector_norm(stream))
 
 
 def _points(

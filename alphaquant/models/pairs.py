@@ -15,13 +15,10 @@ from alphaquant.linalg.drift import DriftAccumulator, Shortfall
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
-from alphaquant.models.joins import Join, experts_of
+from alphaquant.models.joins import JoinPoint, experts_by_part
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, token_weights
 from alphaquant.models.unread import unread_left_out
-
-_LEAST = 0.1
-"""Of the mean weight that a block gives its experts: a token of less asks for no more than one of so much."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def collect_pairs(
     weights: Mapping[str, Tensor],
     streams: Streams,
     routing_weight: RoutingWeight = "none",
-    joins: Mapping[str, Join] | None = None,
+    joins: Mapping[str, JoinPoint] | None = None,
 ) -> Pairs:
     """Hessians of the inputs that `specs` read behind `weights` in place of some of the block's own, and what is lacking.
 
@@ -75,7 +72,8 @@ def collect_pairs(
     experts = {
         s.input_key: model.expert(block, index, s.name) for s in specs if s.expert is not None
     }
-    containers = {experts_of(block, modules[key]) for key in joined if key in experts}
+    fused = experts_by_part(block) if joined else {}
+    containers = {fused[modules[key]] for key in joined if key in experts}
     counted = experts if routing_weight != "none" else {}
     gates = [model.linear(block, index, spec.name) for spec in routers]
     by_key = {spec.input_key: spec for spec in specs}.items()
@@ -96,13 +94,13 @@ def collect_pairs(
         return seen
 
     with contextlib.ExitStack() as left_out:
-        if not answered:
+        if not joined:
             left_out.enter_context(unread_left_out(model, block, index, specs))
         for now, before, answers in zip(streams.now, streams.before, streams.answers, strict=True):
             choices: dict[nn.Module, Any] = {}
             with (
                 _given(counted, lambda args: token_weights(args, routing_weight)) as routing,
-                _given({one: one for one in containers if one}, lambda args: args[1:3]) as sent,
+                _given({one: one for one in containers}, lambda args: args[1:3]) as sent,
                 _hooked(gates, _remember(choices)),
             ):
                 seen = look(modules | points, now, weights)
@@ -121,7 +119,7 @@ def collect_pairs(
 
 
 def _gaps(
-    joined: Mapping[str, Join],
+    joined: Mapping[str, JoinPoint],
     experts: Mapping[str, nn.Module],
     wanted: Mapping[nn.Module | None, Tensor],
     seen: Mapping[Any, Tensor],
@@ -135,8 +133,8 @@ def _gaps(
         yield from ((key, gap) for key in keys if key not in experts)
         names = {experts[key]: key for key in keys if key in experts}
         for container, (chosen, weights) in sent.items() if names else ():
-            mass = weights.float().sum(-1)
-            each = gap.flatten(0, -2) / mass.clamp_min(_LEAST * mass.mean())[:, None]
+            # by the weights that tokens have in an expert's sums, none of them asks for more than its gap
+            each = gap.flatten(0, -2) / weights.float().sum(-1, keepdim=True).clamp_min(1e-6)
             own = zip(container, container.sent(chosen, weights), strict=True)
             for expert, (tokens, _) in own:
                 if expert in names and len(tokens):

@@ -25,7 +25,7 @@ from alphaquant.text import builtin
 from tests.algorithms.test_quantize_model import CPU, FolderCache, uniform, windows
 from tests.notes import Notes
 from tests.observed import run_and_collect
-from tests.tiny import TYPES, make_model
+from tests.tiny import TYPES, WITHOUT_ROW, make_model
 
 
 def quantize(
@@ -223,3 +223,24 @@ def test_experts_are_asked_for_what_the_answer_lacks_over_their_weights(moe: Moe
     hook.remove()
     for key, short in found.shortfalls.items():
         torch.testing.assert_close(short.total, expected[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "olmo2"])
+def test_with_a_norm_behind_it_an_output_makes_up_for_its_inputs(
+    tmp_path: Path, model_type: str
+) -> None:
+    kind = "generic" if model_type in WITHOUT_ROW else "auto"
+    checkpoint = Checkpoint(make_model(tmp_path / "m", model_type), architecture=kind)
+    model = BlockModel(checkpoint, CPU, torch.float32)
+    block, specs = model.block(0), checkpoint.block_specs(0)
+    hidden = list(model.embed(windows(4), 2))
+    original = [x + 0.1 * x.flip(-1) for x in hidden]
+    streams = Streams(hidden, original, list(model.advance(block, 0, original)))
+    for role in ("o", "down"):
+        [spec] = [spec for spec in specs if spec.role == role]
+        found = joins(model, block, 0, [spec], hidden[0])
+        stream = collect_pairs(model, block, 0, [spec], [], {}, streams, "none", found)
+        inputs = collect_pairs(model, block, 0, [spec], [], {}, streams)
+        expected = checkpoint.weight(spec.name).float() @ inputs.drifts[spec.input_key].total
+        apart = stream.shortfalls[spec.input_key].total - expected
+        assert 0 < float(apart.norm()) < 1e-3 * float(expected.norm())

@@ -28,15 +28,17 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("size", [1, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", [*TYPES, *WITHOUT_ROW])
 def test_every_architecture_tells_where_its_linears_write(
-    tmp_path: Path, model_type: str, dtype: torch.dtype
+    tmp_path: Path, model_type: str, dtype: torch.dtype, size: int
 ) -> None:
+    """Also where a block adds so little to a large stream that its answer moves like what it is handed."""
     folder = make_model(tmp_path / "m", model_type, uneven_norms=True)
     checkpoint = Checkpoint(folder, architecture="generic" if model_type in WITHOUT_ROW else "auto")
     model = BlockModel(checkpoint, CPU, dtype)
-    hidden = model.embed(windows(2), 2)[0]
+    hidden = size * model.embed(windows(2), 2)[0]
     index = checkpoint.blocks - 1
     block = model.block(index)
     specs = checkpoint.block_specs(index)
