@@ -201,8 +201,9 @@ CONTESTANTS = (
     Contestant(
         OWN,
         "mixed",
-        "formats as `budget` chooses them, rotated, and blocks tuned",
-        {
+        "formats as `budget` chooses them, rotated and corrected, and blocks tuned",
+        _CORRECTED
+        | {
             "allocation.policy": "budget",
             "rotation.kind": "hadamard",
             "quantization.tune": "block",
