@@ -9,7 +9,7 @@ answer; where a norm stands behind the output (gemma2), no further than that nor
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
+from alphaquant.models.hooks import hooked, remember
 from alphaquant.models.linear import LinearSpec, Role
 
 WRITERS: tuple[Role, ...] = ("o", "down")
@@ -63,16 +64,14 @@ def joins(
     if not writers:
         return {}
     own: dict[nn.Module, Tensor] = {}
-    with contextlib.ExitStack() as hooks:
-        for writer in writers:
-            hooks.callback(writer.register_forward_hook(_keep(own)).remove)
+    with hooked(writers, remember(own)):
         plain = _points(model, block, index, sample)
     size = plain[None].float().square().mean().sqrt().clamp_min(1e-6)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
     noise = (noise.to(size.device) * size).to(model.dtype)
     found: dict[str, JoinPoint] = {}
     for writer, keys in writers.items():
-        with _added(writer, noise):
+        with hooked([writer], _plus(noise)):
             moved = _points(model, block, index, sample)
         reached = [
             JoinPoint(at, factor)
@@ -90,13 +89,6 @@ def experts_by_part(block: nn.Module) -> dict[nn.Module, UnfusedExperts]:
     """The routed experts that each of their linears is of; not those that a model's own code runs."""
     every = [module for module in block.modules() if isinstance(module, UnfusedExperts)]
     return {part: experts for experts in every for part in experts.modules()}
-
-
-def _keep(outputs: dict[nn.Module, Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, _args: Any, output: Tensor) -> None:
-        outputs[module] = output
-
-    return hook
 
 
 def _more(stream: Tensor, written: Tensor) -> bool:
@@ -124,18 +116,13 @@ def _points(
     return seen
 
 
-@contextlib.contextmanager
-def _added(module: nn.Module, noise: Tensor) -> Iterator[None]:
-    """While open, a module's outputs have `noise` on top."""
+def _plus(noise: Tensor) -> Callable[..., Tensor]:
+    """A forward hook that puts `noise` on top of a module's output."""
 
-    def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         return output + noise.reshape(output.shape).to(output.dtype)
 
-    handle = module.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hook
 
 
 def _factor(change: Tensor, noise: Tensor) -> float | None:

@@ -15,6 +15,7 @@ from alphaquant.linalg.drift import DriftAccumulator, Shortfall
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
+from alphaquant.models.hooks import hooked, remember
 from alphaquant.models.joins import JoinPoint, experts_by_part
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, token_weights
@@ -101,7 +102,7 @@ def collect_pairs(
             with (
                 _given(counted, lambda args: token_weights(args, routing_weight)) as routing,
                 _given({one: one for one in containers}, lambda args: args[1:3]) as sent,
-                _hooked(gates, _remember(choices)),
+                hooked(gates, remember(choices)),
             ):
                 seen = look(modules | points, now, weights)
             for key in modules.keys() & seen.keys():
@@ -111,7 +112,7 @@ def collect_pairs(
                 for key, gap in _gaps(joined, experts, wanted, seen, sent):
                     found.shortfalls[key].update(gap, seen[key], routing.get(key))
             else:
-                with _hooked(gates, _repeat(choices)):
+                with hooked(gates, _repeat(choices)):
                     wanted = look(modules, before)
                 for key in modules.keys() & seen.keys():
                     found.drifts[key].update_pair(wanted[key], seen[key], routing.get(key))
@@ -167,21 +168,6 @@ def _given(
         for key, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(hook(key)).remove)
         yield seen
-
-
-@contextlib.contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    with contextlib.ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_hook(hook).remove)
-        yield
-
-
-def _remember(choices: dict[nn.Module, Any]) -> Callable[..., None]:
-    def hook(router: nn.Module, _args: Any, output: Any) -> None:
-        choices[router] = output
-
-    return hook
 
 
 def _repeat(choices: Mapping[nn.Module, Any]) -> Callable[..., Any]:

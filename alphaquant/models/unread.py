@@ -17,7 +17,8 @@ def unread_left_out(
     model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec]
 ) -> Iterator[None]:
     """While open, zeros stand for what no input of `specs` depends on: outputs of down projections, and of experts that none
-    of `specs` is part of. They only join the stream behind all that is looked at, and the block's own output is then of no use. Hooks run all the same.
+    of `specs` is part of. They only join the stream behind all that is looked at, and the block's own output is then
+    of no use. Hooks run all the same.
     """
     wanted = {spec.expert for spec in specs}
     left_out: set[nn.Module] = set()

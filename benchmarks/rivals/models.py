@@ -74,16 +74,9 @@ def large(end: int) -> PreTrainedModel:
     )
 
 
-def llama(end: int) -> PreTrainedModel:
+def llama(end: int, blocks: int = 6) -> PreTrainedModel:
     """A dense Llama: six blocks, 6.2 million parameters; every width is a multiple of 128."""
-    return LlamaForCausalLM(
-        LlamaConfig(**_SHARED, **_ends(end), intermediate_size=768, num_hidden_layers=6)
-    )
-
-
-def deep(end: int) -> PreTrainedModel:
-    """The same with twice the blocks: errors have twice as far to go."""
-    shape = {"intermediate_size": 768, "num_hidden_layers": 12}
+    shape = {"intermediate_size": 768, "num_hidden_layers": blocks}
     return LlamaForCausalLM(LlamaConfig(**_SHARED, **_ends(end), **shape))
 
 
@@ -113,8 +106,12 @@ DESIGNS = {
     "llama": Design(llama, _RECIPE, steps=1500),
     "moe": Design(moe, _RECIPE, steps=1500),
     "large": Design(large, _LARGE, steps=4000),
+    # errors have twice as far to go
     "deep": Design(
-        deep, replace(_RECIPE, peak_rate=1e-3, warmup=20), steps=400, grown_from="llama"
+        partial(llama, blocks=12),
+        replace(_RECIPE, peak_rate=1e-3, warmup=20),
+        steps=400,
+        grown_from="llama",
     ),
 }
 SMALL = ("llama", "moe")
