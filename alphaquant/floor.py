@@ -34,7 +34,6 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.footprint import routed_experts
 from alphaquant.models.joins import WRITERS
 from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
-from alphaquant.text.windows import held_out
 from alphaquant.work import Work
 
 _FP32 = 4  # bytes
@@ -144,28 +143,27 @@ def quantized_block(
     rounded = [spec for spec in specs if schemes[spec.name].format != "bf16"]
     if not rounded:
         return {}
-    times = 2 if config.corrects else 1  # everything is solved again, behind drifted inputs
     bits = sum(schemes[s.name].bits_per_weight(s.cols, rows=s.rows) * s.size for s in rounded)
     found: dict[Step, Work] = {
         "load weights": block_bytes(model, index),
-        "scale search": search(rounded, schemes, config.scale_search) * times,
+        "scale search": search(rounded, schemes, config.scale_search),
         "errors": quadratic(rounded, 6),
         "write": Work(written=bits / 8),
     }
     found["factor"] = factor(rounded, 3 if config.method == "gptq" and config.act_order else 1)
     if config.method == "gptq":
-        found["factor"] *= times
-        found["columns"] = quadratic(rounded, 1) * times
+        found["columns"] = quadratic(rounded, 1)
         passes = config.sweeps + 1 if config.sweeps or config.refit else 0
-        found["refinement"] = quadratic(rounded, 2 * passes) * times
+        found["refinement"] = quadratic(rounded, 2 * passes)
     if not tokens.count:
         return found
     one = forward(specs, tokens)
-    # nothing that the linears see depends on the outputs of the last ones
-    seen = forward([s for s in specs if s.role != "down"], tokens) + hessians(specs, tokens)
     if config.corrects:
-        seen += _second_look(specs, tokens, config) * (max(1, held_out(windows).start) / windows)
-    found["forward and Hessians"] = seen
+        found["forward and Hessians"] = _looks(specs, tokens)
+    else:
+        # nothing that the linears see depends on the outputs of the last ones
+        inner = forward([s for s in specs if s.role != "down"], tokens)
+        found["forward and Hessians"] = inner + hessians(specs, tokens)
     if index:
         found["forward"] = one
     if config.corrects or config.tune != "none":
@@ -178,23 +176,17 @@ def quantized_block(
     return found
 
 
-def _second_look(specs: Sequence[LinearSpec], tokens: Tokens, config: QuantizationConfig) -> Work:
-    """What correction gathers: the quantized block beside the original, a Hessian of each input, and what is lacking.
+def _looks(specs: Sequence[LinearSpec], tokens: Tokens) -> Work:
+    """What correction gathers: every input's Hessian, and what is lacking of outputs that join the stream and inputs elsewhere.
 
-    For o and for gate and up both run as far as attention, or experts; what the stream lacks behind down the original has
-    answered before.
+    The block runs as far as attention, with routed experts as far as those, then whole.
     """
-    attention = forward([s for s in specs if s.role in ATTENTION_ROLES], tokens)
-    inner = forward([s for s in specs if s.role != "down"], tokens)
     routed = any(spec.expert is not None for spec in specs)
-    work = hessians(specs, tokens) + (inner if routed else attention) * 2
-    if config.correction == "inputs":
-        ahead = forward([s for s in specs if s.role in ATTENTION_ROLES - {"o"}], tokens)
-        return work + (ahead + inner) * 2 + hessians(specs, tokens)
+    first = [s for s in specs if (s.role != "down" if routed else s.role in ATTENTION_ROLES)]
     joining = [spec for spec in specs if spec.role in WRITERS]
     others = [spec for spec in specs if spec.role not in WRITERS]
     lacking = hessians(others, tokens) + forward(joining, tokens)
-    return work + attention * 2 + forward(specs, tokens) + lacking
+    return forward(first, tokens) + forward(specs, tokens) + hessians(specs, tokens) + lacking
 
 
 def sensitivity(

@@ -67,7 +67,7 @@ def prepare(
 
 
 def check_windows(config: RunConfig, stages: Stages) -> None:
-    """Raise ConfigError where one calibration window is to teach and to judge."""
+    """Raise ConfigError where one calibration window is to teach and to judge, or to be two halves."""
     rounding = config.quantization
     learns = {
         "quantization.tune": rounding.tune if rounding.tune != "none" else None,
@@ -79,7 +79,7 @@ def check_windows(config: RunConfig, stages: Stages) -> None:
     for key, value in learns.items():
         if value and config.calibration.samples < 2:
             raise ConfigError(
-                f"{key}={value} holds out calibration windows to judge by, and calibration.samples is "
+                f"{key}={value} judges by other calibration windows than it learns from, and calibration.samples is "
                 f"{config.calibration.samples}. Use at least 2, better 64."
             )
 

@@ -1,9 +1,7 @@
 """A decoder block solved in the order of its data flow, each linear making up for what was lost before it.
 
-Linears that read inputs of the same depth are solved together: q/k/v (in latent attention what makes the
-latents, then what reads them), then o, then gate/up and routers, then down, each from the inputs that the
-quantized ones before it make. Asking all of them to make up for the same loss at once would overshoot, so
-a shared expert comes before the routed ones, too.
+First q/k/v, then o and whatever reads behind it, then down, each from the inputs that the quantized ones before it make:
+two that make up for the same loss at once would overshoot, so a shared expert comes before the routed ones, too.
 """
 
 from __future__ import annotations
@@ -15,26 +13,26 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.solve_stack import Lacking, Solved, solve_stacks
+from alphaquant.algorithms.solve_stack import Solved, solve_stacks
 from alphaquant.algorithms.stacks import AtOnce, Stack, sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
-from alphaquant.linalg.drift import trusted_share
+from alphaquant.linalg.hessian import InverseFactor
+from alphaquant.linalg.shortfall import move, trusted_share
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec, Role
-from alphaquant.models.pairs import Pairs
+from alphaquant.models.shortfalls import Observed
 from alphaquant.plan import QuantPlan
+from alphaquant.progress import reporter
 
 _DEPTHS: tuple[frozenset[Role], ...] = (
-    frozenset({"q", "k", "v", "qkv", "q_a", "kv_a"}),
-    frozenset({"q_b", "kv_b"}),
-    frozenset({"o"}),
-    frozenset({"router", "gate", "up", "gate_up"}),
+    frozenset({"q", "k", "v", "qkv", "q_a", "kv_a", "q_b", "kv_b"}),
+    frozenset({"o", "router", "gate", "up", "gate_up"}),
     frozenset({"down"}),
     frozenset({"other"}),  # nobody knows where these stand
 )
 
-ObservePairs: TypeAlias = Callable[[Sequence[LinearSpec], Mapping[str, Tensor]], Pairs]
+Observe: TypeAlias = Callable[[Sequence[LinearSpec], Mapping[str, Tensor]], Observed]
 """Linears and the weights that stand in for others: what is gathered of them."""
 
 
@@ -43,7 +41,7 @@ def solve_in_order(
     checkpoint: Checkpoint,
     specs: Sequence[LinearSpec],
     plan: QuantPlan,
-    observe: ObservePairs,
+    observe: Observe,
     device: torch.device,
     config: QuantizationConfig,
     at_once: AtOnce | None = None,
@@ -54,15 +52,24 @@ def solve_in_order(
     """
     done: list[Solved] = []
     weights: dict[str, Tensor] = {}
+    shares: list[float] = []
     for members in _depths(specs):
         if all(plan.schemes[spec.name].format == "bf16" for spec in members):
             continue
         seen = observe(members, weights)
-        for sharing, lacking in _lacking(members, seen, plan, config, at_once):
-            for solved in solve_stacks(checkpoint, sharing, plan.schemes, device, config, lacking):
+        for sharing in sharing_stacks(
+            members, seen.hessians, config.expert_shrinkage, plan.schemes, at_once
+        ):
+            told = sharing[0].specs[0].input_key in seen.shortfalls
+            moved = partial(_moved, seen, config, shares) if told else None
+            for solved in solve_stacks(checkpoint, sharing, plan.schemes, device, config, moved):
                 done.append(solved)
                 values = solved.quantized.dequantize()
                 weights |= {spec.name: values[i] for i, spec in enumerate(solved.stack.specs)}
+    if shares:
+        reporter().note(
+            f"correction: {len(shares)} linears make up for {min(shares):.0%} to {max(shares):.0%} of what they lack"
+        )
     return done
 
 
@@ -76,44 +83,28 @@ def _depths(specs: Sequence[LinearSpec]) -> Iterator[list[LinearSpec]]:
         yield [spec for spec in members if spec.expert is not None]
 
 
-def _lacking(
-    members: Sequence[LinearSpec],
-    seen: Pairs,
-    plan: QuantPlan,
+def _moved(
+    seen: Observed,
     config: QuantizationConfig,
-    at_once: AtOnce | None,
-) -> Iterator[tuple[list[Stack], Lacking]]:
-    """Stacks that share their Hessians, and what they lack."""
-    together = partial(
-        sharing_stacks,
-        members,
-        sort_key=plan.schemes,
-        at_once=at_once,
-        expert_shrinkage=config.expert_shrinkage,
-    )
-    if not seen.drifts:
-        for sharing in together(seen.hessians):
-            yield sharing, partial(_shortfall, seen, config.expert_shrinkage)
-        return
-    for sharing, moved in zip(together(seen.hessians), together(seen.drifts), strict=True):
-        yield sharing, partial(_drifted, moved[0].hessian)
+    shares: list[float],
+    stack: Stack,
+    weight: Tensor,
+    factor: InverseFactor,
+) -> Tensor:
+    """By what the weights of a stack are moved `[n, out, in]`; the part that it is of all that they lack goes to `shares`.
 
-
-def _drifted(drift: Tensor, _stack: Stack, weight: Tensor) -> Tensor:
-    return weight @ drift
-
-
-def _shortfall(seen: Pairs, expert_shrinkage: float, stack: Stack, _weight: Tensor) -> Tensor:
-    """Of a stack `[n, out, in]`. Where an expert's Hessian leans on its block's, nothing is lacking."""
-    hessians = [seen.hessians[spec.input_key] for spec in stack.specs]
-    lacking = torch.stack(
-        [
-            seen.shortfalls[spec.input_key].total * hessian.scale
-            for spec, hessian in zip(stack.specs, hessians, strict=True)
-        ]
-    )
-    if stack.specs[0].expert is None:
-        return lacking
-    tokens = torch.tensor([h.effective_tokens for h in hessians], device=lacking.device)
-    share = trusted_share(tokens, stack.specs[0].cols, expert_shrinkage)
-    return lacking * share[:, None, None]
+    Where an expert's Hessian leans on its block's, nothing is lacking.
+    """
+    cols, keys = stack.specs[0].cols, [spec.input_key for spec in stack.specs]
+    short, hessians = [seen.shortfalls[key] for key in keys], [seen.hessians[key] for key in keys]
+    halves = torch.stack([s.halves * h.scale for s, h in zip(short, hessians, strict=True)], dim=1)
+    if short[0].of_inputs:
+        halves = weight @ halves
+    found, share = move(halves, torch.stack([s.masses for s in short], dim=1), factor)
+    tokens = torch.tensor(stack.tokens, device=share.device)
+    share = share * trusted_share(tokens, cols, config.correction_prior)
+    if stack.specs[0].expert is not None:
+        tokens = torch.tensor([h.effective_tokens for h in hessians], device=share.device)
+        share = share * trusted_share(tokens, cols, config.expert_shrinkage)
+    shares.extend(share.tolist())
+    return found * share[:, None, None]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from alphaquant.algorithms.correct_block import ObservePairs
+from alphaquant.algorithms.correct_block import Observe
 from alphaquant.algorithms.router_kl import full_kl
 
 RunBlock: TypeAlias = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -32,8 +32,8 @@ class Lesson:
     run: RunBlock
     inputs: Tensor
     targets: Tensor
-    observe: ObservePairs | None = None
-    """For correction: looks at all windows but those of `held_out`."""
+    observe: Observe | None = None
+    """For correction."""
     sequel: Sequel | None = None
     """None: only the block's own answers count."""
     last: bool = False

@@ -110,13 +110,15 @@ def quantize_blocks(
             seen.clear()
         else:
             solved = _looked_at(plan, every)
-            observed = seen.pop(index, None) or walker.observe(index, solved, folders)
+            observed = seen.pop(index, {})
+            if not observed and not config.corrects:  # which looks for itself
+                observed = walker.observe(index, solved, folders)
             give_back_much()
             if index + 1 < checkpoint.blocks:
                 read_ahead(checkpoint, index + 1)
             taught = specs and (config.tune != "none" or config.corrects)
             ahead = config.tune_ahead and config.tune != "none"
-            lesson = walker.lesson(index, every, ahead=ahead) if taught else None
+            lesson = walker.lesson(index, folders, ahead=ahead) if taught else None
             block = solve_block(
                 checkpoint, solved, plan, observed, device, config, lesson, memory.at_once
             )
@@ -127,7 +129,8 @@ def quantize_blocks(
             with _meanwhile(put) as written:
                 if index + 1 < units:
                     walker.pass_on(index, solved_weights(checkpoint, index, block, device))
-                if _looks_ahead(device, memory_limit) and walker.stands_before(index + 1):
+                looks = not config.corrects and _looks_ahead(device, memory_limit)
+                if looks and walker.stands_before(index + 1):
                     following = _looked_at(plan, checkpoint.block_specs(index + 1))
                     seen[index + 1] = walker.observe(index + 1, following, folders)
                 with timed("write"):

@@ -25,9 +25,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import all_cores
 from alphaquant.models.linear import LinearSpec
 from alphaquant.plan import QuantPlan
-from alphaquant.progress import reporter
 from alphaquant.resident import give_back_much
-from alphaquant.text.windows import held_out
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,12 @@ def solve_block(
     moved = scaled.moved(plan) if scaled else {}
     done = _Done()
     solved: list[Solved] = []
+    observe = lesson.observe if lesson is not None and config.corrects else None
     with all_cores(max((spec.cols for spec in specs), default=0)):
+        if observe is not None:
+            solved = solve_in_order(checkpoint, specs, plan, observe, device, config, at_once)
         for sharing in sharing_stacks(
-            specs, observed, config.expert_shrinkage, plan.schemes, at_once
+            [] if observe else specs, observed, config.expert_shrinkage, plan.schemes, at_once
         ):
             # scaled inputs have Hessians of their own
             groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
@@ -81,9 +82,6 @@ def solve_block(
             give_back_much()
     tuning = None
     if lesson is not None and solved:
-        if lesson.observe is not None and config.corrects:
-            other = solve_in_order(checkpoint, specs, plan, lesson.observe, device, config, at_once)
-            solved = _better(solved, other, lesson)
         weights = [one.quantized for one in solved]
         if config.tune != "none":
             starts = [
@@ -122,35 +120,6 @@ def _within(moved: Mapping[str, Tensor], lesson: Lesson) -> Lesson:
     device = lesson.inputs.device
     there = {name: value.to(device) for name, value in moved.items()}
     return replace(lesson, run=lambda weights, hidden: lesson.run(there | dict(weights), hidden))
-
-
-@timed("correction")
-def _better(plain: list[Solved], corrected: list[Solved], lesson: Lesson) -> list[Solved]:
-    """The solution whose block comes closer to the original's on windows that no correction has seen."""
-    held = held_out(lesson.inputs.shape[0])
-    before, after = (_block_error(s, lesson, held) for s in (plain, corrected))
-    verdict = "kept" if after < before else "left"
-    reporter().note(f"correction {verdict}: held-out block error {before:.3g} to {after:.3g}")
-    return corrected if after < before else plain
-
-
-@torch.no_grad()
-def _block_error(solved: list[Solved], lesson: Lesson, held: range) -> float:
-    """Squared error of the block's outputs on the windows `held`, relative to what the block adds."""
-    values = [one.quantized.dequantize() for one in solved]
-    weights = {
-        spec.name: stack[position]
-        for one, stack in zip(solved, values, strict=True)
-        for position, spec in enumerate(one.stack.specs)
-    }
-    error = change = 0.0
-    for start in range(held.start, held.stop, lesson.batch_size):
-        part = slice(start, min(start + lesson.batch_size, held.stop))
-        inputs, targets = lesson.inputs[part].float(), lesson.targets[part].float()
-        out = lesson.run(weights, lesson.inputs[part]).float().to(targets.device)
-        error += float((out - targets).square().sum())
-        change += float((targets - inputs).square().sum())
-    return error / max(change, 1e-30)
 
 
 @timed("errors")

@@ -18,11 +18,10 @@ from alphaquant.algorithms.stacks import Stack, Weights, stacked_weight
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, quantize_weight
-from alphaquant.linalg.drift import corrected, trusted_share
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor
 
-Lacking: TypeAlias = Callable[[Stack, Tensor], Tensor]
-"""A stack and its weights `[n, out, in]` to what its outputs lack, as `linalg.drift.corrected` wants it, of the same shape."""
+Moved: TypeAlias = Callable[[Stack, Tensor, InverseFactor], Tensor]
+"""A stack, its weights `[n, out, in]` and the factor of its Hessians to what they are moved by before they are rounded, of the same shape."""
 
 _TOGETHER = 1 << 28
 """Weights that are walked together at most: 1 GiB in fp32, of which a handful of copies exist."""
@@ -49,11 +48,11 @@ def solve_stacks(
     schemes: Mapping[str, Scheme],
     device: torch.device,
     config: QuantizationConfig,
-    lacking: Lacking | None = None,
+    moved: Moved | None = None,
 ) -> list[Solved]:
     """Quantize stacks that share their Hessians, but for those whose scheme is bf16; one factor serves all.
 
-    GPTQ's go towards the weights that make up for what is `lacking`.
+    GPTQ's go towards the `moved` weights.
     """
     by_scheme: dict[Scheme, list[Stack]] = {}
     for stack in sharing:
@@ -66,7 +65,7 @@ def solve_stacks(
         solved
         for scheme, alike in by_scheme.items()
         for together in _walked_together(alike, scheme, config)
-        for solved in _solve_rows(weights, together, factor, scheme, device, config, lacking)
+        for solved in _solve_rows(weights, together, factor, scheme, device, config, moved)
     ]
 
 
@@ -95,17 +94,15 @@ def _solve_rows(
     scheme: Scheme,
     device: torch.device,
     config: QuantizationConfig,
-    lacking: Lacking | None,
+    moved: Moved | None,
 ) -> Iterator[Solved]:
     """Solve the rows of several stacks as those of one."""
     parts = [stacked_weight(weights, stack, device) for stack in stacks]
     weight, target = torch.cat(parts, dim=-2), None
-    if lacking is not None:
-        lacks = torch.cat([lacking(s, w) for s, w in zip(stacks, parts, strict=True)], dim=-2)
-        tokens = torch.tensor(stacks[0].tokens, device=device)
-        share = trusted_share(tokens, weight.shape[-1], config.correction_prior)
-        target = corrected(weight, lacks, factor, share)
-        del lacks
+    if moved is not None:
+        moves = [moved(stack, part, factor) for stack, part in zip(stacks, parts, strict=True)]
+        target = weight + torch.cat(moves, dim=-2)
+        del moves
     del parts
     whole = solve_weight(weight, factor, stacks[0], scheme, config, target)
     start = 0

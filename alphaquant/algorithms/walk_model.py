@@ -20,14 +20,13 @@ from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.hidden_states import HiddenStates
-from alphaquant.models.joins import joins
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, gather
-from alphaquant.models.pairs import Pairs, Streams, collect_pairs
+from alphaquant.models.original import Original, watch
+from alphaquant.models.shortfalls import Observed, Streams, observe_shortfalls
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.plan import QuantPlan
 from alphaquant.resident import give_back, give_back_much
-from alphaquant.text.windows import held_out
 from alphaquant.work import Work
 
 
@@ -49,12 +48,12 @@ class ModelWalk:
         self._memory, self._scratch = memory, scratch
         self._routing_weight: RoutingWeight = config.routing_weight
         self._magnitudes = config.method == "awq"
-        self._in_stream = config.correction == "stream"
+        self._corrects = config.corrects
         self._model: BlockModel | None = None
         self._hidden = HiddenStates([])
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
         self._next = 0
-        self._original: dict[int, Tensor] = {}  # by the number of the original's blocks before
+        self._latest: tuple[int, Original] | None = None  # of the original's blocks
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -138,23 +137,21 @@ class ModelWalk:
         del block
         give_back_much()  # many blocks are passed without anything else in between when a run is resumed
 
-    def lesson(self, index: int, every: Sequence[LinearSpec], *, ahead: bool) -> Lesson:
-        """What reaches block `index`, after `observe`, and what the original's block answers to its own input."""
-        model, block = self._opened(), self._opened().block(index)
-        before, targets = self._behind(index), self._behind(index + 1)
-        routers = [spec for spec in every if spec.role == "router"]
-        inputs = torch.cat(list(self._hidden)).to(self._device)
-        learnt = max(1, held_out(inputs.shape[0]).start)
-        split = partial(torch.split, split_size_or_sections=self._memory.taught_at_once)
-        streams = Streams(*(split(x[:learnt]) for x in (inputs, before, targets)))
+    def lesson(self, index: int, folders: Sequence[Path], *, ahead: bool) -> Lesson:
+        """What reaches block `index` behind the finished blocks in `folders`, and what the original's answers to its own input."""
+        model = self._advanced(index, folders)
+        block = model.block(index)
+        original = self._original(index)
+        inputs, targets = torch.cat(list(self._hidden)).to(self._device), original.answers
+        together = self._memory.taught_at_once
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
 
-        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Pairs:
-            found = joins(model, block, index, specs, before) if self._in_stream else None
-            return collect_pairs(
-                model, block, index, specs, routers, weights, streams, self._routing_weight, found
+        def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Observed:
+            streams = Streams(inputs, original, together)
+            return observe_shortfalls(
+                model, block, index, specs, weights, streams, self._routing_weight
             )
 
         last = index + 1 == self._checkpoint.blocks
@@ -163,24 +160,26 @@ class ModelWalk:
             sequel = predictions(model.final_norm, model.head(), targets)
         elif ahead:
             following = partial(model.learn, model.block(index + 1), index + 1)
-            sequel = next_block(following, self._behind(index + 2))
-        return Lesson(run, inputs, targets, observe, sequel, last, self._memory.taught_at_once)
+            sequel = next_block(following, self._original(index + 1).answers)
+        return Lesson(run, inputs, targets, observe, sequel, last, together)
 
     @timed("original's blocks")
-    def _behind(self, blocks: int) -> Tensor:
-        """The original's hidden states `[windows, length, hidden]` behind its first blocks.
-
-        The last three are kept: what a block gets, what it answers, and what the next one makes of that.
-        """
-        model, known = self._opened(), self._original
-        if not known:
-            known[0] = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
+    def _original(self, index: int) -> Original:
+        """What the original's block `index` answers to its own input; no index may be lower than the last one."""
+        model = self._opened()
+        if self._latest is None:
+            tokens = cast(Tensor, self._tokens)
+            hidden = torch.cat(model.embed(tokens, self._batch_size))
             model.release_embedding()
-        while (at := max(known)) < blocks:
-            batches = list(known[at].split(self._batch_size))
-            known[at + 1] = torch.cat(list(model.advance(model.block(at), at, batches)))
-            known.pop(at - 2, None)
-        return known[blocks]
+            self._latest = -1, Original({}, {None: hidden})
+        at, latest = self._latest
+        for following in range(at + 1, index + 1):
+            wanted = self._corrects and following == index
+            specs = self._checkpoint.block_specs(index) if wanted else []
+            block = model.block(following)
+            latest = watch(model, block, following, specs, latest.answers, self._batch_size)
+            self._latest = following, latest
+        return latest
 
     @timed("forward")
     def _opened(self) -> BlockModel:

@@ -37,10 +37,10 @@ class QuantizationConfig(Section):
     """After GPTQ, move every scale to where its codes fit best."""
     sweeps: int = Field(2, ge=0)
     """Times that every code is looked at again after GPTQ."""
-    correction: Literal["none", "inputs", "stream"] = "none"
-    """inputs: GPTQ also makes up for what inputs have lost before. stream: and what joins the residual stream for all that is missing there. Kept where a block comes closer to the original's on held-out windows."""
+    correction: Literal["none", "stream"] = "none"
+    """stream: GPTQ also makes up for what was lost before: of what joins the residual stream for all that is missing there, elsewhere for what inputs have lost; as far as two halves of the windows agree."""
     correction_prior: float = Field(8.0, ge=0)
-    """Doubt in a correction, in tokens per input channel: one from few tokens is applied in part."""
+    """Doubt whether other text asks for the same correction, in tokens per input channel: one from few tokens is applied in part."""
     learned_rounding_steps: int = Field(500, ge=1)
     """Steps in which adaround learns."""
     expert_shrinkage: float = Field(1.0, ge=0)
@@ -66,7 +66,7 @@ class QuantizationConfig(Section):
 
     @property
     def corrects(self) -> bool:
-        """Whether blocks are solved a second time, corrected; rounding to nearest has nothing to correct with."""
+        """Whether linears make up for what was lost before them; rounding to nearest has nothing to do it with."""
         return self.method == "gptq" and self.correction != "none"
 
     def by_block(self, *others: Method) -> QuantizationConfig:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from alphaquant.models.linear import LinearSpec, Role
 
 WRITERS: tuple[Role, ...] = ("o", "down")
 """Roles of linears that may join the stream."""
-_TOKENS = 8
+TOKENS = 8
+"""Of the first window: what trying takes."""
 _OFF, _OFF_HALF = 1e-3, 3e-2
 """Relative difference that rounding leaves, in 32 and in 16 bits."""
 _ELSE = 0.05
@@ -31,11 +33,11 @@ _ELSE = 0.05
 
 
 @dataclass(frozen=True)
-class JoinPoint:
+class Join:
     """A point of the stream that a linear's output is part of."""
 
-    at: nn.Module | None
-    """The module that is handed the stream there; None where it is the block's answer."""
+    at: str | None
+    """The module, by its path in the block, that is handed the stream there; None where it is the block's answer."""
     factor: float
     """How much of the output arrives, 1 in most models."""
 
@@ -43,15 +45,14 @@ class JoinPoint:
 @torch.no_grad()
 def joins(
     model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec], hidden: Tensor
-) -> dict[str, JoinPoint]:
+) -> dict[str, Join]:
     """Where each of the linears `specs` joins the stream, by input key; those that join nowhere are left out.
 
     That is the first point with more in it than the linear's own output, which a dropout or a norm may be handed before; where
     there is none, the last one with just that. Further points may look alike where what follows changes little.
-    Of `hidden` `[windows, length, hidden]`, which reaches the block, the first tokens are used. Routed experts have one
-    point together.
+    Routed experts have one point together.
     """
-    sample = hidden[:1, :_TOKENS].to(model.device)
+    sample = hidden[:1, :TOKENS].to(model.device)
     fused = experts_by_part(block)
     writers: dict[nn.Module, list[str]] = {}
     for spec in specs:
@@ -65,20 +66,22 @@ def joins(
         return {}
     own: dict[nn.Module, Tensor] = {}
     with hooked(writers, remember(own)):
-        plain = _points(model, block, index, sample)
+        plain = handed(model, block, index, sample)
     size = plain[None].float().square().mean().sqrt().clamp_min(1e-6)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
-    noise = (noise.to(size.device) * size).to(model.dtype)
-    found: dict[str, JoinPoint] = {}
+    noise = (noise.to(size.device) * size).to(model.dtype).flatten(0, 1)
+    found: dict[str, Join] = {}
     for writer, keys in writers.items():
         with hooked([writer], _plus(noise)):
-            moved = _points(model, block, index, sample)
+            moved = handed(model, block, index, sample)
         reached = [
-            JoinPoint(at, factor)
+            Join(at, factor)
             for at in moved
-            if at in plain and (factor := _factor(moved[at] - plain[at], noise))
+            if at in plain
+            and plain[at].shape == noise.shape
+            and (factor := _factor(moved[at] - plain[at], noise))
         ]
-        written = own[writer].reshape(sample.shape)
+        written = own[writer].reshape(noise.shape)
         fuller = [point for point in reached if _more(plain[point.at], point.factor * written)]
         if reached:
             found |= dict.fromkeys(keys, fuller[0] if fuller else reached[-1])
@@ -98,21 +101,22 @@ def _more(stream: Tensor, written: Tensor) -> bool:
     return bool(left > _ELSE * torch.linalg.vector_norm(stream))
 
 
-def _points(
+def handed(
     model: BlockModel, block: nn.Module, index: int, sample: Tensor
-) -> dict[nn.Module | None, Tensor]:
-    """What modules are handed that has the stream's shape, in the order of their calls, and the block's answer under None."""
-    seen: dict[nn.Module | None, Tensor] = {}
+) -> dict[str | None, Tensor]:
+    """What modules are handed of every token `[tokens, width]`, in the order of their calls; under None the block's answer."""
+    seen: dict[str | None, Tensor] = {}
+    tokens = sample.shape[0] * sample.shape[1]
 
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].shape == sample.shape:
-            seen.setdefault(module, args[0].clone())
+    def look(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].shape[:-1].numel() == tokens:
+            seen.setdefault(name, args[0].flatten(0, -2).clone())
 
     with contextlib.ExitStack() as hooks:
-        for module in block.modules():
+        for name, module in block.named_modules():
             if module is not block:
-                hooks.callback(module.register_forward_pre_hook(look).remove)
-        seen[None] = model.run(block, index, sample)
+                hooks.callback(module.register_forward_pre_hook(partial(look, name)).remove)
+        seen[None] = model.run(block, index, sample).flatten(0, -2)
     return seen
 
 

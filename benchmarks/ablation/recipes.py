@@ -101,9 +101,6 @@ CHANGES = (
         {"quantization.scale_search": "mse"},
     ),
     Change("plain", "damping .05", "instead of .01", {"quantization.damping": "0.05"}),
-    Change(
-        "plain", "inputs corrected", "but not the stream", {"quantization.correction": "inputs"}
-    ),
     Change("plain", "routers by kl", "trained at last", {"router.method": "kl"}, experts=True),
     Change("plain", "routers aligned", "in closed form", {"router.method": "align"}, experts=True),
     Change(
@@ -144,7 +141,6 @@ CHANGES = (
             "quantization.routing_weight": "none",
         },
     ),
-    Change("full", "inputs corrected", "but not the stream", {"quantization.correction": "inputs"}),
     Change("full", "25 steps", "of tuning, not 100", {"quantization.tune_steps": "25"}),
     Change("full", "400 steps", "of tuning, not 100", {"quantization.tune_steps": "400"}),
     Change("full", "steps of 8", "windows, not 4", {"quantization.tune_batch_size": "8"}),

@@ -83,7 +83,6 @@ def same(one: Path, other: Path) -> bool:
         ("llama", {}),
         ("olmoe", {}),
         ("qwen2_moe", {"method": "awq"}),
-        ("mixtral", {"correction": "inputs"}),
         ("mixtral", {"correction": "stream"}),
     ],
 )

@@ -168,7 +168,7 @@ def test_corrected_and_tuned_blocks_know_every_linear(tmp_path: Path) -> None:
     checkpoint = generic(make_model(tmp_path / "m", "dots1"))
     plan = uniform(checkpoint, "int3-g16")
     folders = quantize(
-        checkpoint, plan, tmp_path / "b", correction="inputs", tune="block", tune_steps=4
+        checkpoint, plan, tmp_path / "b", correction="stream", tune="block", tune_steps=4
     )
     done = [set(load_block(folder)) for folder in folders]
     for block, names in enumerate(done):
