@@ -10,8 +10,8 @@ codes       one byte a weight and 4 a group, of one block
 hidden      c * windows * length * hidden, between blocks
 embedding   vocabulary * hidden in c and as stored, while the first hidden states are made; nothing of it stays
 lesson      with tuning 4 times hidden, TUNING a weight of a block, and Hessians once more; with correction 3 times hidden, CORRECTING a
-            weight, two fp32 copies of what joins the stream, Hessians twice more for what inputs have lost, and PLACES times
-            hidden of the original, of two blocks where the next one judges a tuned one
+            weight, two fp32 copies of what joins the stream, Hessians four times more (their own, those of half the windows, and
+            halves of what inputs have lost), and PLACES times hidden of the original, of two blocks where the next one judges a tuned one
 backward    of sensitivity: activations of all experts that a token is sent to, and gradients as large as the hidden states
             that it sees; at its beginning the head in c, and LOGITS fp32 copies of length * vocabulary
 """
@@ -44,9 +44,10 @@ SOLVING: dict[Method, tuple[int, int]] = {
 """Copies of the weight and of the Hessian, measured from outside on stacks of one to twelve."""
 TUNING, CORRECTING = 44, 8
 """Bytes a weight: tuning holds what was rounded, latents, their gradients and moments, values and their gradients, and the
-block that runs in fp32; correction the weight and what was rounded."""
-PLACES = 3
-"""Tensors as wide as the stream in which blocks are compared: what q, k and v read, what o joins, what gate and up read."""
+block that runs in fp32; correction that block and what was rounded."""
+PLACES = 5
+"""Tensors as wide as the stream in which blocks are compared, at most: what q, k and v read, what o joins, what gate and up
+read, what down joins where a norm stands behind it, and latents, which together are narrower."""
 STORED, CODES = 2, 1.25
 """Bytes a weight in the file, and as a code with scales of groups of 16, the smallest ones."""
 LOGITS = 5
@@ -121,7 +122,7 @@ def needs_of(
     if config.corrects:
         blocks_compared = 2 if config.tune != "none" and config.tune_ahead else 1
         joining = max(sum(s.size for s in block if s.role in WRITERS) for block in blocks)
-        lesson += PLACES * blocks_compared * states + 8 * joining + 2 * hessians
+        lesson += PLACES * blocks_compared * states + 8 * joining + 4 * hessians
     weights = block_bytes(checkpoint, itemsize, narrow=True) + 8 * max(s.size for s in specs)
     return Needs(
         weights=weights if windows else 0,

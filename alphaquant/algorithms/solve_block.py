@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.awq import scale_block
+from alphaquant.algorithms.awq import ScaledBlock, scale_block
 from alphaquant.algorithms.correct_block import solve_in_order
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stacks
@@ -61,41 +61,56 @@ def solve_block(
         scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device, at_once)
     moved = scaled.moved(plan) if scaled else {}
     done = _Done()
-    solved: list[Solved] = []
-    observe = lesson.observe if lesson is not None and config.corrects else None
+    to_tune: list[Solved] = []
     with all_cores(max((spec.cols for spec in specs), default=0)):
-        if observe is not None:
-            solved = solve_in_order(checkpoint, specs, plan, observe, device, config, at_once)
-        for sharing in sharing_stacks(
-            [] if observe else specs, observed, config.expert_shrinkage, plan.schemes, at_once
-        ):
-            # scaled inputs have Hessians of their own
-            groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
-            for group in groups:
-                for one in solve_stacks(scaled or checkpoint, group, plan.schemes, device, config):
-                    if lesson is None:
-                        done.add(one, one.quantized)
-                    else:
-                        solved.append(one)
-                    del one  # or it would be in memory while the next stacks are made
-            del sharing, groups, group
-            give_back_much()
+        if config.corrects and lesson is not None and lesson.observe is not None:
+            solved = solve_in_order(
+                checkpoint, specs, plan, lesson.observe, device, config, at_once
+            )
+        else:
+            solved = _solve_as_seen(
+                checkpoint, specs, plan, observed, device, config, scaled, at_once
+            )
+        for one in solved:
+            if config.tune == "none":
+                done.add(one, one.quantized)
+            else:
+                to_tune.append(one)
+            del one  # or it would be in memory while the next stacks are made
     tuning = None
-    if lesson is not None and solved:
-        weights = [one.quantized for one in solved]
-        if config.tune != "none":
-            starts = [
-                Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated)
-                for s in solved
-            ]
-            weights, tuning = tune_block(_within(moved, lesson), starts, config)
-        for one, weight in zip(solved, weights, strict=True):
+    if lesson is not None and to_tune:
+        starts = [
+            Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated)
+            for s in to_tune
+        ]
+        weights, tuning = tune_block(_within(moved, lesson), starts, config)
+        for one, weight in zip(to_tune, weights, strict=True):
             done.add(one, weight)
     # in the order of the block, however it was split into stacks
     names = [spec.name for spec in specs if spec.name in done.weights]
     ordered = {name: done.weights[name] for name in names}
     rows = sorted(done.rows, key=lambda row: names.index(row["linear"]))
     return SolvedBlock(ordered, error_table(rows), tuning, moved)
+
+
+def _solve_as_seen(
+    checkpoint: Checkpoint,
+    specs: Sequence[LinearSpec],
+    plan: QuantPlan,
+    observed: Mapping[str, HessianAccumulator],
+    device: torch.device,
+    config: QuantizationConfig,
+    scaled: ScaledBlock | None,
+    at_once: AtOnce | None,
+) -> Iterator[Solved]:
+    """Stacks against the Hessians that were observed before any of them was solved."""
+    for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once):
+        # scaled inputs have Hessians of their own
+        groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
+        for group in groups:
+            yield from solve_stacks(scaled or checkpoint, group, plan.schemes, device, config)
+        del sharing, groups, group
+        give_back_much()
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,8 @@ class ModelWalk:
     def lesson(self, index: int, folders: Sequence[Path], *, ahead: bool) -> Lesson:
         """What reaches block `index` behind the finished blocks in `folders`, and what the original's answers to its own input."""
         model = self._advanced(index, folders)
-        block = model.block(index)
         original = self._original(index)
+        block = model.block(index)
         inputs, targets = torch.cat(list(self._hidden)).to(self._device), original.answers
         together = self._memory.taught_at_once
 
@@ -168,17 +168,17 @@ class ModelWalk:
         """What the original's block `index` answers to its own input; no index may be lower than the last one."""
         model = self._opened()
         if self._latest is None:
-            tokens = cast(Tensor, self._tokens)
-            hidden = torch.cat(model.embed(tokens, self._batch_size))
+            hidden = torch.cat(model.embed(cast(Tensor, self._tokens), self._batch_size))
             model.release_embedding()
             self._latest = -1, Original({}, {None: hidden})
         at, latest = self._latest
-        for following in range(at + 1, index + 1):
-            wanted = self._corrects and following == index
-            specs = self._checkpoint.block_specs(index) if wanted else []
-            block = model.block(following)
-            latest = watch(model, block, following, specs, latest.answers, self._batch_size)
-            self._latest = following, latest
+        while at < index:
+            at, hidden = at + 1, latest.answers
+            self._latest = None
+            del latest  # what it has besides is of no use behind its block
+            specs = self._checkpoint.block_specs(at) if self._corrects and at == index else []
+            latest = watch(model, model.block(at), at, specs, hidden, self._batch_size)
+        self._latest = at, latest
         return latest
 
     @timed("forward")

@@ -4,8 +4,9 @@ Quantized blocks hand on inputs X̃ in place of X, and the residual stream that 
 have left behind. With Δ what the stream lacks there, W + ΔX̃ᵀ (X̃X̃ᵀ)⁻¹ is the weight that supplies it as far as X̃ tells.
 (Where Δ is WX - WX̃, which a linear's own inputs have lost, that is QEP, arXiv 2504.09629.)
 
-How far it tells is measured. In the metric of (X̃X̃ᵀ)⁻¹, sums over two halves of the tokens agree in what is there and
-not in what is chance, so their inner product says how much of the whole is worth following (James and Stein, 1961).
+How far it tells is measured (James and Stein, 1961). In the metric of (X̃X̃ᵀ)⁻¹, sums over two halves of the tokens agree in
+what is there and not in what is chance, so their inner product says how much of the whole is worth following. Were there
+no chance at all, they would agree as far as X̃X̃ᵀ itself does between the halves, and that counts as all of it.
 """
 
 from __future__ import annotations
@@ -29,39 +30,37 @@ class Shortfall:
         self.halves = torch.zeros(
             2, cols if of_inputs else rows, cols, dtype=torch.float32, device=device
         )
-        self.masses = torch.zeros(2, dtype=torch.float64, device=device)
-        """Sums of the tokens' weights."""
 
     def update(
         self, half: int, gap: Tensor, now: Tensor, weights: TokenWeights | None = None
     ) -> None:
         """Add a batch's Δ `[..., out or in]` and inputs `[..., in]` to half 0 or 1; each token counts once where it has no weight."""
         gap, now = (x.reshape(-1, x.shape[-1]).float() for x in (gap, now))
-        self.masses[half] += now.shape[0] if weights is None else weights.mass
         if weights is not None:
             gap = gap * weights.values.float()[:, None]
         self.halves[half].addmm_(gap.T, now)
 
 
-def move(halves: Tensor, masses: Tensor, factor: InverseFactor) -> tuple[Tensor, Tensor]:
-    """By what weights `[..., out, in]` supply all that they lack, and the share `[...]` of it that is not chance, in 0 to 1.
-
-    `halves` `[2, ..., out, in]` are 2/n ΔX̃ᵀ of either half of the tokens, with n that of both; `masses` `[2, ...]` are their
-    tokens, and where one has none, nothing is known to be more than chance.
-    """
-    # two triangular solves: the inverse itself would be one more matrix to hold
+def agreement(halves: Tensor, factor: InverseFactor) -> tuple[Tensor, Tensor]:
+    """<A, B> / |A + B|² `[...]` of two `halves` `[2, ..., out, in]` in the metric of the inverse, and A + B in its coordinates."""
     first, second = (
         torch.linalg.solve_triangular(factor.root.mT, half, upper=False, left=False)
         for half in halves
     )
-    agreed = (first * second).sum((-2, -1))
+    product = (first * second).sum((-2, -1))
     whole = first.add_(second)
-    size = whole.square().sum((-2, -1))
-    parts = (masses / masses.sum(0).clamp_min(1e-30)).to(size.dtype)
-    # a half has its part of what is there, so the product of both has the product of their parts
-    share = agreed / (parts.prod(0) * size)
+    return product / whole.square().sum((-2, -1)), whole
+
+
+def move(halves: Tensor, most: Tensor, factor: InverseFactor) -> tuple[Tensor, Tensor]:
+    """By what weights `[..., out, in]` supply all that they lack, and the share `[...]` of it that is not chance, in 0 to 1.
+
+    `halves` `[2, ..., out, in]` are 2/n ΔX̃ᵀ of either half of n tokens; `most` `[...]` is the `agreement` of their X̃X̃ᵀ.
+    Where a half has no token, nothing is known to be more than chance.
+    """
+    agreed, whole = agreement(halves, factor)
     found: Tensor = torch.linalg.solve_triangular(factor.root, whole, upper=True, left=False)
-    return found, share.nan_to_num(0, 0, 0).clamp(0, 1)
+    return found, (agreed / most).nan_to_num(0, 0, 0).clamp(0, 1)
 
 
 def trusted_share(tokens: Tensor, cols: int, prior: float) -> Tensor:

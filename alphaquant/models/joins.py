@@ -33,19 +33,19 @@ _ELSE = 0.05
 
 
 @dataclass(frozen=True)
-class Join:
-    """A point of the stream that a linear's output is part of."""
+class Place:
+    """Where a block shows what a linear does."""
 
     at: str | None
-    """The module, by its path in the block, that is handed the stream there; None where it is the block's answer."""
-    factor: float
-    """How much of the output arrives, 1 in most models."""
+    """The module, by its path in the block, whose input is looked at; None for the block's answer."""
+    factor: float | None = None
+    """How much of the linear's output is part of that, 1 in most models; None where it is what the linear reads."""
 
 
 @torch.no_grad()
 def joins(
     model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec], hidden: Tensor
-) -> dict[str, Join]:
+) -> dict[str, Place]:
     """Where each of the linears `specs` joins the stream, by input key; those that join nowhere are left out.
 
     That is the first point with more in it than the linear's own output, which a dropout or a norm may be handed before; where
@@ -70,21 +70,21 @@ def joins(
     size = plain[None].float().square().mean().sqrt().clamp_min(1e-6)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
     noise = (noise.to(size.device) * size).to(model.dtype).flatten(0, 1)
-    found: dict[str, Join] = {}
+    found: dict[str, Place] = {}
     for writer, keys in writers.items():
         with hooked([writer], _plus(noise)):
             moved = handed(model, block, index, sample)
         reached = [
-            Join(at, factor)
+            (Place(at, factor), factor)
             for at in moved
             if at in plain
             and plain[at].shape == noise.shape
             and (factor := _factor(moved[at] - plain[at], noise))
         ]
         written = own[writer].reshape(noise.shape)
-        fuller = [point for point in reached if _more(plain[point.at], point.factor * written)]
+        fuller = [place for place, much in reached if _more(plain[place.at], much * written)]
         if reached:
-            found |= dict.fromkeys(keys, fuller[0] if fuller else reached[-1])
+            found |= dict.fromkeys(keys, fuller[0] if fuller else reached[-1][0])
     return found
 
 

@@ -10,18 +10,8 @@ from torch import Tensor, nn
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.hooks import given
-from alphaquant.models.joins import TOKENS, WRITERS, experts_by_part, handed, joins
+from alphaquant.models.joins import TOKENS, WRITERS, Place, experts_by_part, handed, joins
 from alphaquant.models.linear import LinearSpec
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where two blocks are compared for what a linear lacks."""
-
-    at: str | None
-    """The module, by its path in the block, whose input is looked at; None for the block's answer."""
-    factor: float | None = None
-    """How much of the linear's output is part of that; None where it is what the linear reads."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +39,7 @@ def places(
     `hidden` `[windows, length, hidden]` reaches the block; its first tokens are used.
     """
     sample = hidden[:1, :TOKENS].to(model.device)
-    joined = joins(model, block, index, specs, sample)
-    found = {key: Place(join.at, join.factor) for key, join in joined.items()}
+    found = joins(model, block, index, specs, sample)
     inputs, fused = handed(model, block, index, sample), experts_by_part(block)
     names = {module: name for name, module in block.named_modules()}
     for spec in specs:

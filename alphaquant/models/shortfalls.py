@@ -16,10 +16,10 @@ from alphaquant.linalg.shortfall import Shortfall
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
 from alphaquant.models.hooks import Enough, given
-from alphaquant.models.joins import experts_by_part
+from alphaquant.models.joins import Place, experts_by_part
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, token_weights
-from alphaquant.models.original import Original, Place
+from alphaquant.models.original import Original
 from alphaquant.models.unread import unread_left_out
 
 
@@ -50,6 +50,8 @@ class Observed:
     hessians: dict[str, HessianAccumulator]
     shortfalls: dict[str, Shortfall]
     """Of outputs where they join the stream, else of inputs."""
+    first: dict[str, Tensor]
+    """X̃X̃ᵀ `[in, in]` of the first half of the windows."""
 
 
 @timed("forward and Hessians")
@@ -83,6 +85,7 @@ def observe_shortfalls(
     found = Observed(
         {key: HessianAccumulator(spec.cols, model.device) for key, spec in by_key.items()},
         {key: _nothing(by_key[key], place, model.device) for key, place in places.items()},
+        {},
     )
     # nothing behind the last place need be computed
     answered = any(place.at is None for place in places.values())
@@ -91,6 +94,8 @@ def observe_shortfalls(
         if not answered and all(spec.role != "down" for spec in specs):
             left_out.enter_context(unread_left_out(model, block, index, specs))
         for half, now, wanted in streams.batches():
+            if half and not found.first:
+                found.first.update({key: found.hessians[key].total.clone() for key in places})
             with (
                 given(
                     experts if routing_weight != "none" else {},

@@ -78,7 +78,7 @@ def test_every_architecture_comes_closer_to_the_original(tmp_path: Path, model_t
     plain, _ = quantize(source, tmp_path / "plain")
     corrected, told = quantize(source, tmp_path / "corrected", correction="stream")
     assert sum(note.startswith("correction: ") for note in told) == 3
-    assert hidden_error(source, corrected) < 1.02 * hidden_error(source, plain)
+    assert hidden_error(source, corrected) < 0.95 * hidden_error(source, plain)
     assert load_block(corrected[0]).keys() == load_block(plain[0]).keys()
 
 
@@ -142,11 +142,12 @@ class Moe:
     specs: list[LinearSpec]
     hidden: list[Tensor]
 
-    def observed(self, specs: list[LinearSpec], hidden: Tensor) -> Observed:
-        """Hessians and what is lacking of `specs` where the original's stream is `hidden`."""
-        every = self.specs
-        original = watch(self.model, self.block, 0, every, hidden, 2)
-        streams = Streams(torch.cat(self.hidden), original, 1)
+    def observed(
+        self, specs: list[LinearSpec], hidden: Tensor, windows: int | None = None
+    ) -> Observed:
+        """Hessians and what is lacking of `specs` where the original's stream is `hidden`, in the first `windows`."""
+        original = watch(self.model, self.block, 0, self.specs, hidden[:windows], 2)
+        streams = Streams(torch.cat(self.hidden)[:windows], original, 1)
         return observe_shortfalls(self.model, self.block, 0, specs, {}, streams, "p")
 
     def alone(
@@ -178,7 +179,9 @@ def test_inputs_are_those_of_a_plain_pass_however_early_it_may_end(
         # one stream lacks nothing but what rounding leaves, where original and quantized block are one
         short = found.shortfalls[key]
         assert float(short.halves.abs().max()) < 1e-4 * float(expected[key].total.abs().max())
-        assert float(short.masses.sum()) == pytest.approx(hessian.mass)
+    half = moe.observed(specs, torch.cat(moe.hidden), windows=2).hessians
+    for key, first in found.first.items():
+        torch.testing.assert_close(first, half[key].total)
 
 
 def test_readers_of_one_tensor_are_compared_at_one_place(moe: Moe) -> None:
