@@ -256,7 +256,7 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
         (["--set", "nonsense"], ["section.key=value"]),
         (
             ["--set", "calibration.samples=1", "--set", "quantization.tune=block"],
-            ["quantization.tune=block holds out", "calibration.samples is 1", "at least 2"],
+            ["quantization.tune=block judges by", "calibration.samples is 1", "at least 2"],
         ),
         (["--set", "execution.device=cuda:99"], ["cuda:99", "auto"]),
         (
