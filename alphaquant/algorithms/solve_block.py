@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,11 +68,10 @@ def solve_block(
                 checkpoint, specs, plan, lesson.observe, device, config, at_once
             )
         else:
-            solved = _solve_as_seen(
-                checkpoint, specs, plan, observed, device, config, scaled, at_once
-            )
+            seen = sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once)
+            solved = _solve_as_seen(seen, scaled or checkpoint, plan, device, config)
         for one in solved:
-            if config.tune == "none":
+            if lesson is None or config.tune == "none":
                 done.add(one, one.quantized)
             else:
                 to_tune.append(one)
@@ -94,21 +93,19 @@ def solve_block(
 
 
 def _solve_as_seen(
-    checkpoint: Checkpoint,
-    specs: Sequence[LinearSpec],
+    seen: Iterator[list[Stack]],
+    weights: Checkpoint | ScaledBlock,
     plan: QuantPlan,
-    observed: Mapping[str, HessianAccumulator],
     device: torch.device,
     config: QuantizationConfig,
-    scaled: ScaledBlock | None,
-    at_once: AtOnce | None,
 ) -> Iterator[Solved]:
     """Stacks against the Hessians that were observed before any of them was solved."""
-    for sharing in sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once):
-        # scaled inputs have Hessians of their own
-        groups = ([scaled.stack(stack)] for stack in sharing) if scaled else [sharing]
+    for sharing in seen:
+        groups: Iterable[list[Stack]] = [sharing]
+        if isinstance(weights, ScaledBlock):  # scaled inputs have Hessians of their own
+            groups = ([weights.stack(stack)] for stack in sharing)
         for group in groups:
-            yield from solve_stacks(scaled or checkpoint, group, plan.schemes, device, config)
+            yield from solve_stacks(weights, group, plan.schemes, device, config)
         del sharing, groups, group
         give_back_much()
 
