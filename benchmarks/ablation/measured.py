@@ -2,76 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.ablation.recipes import Row
 from benchmarks.rivals.own import needs_run
-from benchmarks.rivals.paired import Ratio, kl_ratio
+from benchmarks.rivals.paired import Ratio, geometric_mean, kl_ratio
 from benchmarks.rivals.standing import standing
 from benchmarks.rivals.table import Result
 
-Cells = Mapping[tuple[str, str, str], Result]
-"""Results by model, name of the format and name of the row."""
+Draws = Mapping[int, Result]
+"""Results of one cell by calibration seed."""
+Cells = Mapping[tuple[str, str, str], Draws]
+"""By model, name of the format and name of the row."""
 
 
 def long_table(cells: Cells, rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per cell and text: KL with its interval, its ratio to the recipe's, seconds.
+    """One line per cell and text: KL and its ratio to the recipe's over all draws, seconds.
 
-    A failed cell has one line, without text. Ratios are NaN where the recipe has no result.
+    `kl` and `ratio` are geometric means over the draws that the cell and its recipe share, `ratios` those of
+    each in the order of `seeds`, `ratio_low` and `ratio_high` the 95 % interval over windows of each window's
+    mean over draws; `why` is the first failure. A cell that failed with every seed has one line, without text. Ratios are NaN, and there
+    are none of them, where the recipe has no result.
     """
     found = []
     for row in rows:
-        for (model, name, of), result in cells.items():
+        for (model, name, of), draws in cells.items():
             if of == row.name:
-                found += _lines(result, row, cells.get((model, name, row.base)))
+                found += _lines(draws, row, cells.get((model, name, row.base), {}))
     return pd.DataFrame(found, columns=_COLUMNS)
 
 
 _COLUMNS = [
     *("model", "format", "group_size", "base", "row", "ingredient", "state", "why"),
-    *("text", "standing", "kl", "low", "high", "ratio", "ratio_low", "ratio_high"),
+    *("text", "standing", "seeds", "kl", "ratios", "ratio", "ratio_low", "ratio_high"),
     *("seconds", "seconds_ratio"),
 ]
 
 
-def _lines(result: Result, row: Row, base: Result | None) -> list[dict[str, object]]:
-    seconds = _seconds(result)
+def _lines(draws: Draws, row: Row, base: Draws) -> list[dict[str, object]]:
+    done = {seed: one for seed, one in draws.items() if one.outcome["state"] == "done"}
+    of = {seed: one for seed, one in base.items() if one.outcome["state"] == "done"}
+    first = next(iter((done or draws).values()))
+    seconds = _seconds(done)
     cell = {
-        "model": result.model,
-        "format": result.format.name,
-        "group_size": result.format.group,
+        "model": first.model,
+        "format": first.format.name,
+        "group_size": first.format.group,
         "base": row.base,
         "row": row.name,
         "ingredient": row.ingredient,
-        "state": result.outcome["state"],
-        "why": result.outcome.get("why", ""),
+        "state": first.outcome["state"],
+        "why": next((why for one in draws.values() if (why := one.outcome.get("why", ""))), ""),
         "seconds": seconds,
-        "seconds_ratio": seconds / of if seconds and (of := _seconds(base)) else None,
+        "seconds_ratio": seconds / whole if seconds and (whole := _seconds(of)) else None,
     }
-    lines = []
-    for text, windows in result.kl.items():
-        low, high = result.interval(text, "kl_mean")
-        ratio = kl_ratio(windows, base.kl[text]) if base and text in base.kl else Ratio()
-        lines.append(
-            cell
-            | {
-                "text": text,
-                "standing": standing(result.model, text),
-                "kl": result.value(text, "kl_mean"),
-                "low": low,
-                "high": high,
-                "ratio": ratio.value,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
-            }
-        )
-    return lines or [cell]
+    shared = [seed for seed in done if seed in of]
+    return [cell | _scored(done, of, shared, text) for text in first.kl] or [cell]
 
 
-def _seconds(result: Result | None) -> float | None:
-    """Seconds that ratios are taken of; None for a cell that failed, or had to run stages that have nothing to do with it."""
-    if result is None or result.outcome["state"] != "done" or needs_run(result.contestant):
-        return None
-    return result.spent
+def _scored(done: Draws, base: Draws, shared: Sequence[int], text: str) -> dict[str, object]:
+    model = next(iter(done.values())).model
+    ratios = [kl_ratio(done[seed].kl[text], base[seed].kl[text]).value for seed in shared]
+    within = (
+        kl_ratio(*(_over_draws([of[seed] for seed in shared], text) for of in (done, base)))
+        if shared
+        else Ratio()
+    )
+    return {
+        "text": text,
+        "standing": standing(model, text),
+        "seeds": shared or list(done),
+        "kl": geometric_mean(one.value(text, "kl_mean") for one in done.values()),
+        "ratios": ratios,
+        "ratio": geometric_mean(ratios),
+        "ratio_low": within.low,
+        "ratio_high": within.high,
+    }
+
+
+def _over_draws(draws: Sequence[Result], text: str) -> list[float]:
+    """Each window's mean divergence."""
+    windows: list[float] = np.mean([one.kl[text] for one in draws], axis=0).tolist()
+    return windows
+
+
+def _seconds(done: Draws) -> float | None:
+    """Median seconds that ratios are taken of; None where cells had to run stages that have nothing to do with it."""
+    spent = [one.spent for one in done.values() if not needs_run(one.contestant)]
+    return float(np.median(spent)) if spent else None

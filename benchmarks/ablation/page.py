@@ -15,6 +15,7 @@ from benchmarks.rivals.table import markdown_row, short
 _STANDINGS = ("tuned on", "held back")
 _HEADS: dict[Base, str] = {
     "plain": "## One ingredient alone, or another setting of the plain recipe",
+    "one pass": "## Other settings of one pass",
     "full": "## One ingredient left out, or another setting of the full recipe",
 }
 
@@ -36,7 +37,7 @@ def page(
     parts += ["## Recipes", _recipes(rows)]
     for model, words in models.items():
         parts += [f"## {model}", words, _details(scored[scored["model"] == model])]
-    failed = table[table["state"] != "done"].drop_duplicates(["model", "format", "row"])
+    failed = table[table["why"] != ""].drop_duplicates(["model", "format", "row"])
     if len(failed):
         parts += ["## Cells without a result", _failures(failed)]
     if missing:
@@ -45,7 +46,10 @@ def page(
 
 
 def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
-    """Geometric means of ratios over models and texts, by format and standing, of rows that have results."""
+    """Geometric means of ratios over models and texts, by format and standing, of rows that have results.
+
+    With several draws, between their lowest and highest mean.
+    """
     formats = list(scored["format"].unique())
     columns = [
         (name, kind)
@@ -62,7 +66,7 @@ def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
         cells = [row.name, row.words]
         for name, kind in columns:
             chosen = own[(own["format"] == name) & (own["standing"] == kind)]
-            cells.append(_number(geometric_mean(chosen["ratio"])))
+            cells.append(_mean(chosen))
         once = own.drop_duplicates(["model", "format"])
         cells.append(_number(geometric_mean(once["seconds_ratio"].dropna())))
         lines.append(markdown_row(cells))
@@ -70,7 +74,7 @@ def _overview(scored: pd.DataFrame, rows: Sequence[Row]) -> str:
 
 
 def _details(scored: pd.DataFrame) -> str:
-    header = ["format", "recipe", "text", "standing", "KL", "to the recipe's", "seconds"]
+    header = ["format", "recipe", "text", "standing", "KL", "to the recipe's", "by seed", "seconds"]
     lines = [_rule(header, 4, "to the recipe's")]
     for name in scored["format"].unique():
         for one in scored[scored["format"] == name].to_dict("records"):
@@ -82,8 +86,9 @@ def _details(scored: pd.DataFrame) -> str:
                         str(one["row"]),
                         str(one["text"]),
                         str(one["standing"]),
-                        f"{short(one['kl'])} ({short(one['low'])} to {short(one['high'])})",
+                        short(one["kl"]),
                         _ratio(one["ratio"], one["ratio_low"], one["ratio_high"]),
+                        " ".join(f"{ratio:.3f}" for ratio in one["ratios"]),
                         "" if pd.isna(one["seconds"]) else f"{one['seconds']:.1f}",
                         _number(one["seconds_ratio"]),
                     ]
@@ -114,6 +119,14 @@ def _rule(header: Sequence[str], words: int, last: str) -> str:
     return "\n".join(
         [markdown_row(names), markdown_row(["---"] * words + ["---:"] * (len(names) - words))]
     )
+
+
+def _mean(chosen: pd.DataFrame) -> str:
+    """Geometric mean of ratios over everything, and over models and texts with the luckiest and the unluckiest seed."""
+    each = chosen[["seeds", "ratios"]].explode(["seeds", "ratios"]).dropna()
+    means = [geometric_mean(own["ratios"]) for _, own in each.groupby("seeds")]
+    told = _number(geometric_mean(chosen["ratio"]))
+    return told if len(means) < 2 else f"{told} ({min(means):.2f} to {max(means):.2f})"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """The ingredients, each a row: what turns it on, what turns it off. Recipes and cells follow from the rows.
 
 The plain recipe has every ingredient off, the full one every ingredient on. An ingredient is measured alone
-in the plain recipe and missing from the full one. Changes are other settings of either recipe.
+in the plain recipe and missing from the full one. Between them, the recipe of one pass has what GPTQ itself
+needs. Changes are other settings of any recipe.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 from benchmarks.rivals.catalogue import OWN, Contestant
 
 Settings: TypeAlias = Mapping[str, str]
-Base: TypeAlias = Literal["plain", "full"]
+Base: TypeAlias = Literal["plain", "one pass", "full"]
 BASES: tuple[Base, ...] = get_args(Base)
 
 
@@ -29,6 +30,8 @@ class Ingredient:
     """The same keys in the plain recipe."""
     experts: bool = False
     """Whether it says nothing about models without experts."""
+    around: bool = False
+    """Whether it comes before or after GPTQ's pass, so that the recipe of one pass is without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,13 @@ INGREDIENTS = (
         "rotation",
         "the residual stream and the heads are turned by a Hadamard matrix, inside the weights",
         *_key("rotation.kind", "hadamard", "none"),
+        around=True,
     ),
     Ingredient(
         "tuning",
         "codes and scales of a block move after GPTQ, 100 steps of 4 windows",
         *_key("quantization.tune", "block", "none"),
+        around=True,
     ),
 )
 CHANGES = (
@@ -117,6 +122,17 @@ CHANGES = (
         {"calibration.balance": "4"},
         experts=True,
     ),
+    Change("one pass", "uncorrected", "no correction", {"quantization.correction": "none"}),
+    Change("one pass", "damping .05", "instead of .01", {"quantization.damping": "0.05"}),
+    Change("one pass", "damping .15", "instead of .01", {"quantization.damping": "0.15"}),
+    Change(
+        "one pass",
+        "uncorrected, damping .05",
+        "no correction, damping .05 instead of .01",
+        {"quantization.correction": "none", "quantization.damping": "0.05"},
+    ),
+    Change("one pass", "prior of 3", "tokens, not 8", {"quantization.correction_prior": "3"}),
+    Change("one pass", "prior of 24", "tokens, not 8", {"quantization.correction_prior": "24"}),
     Change("full", "to nearest", "without GPTQ, tuned", {"quantization.method": "rtn"}),
     Change(
         "full",
@@ -175,20 +191,27 @@ def recipe(base: Base, ingredients: Sequence[Ingredient] = INGREDIENTS) -> dict[
     """Config keys of a recipe."""
     found: dict[str, str] = {}
     for one in ingredients:
-        found |= one.on if base == "full" else one.off
+        on = base == "full" or (base == "one pass" and not one.around)
+        found |= one.on if on else one.off
     return found
+
+
+_TOLD: dict[Base, str] = {
+    "plain": "GPTQ with none of the ingredients",
+    "one pass": "GPTQ with all of the ingredients but rotation and tuning",
+    "full": "GPTQ with all of the ingredients",
+}
 
 
 def rows(
     ingredients: Sequence[Ingredient] = INGREDIENTS, changes: Sequence[Change] = CHANGES
 ) -> list[Row]:
     """Recipes, ingredients alone, ingredients left out, changes; in the order of the tables."""
-    plain, full = recipe("plain", ingredients), recipe("full", ingredients)
     found: list[Row] = []
-    for base, settings in zip(BASES, (plain, full), strict=True):
-        told = "all" if base == "full" else "none"
-        found.append(Row(base, base, f"GPTQ with {told} of the ingredients", settings))
-        for one in ingredients:
+    for base, told in _TOLD.items():
+        settings = recipe(base, ingredients)
+        found.append(Row(base, base, told, settings))
+        for one in ingredients if base != "one pass" else ():
             sign, turned = ("−", one.off) if base == "full" else ("+", one.on)
             found.append(
                 Row(

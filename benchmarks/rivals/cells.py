@@ -15,7 +15,7 @@ from benchmarks.rivals import own
 from benchmarks.rivals.catalogue import OWN, RIVALS, Contestant
 from benchmarks.rivals.environments import pins_digest, python_of
 from benchmarks.rivals.formats import Format
-from benchmarks.rivals.inputs import Model, files_digest, load_tokens
+from benchmarks.rivals.inputs import SEED, Model, files_digest, load_tokens
 from benchmarks.rivals.process import environment, last_words, measured
 
 WEIGHTS, REPORT, SAVED = "weights.safetensors", "report.json", "saved"
@@ -35,6 +35,8 @@ class Cell:
     """Calibration windows, as `calibration_file` makes them."""
     threads: int = 1
     device: str = "cpu"
+    seed: int = SEED
+    """That those windows were drawn with."""
 
     @property
     def digest(self) -> str:
@@ -119,7 +121,7 @@ class Cell:
         if self.contestant.rival == OWN:
             samples = len(load_tokens(self.tokens_file))
             command = own.command(
-                self.contestant, self.format, self.model, folder, samples, self.device
+                self.contestant, self.format, self.model, folder, samples, self.device, self.seed
             )
             return command, self._environment(PYTHONPATH=str(own.ROOT))
         rival = RIVALS[self.contestant.rival]

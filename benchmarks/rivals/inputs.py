@@ -18,7 +18,7 @@ from alphaquant.text.windows import calibration_tokens, evaluation_windows
 
 _NAME = "tokens"
 SEED = 0
-"""Of the choice of calibration windows; AlphaQuant's own commands are given it too."""
+"""Of the choice of calibration windows where there is one draw; AlphaQuant's own commands are given it too."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def files_digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def calibration_file(model: Model, samples: int, folder: Path) -> Path:
+def calibration_file(model: Model, samples: int, folder: Path, seed: int = SEED) -> Path:
     """The model's calibration windows, int64 `[samples, length]`, as a file for drivers."""
     tokens = calibration_tokens(
         model.checkpoint.tokenizer,
         load_documents(model.calibration, "calibration"),
         samples,
         model.length,
-        SEED,
+        seed,
     )
     path = folder / f"{model.name}-{digest_of(tokens)[:12]}.safetensors"
     if not path.is_file():

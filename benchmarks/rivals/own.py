@@ -35,12 +35,13 @@ def command(
     folder: Path,
     samples: int,
     device: str = "cpu",
+    seed: int = SEED,
 ) -> list[str]:
     """`alphaquant quantize`, or `alphaquant run` where that cannot do it, on a fresh store."""
     assignments = {
         "calibration.samples": samples,
         "calibration.sequence_length": model.length,
-        "calibration.seed": SEED,
+        "calibration.seed": seed,
         "calibration.dataset": model.calibration,
         "quantization.group_size": format_.group,
         "execution.device": device,

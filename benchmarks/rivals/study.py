@@ -11,7 +11,13 @@ from pathlib import Path
 from benchmarks.rivals.catalogue import Contestant
 from benchmarks.rivals.cells import Cell, said, weights_file
 from benchmarks.rivals.formats import FORMATS, Format, quantized_linears
-from benchmarks.rivals.inputs import Model, calibration_file, heldout_windows, text_name
+from benchmarks.rivals.inputs import (
+    SEED,
+    Model,
+    calibration_file,
+    heldout_windows,
+    text_name,
+)
 from benchmarks.rivals.scoring import Scorer, Scores, WrongWeightsError, score_key
 from benchmarks.rivals.table import Result
 
@@ -25,7 +31,7 @@ class Study:
         """`options` are those of `add_inputs`; `pythons` by rival are used instead of environments made here."""
         self.model, self._options, self._pythons = model, options, pythons
         self._cache: Path = options.cache
-        self._tokens_file = calibration_file(model, options.samples, self._cache / "tokens")
+        self._tokens: dict[int, Path] = {}
         self._windows = {
             text_name(text): heldout_windows(model, text, options.windows)
             for text in model.evaluation
@@ -70,20 +76,26 @@ class Study:
         """The format of that name with the largest group that the model can have."""
         return FORMATS[name].fitting(quantized_linears(self.model.checkpoint.specs))
 
-    def result(self, format_: Format, contestant: Contestant, *, compute: bool) -> Result | None:
-        """A cell with its scores; None when it is neither kept nor wanted."""
+    def result(
+        self, format_: Format, contestant: Contestant, *, compute: bool, seed: int = SEED
+    ) -> Result | None:
+        """A cell with its scores, on the calibration windows of a seed; None when it is neither kept nor wanted."""
         cell = Cell(
             self.model,
             contestant,
             format_,
-            self._tokens_file,
+            self._drawn(seed),
             self._options.threads,
             self._options.device,
+            seed,
         )
         outcome = cell.kept(self._cache)
         again = outcome is not None and outcome["state"] != "done" and self._options.retry
         if compute and (outcome is None or again) and not cell.busy(self._cache):
-            print(f"{self.model.name}, {format_.label}, {contestant.key}: ", end="", flush=True)
+            draw = f", seed {seed}" if seed != SEED else ""
+            print(
+                f"{self.model.name}, {format_.label}, {contestant.key}{draw}: ", end="", flush=True
+            )
             outcome = cell.compute(self._cache, self._options.limit * 60, self._pythons)
             print(said(outcome), flush=True)
         if outcome is None:
@@ -96,6 +108,13 @@ class Study:
             wrong = outcome | {"state": "failed", "why": str(error)}
             return Result(self.model.name, contestant, format_, wrong)
         return Result(self.model.name, contestant, format_, outcome, scores.rows, scores.kl)
+
+    def _drawn(self, seed: int) -> Path:
+        """The calibration windows of a seed."""
+        if seed not in self._tokens:
+            folder = self._cache / "tokens"
+            self._tokens[seed] = calibration_file(self.model, self._options.samples, folder, seed)
+        return self._tokens[seed]
 
     def _scores(self, cell: Cell) -> Scores:
         folder = cell.folder(self._cache)

@@ -36,7 +36,7 @@ def _result(row: Row, model: str, factor: float, seconds: float) -> Result:
 
 @pytest.fixture
 def cells() -> Cells:
-    found: dict[tuple[str, str, str], Result] = {}
+    found: dict[tuple[str, str, str], dict[int, Result]] = {}
     for model in ("demo", "other"):
         for name, factor, seconds in (
             ("plain", 1.0, 4.0),
@@ -44,10 +44,11 @@ def cells() -> Cells:
             ("full", 0.25, 20.0),
             ("full − rotation", 0.75, 16.0),
         ):
-            found[model, "int3", name] = _result(_ROWS[name], model, factor, seconds)
+            found[model, "int3", name] = {0: _result(_ROWS[name], model, factor, seconds)}
     why = {"state": "failed", "why": "ValueError: a | b"}
     failing = _ROWS["full, damping .05"]
-    found["demo", "int3", failing.name] = Result("demo", failing.contestant, FORMATS["int3"], why)
+    failed = Result("demo", failing.contestant, FORMATS["int3"], why)
+    found["demo", "int3", failing.name] = {0: failed}
     return found
 
 
@@ -65,6 +66,47 @@ def test_ratios_are_to_the_own_recipe_in_pairs(cells: Cells) -> None:
     assert table.loc[("full − rotation", "other", "news"), "ratio"] == pytest.approx(3)
 
 
+@pytest.fixture
+def draws(cells: Cells) -> Cells:
+    """Three draws: the recipe drifts, rotation is worth .5, then .8; a third draw of it is missing."""
+    plain, turned = _ROWS["plain"], _ROWS["plain + rotation"]
+    return dict(cells) | {
+        (model, "int3", row.name): {
+            seed: _result(row, model, factor, 4.0 + seed) for seed, factor in enumerate(factors)
+        }
+        for model in ("demo", "other")
+        for row, factors in ((plain, (1.0, 2.0, 9.0)), (turned, (0.5, 1.6)))
+    }
+
+
+def test_draws_are_compared_with_the_same_draw_of_the_recipe(draws: Cells) -> None:
+    table = long_table(draws, _ROWS.values()).set_index(["row", "model", "text"])
+    alone = table.loc[("plain + rotation", "demo", "builtin")]
+    assert list(alone["seeds"]) == [0, 1]
+    assert list(alone["ratios"]) == pytest.approx([0.5, 0.8])
+    assert alone["ratio"] == pytest.approx((0.5 * 0.8) ** 0.5)
+    # windows of both draws in one: (.5 + 1.6) of (1 + 2)
+    assert alone[["ratio_low", "ratio_high"]].tolist() == pytest.approx([0.7] * 2)
+    assert alone["seconds"] == 4.5  # the median
+
+
+def test_the_overview_shows_the_luckiest_and_the_unluckiest_draw(draws: Cells) -> None:
+    line = next(line for line in _page(draws).splitlines() if line.startswith("| plain + rotation"))
+    assert "| 0.63 (0.50 to 0.80) | 0.63 (0.50 to 0.80) |" in line
+
+
+def test_a_cell_that_failed_with_one_seed_counts_with_the_others(draws: Cells) -> None:
+    key = ("demo", "int3", "plain + rotation")
+    why = {"state": "failed", "why": "killed"}
+    failed = Result("demo", _ROWS[key[2]].contestant, FORMATS["int3"], why)
+    found = dict(draws) | {key: {0: failed, 1: draws[key][1]}}
+    assert "| demo | int3 | plain + rotation | `killed` |" in _page(found)
+    table = long_table(found, _ROWS.values())
+    own = table[(table["row"] == key[2]) & (table["model"] == "demo")]
+    assert own["state"].tolist() == ["done"] * 2
+    assert [list(seeds) for seeds in own["seeds"]] == [[1], [1]]
+
+
 def test_only_tuned_models_on_tuned_texts_are_tuned_on(cells: Cells) -> None:
     table = long_table(cells, _ROWS.values())
     found = table[table["standing"] == "tuned on"][["model", "text"]].drop_duplicates()
@@ -73,7 +115,8 @@ def test_only_tuned_models_on_tuned_texts_are_tuned_on(cells: Cells) -> None:
 
 def test_the_overview_parts_what_was_tuned_on_from_what_was_not(cells: Cells) -> None:
     cells = dict(cells)
-    cells["other", "int3", "plain + rotation"] = _result(_ROWS["plain + rotation"], "other", 0.9, 6)
+    row = _ROWS["plain + rotation"]
+    cells["other", "int3", row.name] = {0: _result(row, "other", 0.9, 6)}
     lines = _page(cells).splitlines()
     assert "| recipe | what it is | int3, tuned on | int3, held back | seconds |" in lines
     line = next(line for line in lines if line.startswith("| plain + rotation |"))
@@ -95,7 +138,7 @@ def test_every_table_row_has_as_many_cells_as_its_header(cells: Cells) -> None:
 
 def test_trained_routers_have_no_seconds_of_their_own(cells: Cells) -> None:
     row = _ROWS["full, routers by kl"]
-    found = dict(cells) | {("other", "int3", row.name): _result(row, "other", 0.2, 90.0)}
+    found = dict(cells) | {("other", "int3", row.name): {0: _result(row, "other", 0.2, 90.0)}}
     table = long_table(found, _ROWS.values())
     own = table[table["row"] == row.name]
     assert own["ratio"].tolist() == pytest.approx([0.8, 0.8])

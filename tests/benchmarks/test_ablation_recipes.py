@@ -7,7 +7,7 @@ import pytest
 from alphaquant.config.file import load_config
 from alphaquant.errors import ConfigError
 from benchmarks.ablation.__main__ import chosen
-from benchmarks.ablation.recipes import INGREDIENTS, Ingredient, Row, recipe, rows
+from benchmarks.ablation.recipes import BASES, INGREDIENTS, Ingredient, Row, recipe, rows
 
 
 def _config(row: Row) -> dict[str, object]:
@@ -30,6 +30,13 @@ def test_an_ingredient_is_on_alone_and_off_alone() -> None:
         without = by_name[f"full − {one.name}"].settings
         assert {key for key in plain if alone[key] != plain[key]} == set(one.on)
         assert {key for key in full if without[key] != full[key]} == set(one.off)
+
+
+def test_one_pass_has_everything_but_what_stands_around_it() -> None:
+    plain, once, full = (recipe(base) for base in BASES)
+    around = {key for one in INGREDIENTS if one.around for key in one.on}
+    assert {key for key in full if once[key] != full[key]} == around
+    assert {key for key in plain if once[key] == plain[key]} == around
 
 
 def test_a_new_ingredient_is_one_row() -> None:
@@ -58,6 +65,8 @@ def test_rows_are_chosen_by_name_with_their_recipes() -> None:
         "plain",
         "plain + rotation",
         "plain, damping .05",
+        "one pass",
+        "one pass, damping .05",
         "full",
         "full − rotation",
         "full, damping .05",
