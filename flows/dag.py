@@ -14,7 +14,13 @@ from alphaquant.config import UNCALIBRATED, RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
-from flows.stage_inputs import baseline_inputs, compare_settings, sensitivity_settings
+from flows.stage_inputs import (
+    baseline_inputs,
+    calibration_inputs,
+    compare_settings,
+    generate_inputs,
+    sensitivity_settings,
+)
 from tasks.allocate import allocate
 from tasks.alpha import alpha
 from tasks.analyze import analyze
@@ -25,6 +31,7 @@ from tasks.calibration import calibration
 from tasks.compare import compare
 from tasks.evaluate import evaluate
 from tasks.export import export
+from tasks.generate import generate
 from tasks.quantize import quantize
 from tasks.rotate import rotate
 from tasks.router import router
@@ -33,6 +40,7 @@ from tasks.tune import tune
 
 StageName: TypeAlias = Literal[
     "calibration",
+    "generate",
     "balance",
     "baseline",
     "answers",
@@ -286,7 +294,11 @@ def needs_calibration(config: RunConfig) -> bool:
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
     text = config.calibration
-    drawn = call(calibration, model=model, calibration=text, files=file_digests([text.dataset]))
+    drawn = call(calibration, **calibration_inputs(model, text))
+    if text.generated:
+        drawn = call(generate, **generate_inputs(model, text, drawn, config.execution))
+    else:
+        drawn = call.skip(generate, "calibration.generated is 0", tokens=drawn) or drawn
     if text.balance == 1:
         return call.skip(balance, "calibration.balance is 1", tokens=drawn) or drawn
     return call(

@@ -14,8 +14,12 @@ from alphaquant.algorithms.arms import ARM_NAMES, ARMS, draws_of
 from alphaquant.config import RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
-from flows.contents import file_digests
-from flows.stage_inputs import baseline_inputs, sensitivity_settings
+from flows.stage_inputs import (
+    baseline_inputs,
+    calibration_inputs,
+    generate_inputs,
+    sensitivity_settings,
+)
 from tasks.alpha import alpha
 from tasks.arm import arm
 from tasks.balance import balance
@@ -23,6 +27,7 @@ from tasks.baseline import baseline
 from tasks.calibration import calibration
 from tasks.conclude import conclude
 from tasks.evaluate import evaluate
+from tasks.generate import generate
 from tasks.oracle import oracle
 from tasks.rotate import rotate
 from tasks.sensitivity import sensitivity
@@ -165,17 +170,11 @@ def experiment(
 def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number: int) -> _Seed:
     here, rounding = config.execution, config.quantization.by_block()
     text = config.calibration.model_copy(update={"seed": config.calibration.seed + number})
-    tokens = calls.step(
-        Step(
-            f"calibration, seed {number}",
-            calibration,
-            {
-                "model": model,
-                "calibration": text,
-                "files": file_digests([text.dataset]),
-            },
-        )
-    )
+    drawn = Step(f"calibration, seed {number}", calibration, calibration_inputs(model, text))
+    tokens = calls.step(drawn)
+    if text.generated:
+        writing = generate_inputs(model, text, tokens, here)
+        tokens = calls.step(Step(f"generate, seed {number}", generate, writing))
     if text.balance > 1:
         choice = {"model": model, "tokens": tokens, "samples": text.samples, "execution": here}
         tokens = calls.step(Step(f"balance, seed {number}", balance, choice))

@@ -15,7 +15,7 @@ from flows.dag import Stages, pipeline
 if TYPE_CHECKING:
     from flows.runner import Request
 
-UNPUBLISHED = ("calibration", "balance", "baseline", "rotate")
+UNPUBLISHED = ("calibration", "generate", "balance", "baseline", "rotate")
 """Stages whose artifact is for other stages alone, tokens, hidden states or a whole model: none of it is handed over."""
 _ANY_MODEL = ModelRef(path="", name="", model_type="", digest="")
 

@@ -134,7 +134,7 @@ def check_device(name: str) -> None:
 
 
 def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
-    """Raise ConfigError for a memory limit that quantizing or scoring this model cannot keep, or training it as a whole."""
+    """Raise ConfigError for a memory limit that quantizing or scoring this model cannot keep, or having it write or train as a whole."""
     limit = config.execution.memory_bytes
     if limit is None:
         return
@@ -159,6 +159,8 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
             room.check_blocks(
                 checkpoint, 1, min(evaluation.sequence_length, checkpoint.context_length)
             )
+    if calibrated and calibration.generated:
+        room_of(config.execution).check_writing(checkpoint)
     whole = {"quantization.tune=model": config.quantization.tune == "model"}
     if stages is not quantize_only:
         router = config.router.method

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alphaquant.config import RunConfig
+from alphaquant.config import CalibrationConfig, ExecutionConfig, RunConfig
 from alphaquant.models.resolve import ModelRef
 from flows.contents import file_digests
 
@@ -18,6 +18,28 @@ def baseline_inputs(config: RunConfig, model: ModelRef) -> dict[str, Any]:
         "limit": config.evaluation.limit,
         "files": file_digests([config.evaluation.dataset]),
         "execution": config.execution,
+    }
+
+
+def calibration_inputs(model: ModelRef, text: CalibrationConfig) -> dict[str, Any]:
+    """What windows of a text are made of: not what becomes of them."""
+    return {
+        "model": model,
+        "calibration": text.model_copy(update={"generated": 0.0}),
+        "files": file_digests([text.dataset]),
+    }
+
+
+def generate_inputs(
+    model: ModelRef, text: CalibrationConfig, tokens: Any, execution: ExecutionConfig
+) -> dict[str, Any]:
+    """What the model's own windows are made of."""
+    return {
+        "model": model,
+        "tokens": tokens,
+        "share": text.generated,
+        "seed": text.seed,
+        "execution": execution,
     }
 
 

@@ -45,6 +45,17 @@ class Room:
 
     def check_tasks(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError where the whole model does not fit, which lm-eval needs."""
+        self._require_whole(
+            checkpoint,
+            "evaluation.tasks need",
+            "evaluation.tasks=[] (perplexity and KL are then computed block by block)",
+        )
+
+    def check_writing(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigError where the whole model does not fit: block by block, it would be read once for every token."""
+        self._require_whole(checkpoint, "calibration.generated needs", "calibration.generated=0")
+
+    def _require_whole(self, checkpoint: Checkpoint, who_needs: str, instead: str) -> None:
         if found := self._too_little(checkpoint):
             place, free = found
             needed = checkpoint.whole_bytes(compute_dtype(self.device))
@@ -52,9 +63,9 @@ class Room:
             if self.memory_limit is not None:
                 limit = f"free memory within execution.memory_limit={size_text(self.memory_limit)}"
             raise ConfigError(
-                f"evaluation.tasks need the whole model of {checkpoint.path} in memory: {size_text(needed, least=True)} of "
+                f"{who_needs} the whole model of {checkpoint.path} in memory: {size_text(needed, least=True)} of "
                 f"weights as {self.device.type} computes with them, where {limit} of {place} is {size_text(max(free, 0))}. "
-                "Set evaluation.tasks=[] (perplexity and KL are then computed block by block), or take a larger device."
+                f"Set {instead}, or take a larger device."
             )
 
     def _too_little(self, checkpoint: Checkpoint, beside: int = 0) -> tuple[str, int] | None:
@@ -122,7 +133,7 @@ class Room:
         fitting = max(1, min(self.batch_size, int((_USED * free - fixed) // each)))
         if fitting < self.batch_size:
             reporter().note(
-                f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
+                f"{fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
                 "free"
             )
         return fitting

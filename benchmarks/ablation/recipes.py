@@ -73,6 +73,11 @@ INGREDIENTS = (
         *_key("quantization.correction", "stream", "none"),
     ),
     Ingredient(
+        "own text",
+        "half of the calibration windows are written by the model",
+        *_key("calibration.generated", "0.5", "0"),
+    ),
+    Ingredient(
         "routing weight",
         "an expert's inputs count by the weight that the router gave them",
         *_key("quantization.routing_weight", "p", "none"),
@@ -133,6 +138,8 @@ CHANGES = (
     ),
     Change("one pass", "prior of 3", "tokens, not 8", {"quantization.correction_prior": "3"}),
     Change("one pass", "prior of 24", "tokens, not 8", {"quantization.correction_prior": "24"}),
+    Change("one pass", "a quarter", "of the windows own text", {"calibration.generated": "0.25"}),
+    Change("one pass", "all own text", "no window of a text", {"calibration.generated": "1"}),
     Change("full", "to nearest", "without GPTQ, tuned", {"quantization.method": "rtn"}),
     Change(
         "full",

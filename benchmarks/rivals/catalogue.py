@@ -16,6 +16,7 @@ OWN = "alphaquant"
 _INTEGERS = ("int4", "int3", "int2")
 _ALL = tuple(FORMATS)
 _CORRECTED = {"quantization.correction": "stream"}
+_GENERATED = {"calibration.generated": "0.5"}
 _WHOLE = _CORRECTED | {"quantization.tune": "model"}
 _ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 
@@ -179,6 +180,21 @@ CONTESTANTS = (
         "both",
         "rotated and corrected, and blocks tuned after GPTQ with default steps",
         _ORDERED | _CORRECTED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+    ),
+    Contestant(
+        OWN,
+        "generated",
+        "corrected, half of the calibration windows written by the model (`calibration.generated=0.5`)",
+        _ORDERED | _CORRECTED | _GENERATED,
+    ),
+    Contestant(
+        OWN,
+        "both-generated",
+        "rotated, corrected and tuned, half of the calibration windows written by the model",
+        _ORDERED
+        | _CORRECTED
+        | _GENERATED
+        | {"rotation.kind": "hadamard", "quantization.tune": "block"},
     ),
     Contestant(
         OWN,

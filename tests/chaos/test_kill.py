@@ -36,7 +36,7 @@ KILLS = int(os.environ.get("ALPHAQUANT_CHAOS_KILLS", "5"))
 SEED = int(os.environ.get("ALPHAQUANT_CHAOS_SEED", "0"))
 CONFIG = """
 model: {path: null}
-calibration: {dataset: builtin, samples: 8, sequence_length: 128, balance: 2}
+calibration: {dataset: builtin, samples: 8, sequence_length: 128, generated: 0.25, balance: 2}
 rotation: {kind: hadamard}
 allocation: {target_bits: 2.75} # so few that tuning the whole model finds something to do
 quantization: {tune: model, tune_steps: 4, tune_model_steps: 8}

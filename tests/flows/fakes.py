@@ -142,10 +142,11 @@ def _analyze(out: Path, store: Workbench, *, name: str, **inputs: Any) -> None:
 
 
 GPU_STAGES = (
-    "balance", "baseline", "answers", "sensitivity", "quantize", "tune", "router", "evaluate", "compare"
+    "generate", "balance", "baseline", "answers", "sensitivity", "quantize", "tune", "router", "evaluate", "compare"
 )  # fmt: skip
 BODIES: dict[str, Callable[..., Any]] = {
     "calibration": _calibration,
+    "generate": _calibration,
     "balance": _calibration,
     "baseline": _baseline,
     "answers": _answers,

@@ -16,7 +16,7 @@ MODEL = ModelRef(path="/models/toy", name="toy", model_type="olmoe", digest="0" 
 
 WHOLE = parse_config(
     {
-        "calibration": {"balance": 2},
+        "calibration": {"balance": 2, "generated": 0.5},
         "router": {"method": "kl"},
         "comparison": {"random": 1},
         "rotation": {"kind": "hadamard"},
@@ -58,7 +58,8 @@ def test_the_whole_pipeline() -> None:
     recorder = _drawn(WHOLE)
     assert recorder.given == {
         "calibration": set(),
-        "balance": {"calibration"},
+        "generate": {"calibration"},
+        "balance": {"generate"},
         "baseline": set(),
         "answers": set(),
         "alpha": set(),
@@ -72,13 +73,14 @@ def test_the_whole_pipeline() -> None:
         "evaluate": {"allocate", "export", "baseline", "answers"},
         "compare": {"balance", "rotate", "allocate", "quantize", "baseline"},
         "analyze": {*STAGE_NAMES}
-        - {"calibration", "balance", "baseline", "answers", "export", "analyze"},
+        - {"calibration", "generate", "balance", "baseline", "answers", "export", "analyze"},
     }
 
 
 def test_stages_that_nobody_asked_for_are_skipped_and_say_why() -> None:
     recorder = _drawn(RunConfig())
     assert recorder.skipped == {
+        "generate": "calibration.generated is 0",
         "balance": "calibration.balance is 1",
         "rotate": "rotation.kind is none",
         "tune": "quantization.tune is not model",
@@ -104,7 +106,7 @@ def test_the_short_way_scores_nothing() -> None:
     assert list(recorder.given) == ["calibration", "allocate", "quantize", "export"]
     recorder = _drawn(WHOLE, quantize_only)
     assert list(recorder.given) == [
-        "calibration", "balance", "allocate", "rotate", "quantize", "tune", "export"
+        "calibration", "generate", "balance", "allocate", "rotate", "quantize", "tune", "export"
     ]  # fmt: skip
 
 

@@ -70,6 +70,10 @@ def _calibration(out: Path, store: Workbench, **inputs: Any) -> None:
     (out / "tokens").write_text(str(inputs["calibration"].seed))
 
 
+def _generate(out: Path, store: Workbench, **inputs: Any) -> None:
+    (out / "tokens").write_text(f"{inputs['share']} of {inputs['tokens'].digest}")
+
+
 def _balance(out: Path, store: Workbench, **inputs: Any) -> None:
     (out / "tokens").write_text(f"{inputs['samples']} of {inputs['tokens'].digest}")
 
@@ -82,6 +86,7 @@ def use_fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put fakes in the place of every stage of an experiment."""
     bodies = {
         "calibration": _calibration,
+        "generate": _generate,
         "balance": _balance,
         "alpha": fakes.BODIES["alpha"],
         "sensitivity": _sensitivity,
@@ -231,6 +236,21 @@ def test_windows_of_every_seed_are_chosen_from_a_larger_pool(
         )
         assert (found[f"balance, seed {seed}"] / "tokens").read_text() == f"128 of {drawn}"
         assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == chosen
+
+
+def test_a_share_of_every_seeds_windows_is_written_by_the_model(
+    config: RunConfig, store: ArtifactStore
+) -> None:
+    calibration = config.calibration.model_copy(update={"generated": 0.25})
+    summary = _run(config.model_copy(update={"calibration": calibration}), store)
+    found = {stage["name"]: Path(stage["artifact"]) for stage in summary["stages"]}
+    refs = load_run(store, "last")["refs"]
+    for seed in range(2):
+        drawn, written = (
+            refs[f"{name}, seed {seed}"]["digest"] for name in ("calibration", "generate")
+        )
+        assert (found[f"generate, seed {seed}"] / "tokens").read_text() == f"0.25 of {drawn}"
+        assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == written
 
 
 def test_a_rotated_model_is_rounded_and_the_original_is_the_yardstick(

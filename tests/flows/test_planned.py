@@ -41,6 +41,7 @@ _FROM_PLAN = STAGE_NAMES[STAGE_NAMES.index("allocate") :]
         (["compare"], ["compare", "analyze"]),
         (["router"], ["router", "export", "evaluate", "analyze"]),
         (["tune"], ["tune", "router", "export", "evaluate", "analyze"]),
+        (["generate"], ["generate", "balance", "sensitivity", *_FROM_PLAN]),
         (["balance"], ["balance", "sensitivity", *_FROM_PLAN]),
         (["alpha"], ["alpha", *_FROM_PLAN]),
         (["rotate"], ["rotate", "sensitivity", *_FROM_PLAN]),
@@ -68,7 +69,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactSto
     model = make_model_folder(tmp_path / "model")
     settings = {
         "model": {"path": str(model)},
-        "calibration": {"balance": 2},
+        "calibration": {"generated": 0.5, "balance": 2},
         "rotation": {"kind": "hadamard"},
         "quantization": {"tune": "model"},
     }
@@ -119,6 +120,7 @@ def test_removed_tokens_and_rotated_models_are_not_needed_until_a_stage_that_rea
 ) -> None:
     _remove(request_.store, "calibration")
     assert _states(request_)["calibration"] == "cached"
+    _remove(request_.store, "generate")
     _remove(request_.store, "balance")
     _remove(request_.store, "rotate")
     assert _states(request_)["rotate"] == "cached"
@@ -184,7 +186,7 @@ def test_what_was_left_out_is_computed_when_a_stage_comes_out_otherwise(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alpha was planned to come out as before; when it does not, the tokens are read after all."""
-    for kind in ("quantize-block", "calibration", "balance", "alpha"):
+    for kind in ("quantize-block", "calibration", "generate", "balance", "alpha"):
         _remove(request_.store, kind)
 
     def other_alpha(out: Path, store: Any, **inputs: Any) -> None:
@@ -201,5 +203,6 @@ def test_what_was_left_out_is_computed_when_a_stage_comes_out_otherwise(
 
     use_fake_stages(monkeypatch, alpha=other_alpha, allocate=other_plan, quantize=reading)
     calls = Calls(request_)
-    assert calls.order[:5] == ["alpha", "allocate", "calibration", "balance", "quantize"]
+    tokens = ["calibration", "generate", "balance"]
+    assert calls.order[:6] == ["alpha", "allocate", *tokens, "quantize"]
     assert calls.results["calibration"].reason == "artifact missing"

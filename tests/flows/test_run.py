@@ -22,6 +22,7 @@ from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
 RUN = ("run", "--model", "model", "--no-prefect")
 ALL = [
     "calibration",
+    "generate",
     "balance",
     "baseline",
     "answers",
@@ -36,7 +37,7 @@ ALL = [
     "evaluate",
 ]
 ALL += ["compare", "analyze"]
-SKIPPED = dict.fromkeys(("balance", "rotate", "tune", "router", "compare"), "skipped")
+SKIPPED = dict.fromkeys(("generate", "balance", "rotate", "tune", "router", "compare"), "skipped")
 
 
 def test_a_run_leaves_the_promised_folder(cli: Cli, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_bug_is_exit_status_1_with_its_traceback_in_a_file(
     [
         (
             ["--force", "quantise"],
-            ["nearest: quantize", "calibration, balance, baseline, answers, rotate"],
+            ["nearest: quantize", "calibration, generate, balance, baseline, answers, rotate"],
         ),
         (["--set", "quantization.foo=1"], ["unknown config key 'quantization.foo'", "damping"]),
         (["--set", "allocation.formats=[int5]"], ["unknown number format 'int5'", "mxfp4"]),

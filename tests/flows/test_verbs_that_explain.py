@@ -73,7 +73,7 @@ def test_accept_all_takes_every_stage_of_which_only_code_changed(cli: Cli, edit:
     names = "baseline answers alpha sensitivity allocate export evaluate"
     cached = dict.fromkeys(names.split(), "cached")
     assert ending.states == states | cached | dict.fromkeys(
-        ("balance", "rotate", "tune", "router", "compare"), "nothing"
+        ("generate", "balance", "rotate", "tune", "router", "compare"), "nothing"
     )
     assert _ran(cli(*RUN, "--json")) == []
     again = cli("accept", "--all", *MODEL, "--json")
@@ -114,7 +114,14 @@ def _keys(folder: Path) -> list[Path]:
             ["allocate (changed: allocation.target_bits 4.25 -> 5.0", "accept allocate quantize"],
         ),
         (["quantise"], ["neither a stage nor a config", "nearest: quantize"]),
-        ([], ["name the stages", "--all", "calibration, balance, baseline, answers, rotate"]),
+        (
+            [],
+            [
+                "name the stages",
+                "--all",
+                "calibration, generate, balance, baseline, answers, rotate",
+            ],
+        ),
         (["quantize", "--all"], ["not both"]),
         (["quantize", "a.yaml", "b.yaml"], ["one run config", "a.yaml, b.yaml"]),
     ],
