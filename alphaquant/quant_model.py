@@ -17,12 +17,14 @@ from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_groups import menu
+from alphaquant.algorithms.generated import with_written
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_errors
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import EvaluationConfig, ModelConfig
 from alphaquant.errors import ConfigError, ModelError, UserError
 from alphaquant.evaluation.evaluate import evaluate_checkpoint
+from alphaquant.evaluation.room import Room
 from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
 from alphaquant.export.model_card import facts_of, plan_figure, write_card
@@ -105,6 +107,7 @@ class AlphaQuantModel:
         samples: int = 128,
         sequence_length: int = 2048,
         seed: int = 0,
+        generated: float = 0.0,
         batch_size: int = 8,
     ) -> pd.DataFrame:
         """Quantize every block; returns one row per linear with its errors, the columns of `errors.parquet`.
@@ -115,10 +118,12 @@ class AlphaQuantModel:
                 Windows of unequal length are joined and cut to `sequence_length`.
             samples: Token windows drawn from a text.
             sequence_length: Tokens per window, no more than the model's context.
-            seed: Seed of the choice of windows.
+            seed: Seed of the choice of windows, and of what the model writes.
+            generated: Share of the windows that the model writes itself, as `calibration.generated` has it.
             batch_size: Windows per forward pass.
 
         Raises:
+            ConfigError: `generated` is no share, or the whole model, which it takes, does not fit into memory.
             DataError: Calibration is empty or too short.
             PlanError: A pattern of `dynamic` matches no linear, or `target_bits` is below the smallest plan.
             ModelError: The model is quantized already.
@@ -129,6 +134,9 @@ class AlphaQuantModel:
         length = min(sequence_length, checkpoint.context_length)
         tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
         check_vocabulary(checkpoint, tokens)
+        if generated:
+            pieces = Room(device, batch_size).pieces(checkpoint)
+            tokens = with_written(checkpoint, tokens, generated, seed, device, pieces)
         losses = None
         if run.allocation.policy == "budget":
             losses = sensitivity_table(

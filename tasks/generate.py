@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alphaquant.progress import reporter
 from tasks.inputs import TOKENS, load_tokens, open_model
 from tasks.room import room_of
 from tasks.stage import stage
@@ -32,16 +30,11 @@ def generate(
     """Write `tokens.safetensors`: int64 [samples, length], windows of a text with a share of them, evenly spread, replaced."""
     from safetensors.torch import save_file
 
-    from alphaquant.algorithms.generated import AT_ONCE, PIECE, replaced, written_windows
+    from alphaquant.algorithms.generated import with_written
 
-    checkpoint, windows = open_model(model), load_tokens(store, tokens)
-    count, length = windows.shape
-    places, room = replaced(count, share), room_of(execution)
-    if places:
-        room.check_writing(checkpoint)
-        fitting = dataclasses.replace(room, batch_size=AT_ONCE).batch(checkpoint, PIECE)
-        windows[places] = written_windows(
-            checkpoint, len(places), length, seed, room.device, fitting
-        )
-    reporter().note(f"calibration.generated: the model wrote {len(places)} of {count} windows")
+    checkpoint, room = open_model(model), room_of(execution)
+    at_once = room.pieces(checkpoint)
+    windows = with_written(
+        checkpoint, load_tokens(store, tokens), share, seed, room.device, at_once
+    )
     save_file({"tokens": windows}, out / TOKENS)

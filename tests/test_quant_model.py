@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 import alphaquant
 from alphaquant import AlphaQuantModel, QuantizeConfig
+from alphaquant.algorithms.generated import with_written
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.errors import ConfigError, FormatError, ModelError, PlanError, UserError
 from alphaquant.models.checkpoint import Checkpoint
@@ -97,6 +99,21 @@ def test_quantizing_reports_every_linear(original: Path) -> None:
     errors = model.quantize([text], samples=2, sequence_length=32)
     assert len(errors) == 2 * (4 + 4 * 3)
     assert (errors["error"] > 0).all()
+
+
+def test_the_model_writes_a_share_of_its_windows(
+    original: Path, quantized: AlphaQuantModel, tmp_path: Path
+) -> None:
+    written = with_written(Checkpoint(original), TOKENS, 0.5, 3, torch.device("cpu"))
+    same = (written == TOKENS).all(-1).tolist()
+    assert same == [True, False] * 3
+    errors = []
+    for tokens, share in ((TOKENS, 0.5), (written, 0.0)):
+        model = AlphaQuantModel.load(original, CONFIG, device="cpu")
+        errors.append(model.quantize(list(tokens), generated=share, seed=3))
+    pd.testing.assert_frame_equal(*errors)
+    with pytest.raises(ConfigError, match="0 to 1; it is 50"):
+        quantized.quantize(list(TOKENS), generated=50)
 
 
 def test_bits_are_spent_as_a_run_spends_them(original: Path, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
+from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.loading import load_model
-from alphaquant.progress import track
+from alphaquant.progress import reporter, track
 
 PIECE = 128
 """Tokens that are written at a stretch: a window takes several, because a step of many pieces costs little more than of one."""
@@ -29,6 +30,33 @@ def replaced(windows: int, share: float) -> list[int]:
     """Which of so many windows give way: that share of them, evenly spread, so that held-out ones have as large a part."""
     wanted = round(share * windows)
     return [at for at in range(windows) if (at + 1) * wanted // windows > at * wanted // windows]
+
+
+def with_written(
+    checkpoint: Checkpoint,
+    windows: Tensor,
+    share: float,
+    seed: int,
+    device: torch.device,
+    at_once: int = AT_ONCE,
+) -> Tensor:
+    """`windows` `[windows, length]` with a `share` of them in 0 to 1 replaced by `written_windows`.
+
+    Raises ConfigError for any other share.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(
+            f"generated is the share of windows that the model writes, 0 to 1; it is {share}"
+        )
+    places, mixed = replaced(len(windows), share), windows.clone()
+    if places:
+        mixed[places] = written_windows(
+            checkpoint, len(places), windows.shape[1], seed, device, at_once
+        )
+    reporter().note(
+        f"calibration.generated: the model wrote {len(places)} of {len(windows)} windows"
+    )
+    return mixed
 
 
 @timed("text")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from alphaquant.algorithms.generated import AT_ONCE, PIECE
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.predictions import POSITIONS
 from alphaquant.models.checkpoint import Checkpoint
@@ -54,6 +55,11 @@ class Room:
     def check_writing(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError where the whole model does not fit: block by block, it would be read once for every token."""
         self._require_whole(checkpoint, "calibration.generated needs", "calibration.generated=0")
+
+    def pieces(self, checkpoint: Checkpoint) -> int:
+        """Pieces of text that the whole model may write at once; raises as `check_writing` does."""
+        self.check_writing(checkpoint)
+        return replace(self, batch_size=AT_ONCE).batch(checkpoint, PIECE)
 
     def _require_whole(self, checkpoint: Checkpoint, who_needs: str, instead: str) -> None:
         if found := self._too_little(checkpoint):
