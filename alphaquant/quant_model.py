@@ -17,13 +17,13 @@ from torch import Tensor
 
 from alphaquant.algorithms.allocation import allocate
 from alphaquant.algorithms.allocation_groups import menu
-from alphaquant.algorithms.generated import with_written
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_errors
 from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import EvaluationConfig, ModelConfig
 from alphaquant.errors import ConfigError, ModelError, UserError
 from alphaquant.evaluation.evaluate import evaluate_checkpoint
+from alphaquant.evaluation.generated import with_written
 from alphaquant.evaluation.room import Room
 from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
@@ -135,8 +135,8 @@ class AlphaQuantModel:
         tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
         check_vocabulary(checkpoint, tokens)
         if generated:
-            pieces = Room(device, batch_size).pieces(checkpoint)
-            tokens = with_written(checkpoint, tokens, generated, seed, device, pieces)
+            room = Room(device, batch_size)
+            tokens = with_written(checkpoint, tokens, generated, seed, room)
         losses = None
         if run.allocation.policy == "budget":
             losses = sensitivity_table(

@@ -30,11 +30,8 @@ def generate(
     """Write `tokens.safetensors`: int64 [samples, length], windows of a text with a share of them, evenly spread, replaced."""
     from safetensors.torch import save_file
 
-    from alphaquant.algorithms.generated import with_written
+    from alphaquant.evaluation.generated import with_written
 
-    checkpoint, room = open_model(model), room_of(execution)
-    at_once = room.pieces(checkpoint)
-    windows = with_written(
-        checkpoint, load_tokens(store, tokens), share, seed, room.device, at_once
-    )
-    save_file({"tokens": windows}, out / TOKENS)
+    windows = load_tokens(store, tokens)
+    mixed = with_written(open_model(model), windows, share, seed, room_of(execution))
+    save_file({"tokens": mixed}, out / TOKENS)

@@ -12,9 +12,10 @@ import torch
 
 import alphaquant
 from alphaquant import AlphaQuantModel, QuantizeConfig
-from alphaquant.algorithms.generated import with_written
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.errors import ConfigError, FormatError, ModelError, PlanError, UserError
+from alphaquant.evaluation.generated import with_written
+from alphaquant.evaluation.room import Room
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.packed import PackedCheckpoint
 from alphaquant.plan import QuantPlan
@@ -104,7 +105,7 @@ def test_quantizing_reports_every_linear(original: Path) -> None:
 def test_the_model_writes_a_share_of_its_windows(
     original: Path, quantized: AlphaQuantModel, tmp_path: Path
 ) -> None:
-    written = with_written(Checkpoint(original), TOKENS, 0.5, 3, torch.device("cpu"))
+    written = with_written(Checkpoint(original), TOKENS, 0.5, 3, Room(torch.device("cpu"), 8))
     same = (written == TOKENS).all(-1).tolist()
     assert same == [True, False] * 3
     errors = []

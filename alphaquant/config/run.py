@@ -40,7 +40,7 @@ class CalibrationConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of the choice of windows, and of what the model writes."""
     generated: float = Field(0.0, ge=0, le=1)
-    """Share of the windows that the model writes itself, which needs all of it in memory; 1: the text only says how many windows there are."""
+    """Share of the windows that the model writes itself, which needs all of it in memory; of those to choose from, with balance. At 1 no window is of the text."""
     balance: int = Field(1, ge=1)
     """Windows to choose from for each one that is used, so that experts of a mixture see about equally many tokens; 1: no choice."""
 

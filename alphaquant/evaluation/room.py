@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from alphaquant.algorithms.generated import AT_ONCE, PIECE
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.predictions import POSITIONS
 from alphaquant.models.checkpoint import Checkpoint
@@ -56,10 +55,13 @@ class Room:
         """Raise ConfigError where the whole model does not fit: block by block, it would be read once for every token."""
         self._require_whole(checkpoint, "calibration.generated needs", "calibration.generated=0")
 
-    def pieces(self, checkpoint: Checkpoint) -> int:
-        """Pieces of text that the whole model may write at once; raises as `check_writing` does."""
-        self.check_writing(checkpoint)
-        return replace(self, batch_size=AT_ONCE).batch(checkpoint, PIECE)
+    def beside_whole(self, checkpoint: Checkpoint, wanted: int, each: int) -> int:
+        """How many things of `each` so many bytes fit beside the whole model, which is not loaded yet: at least one."""
+        free = self._free(self.device)
+        if free is None:
+            return wanted
+        left = _USED * free - checkpoint.whole_bytes(compute_dtype(self.device))
+        return max(1, min(wanted, int(left // each)))
 
     def _require_whole(self, checkpoint: Checkpoint, who_needs: str, instead: str) -> None:
         if found := self._too_little(checkpoint):
@@ -139,7 +141,7 @@ class Room:
         fitting = max(1, min(self.batch_size, int((_USED * free - fixed) // each)))
         if fitting < self.batch_size:
             reporter().note(
-                f"{fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
+                f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
                 "free"
             )
         return fitting

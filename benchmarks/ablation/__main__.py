@@ -3,9 +3,9 @@
     python -m benchmarks.ablation                                     # everything; hours on two cores
     python -m benchmarks.ablation --model demo=alphaquant/demo/model@256 --formats int3 mxfp4
     python -m benchmarks.ablation --texts builtin,builtin,FILE.txt    # a second text, which nothing was chosen on
-    python -m benchmarks.ablation --only rotation tuning              # compute these rows and the two recipes
+    python -m benchmarks.ablation --only rotation tuning              # compute these rows and their recipes
     python -m benchmarks.ablation --only correction --recipes full    # what it is missed for, and the full recipe
-    python -m benchmarks.ablation --only correction --seeds 8 --recipes "one pass"    # eight draws of calibration windows
+    python -m benchmarks.ablation --only uncorrected --recipes "one pass" --seeds 8   # eight draws of calibration windows
     python -m benchmarks.ablation --only                              # compute nothing, write the page again
 
 Rows are those of `recipes.py`. Cells are kept as those of `benchmarks.rivals`: the same command goes on where
@@ -61,7 +61,7 @@ def ablate(options: argparse.Namespace) -> None:
 
 
 def chosen(table: Sequence[Row], names: list[str] | None) -> list[Row]:
-    """Rows of the ingredients and changes of these names, and both recipes; all without names.
+    """Rows of the ingredients and changes of these names, and the recipes; all without names.
 
     Raises ConfigError for an unknown one.
     """
@@ -96,9 +96,11 @@ def _write(
         for name in options.formats
         if (
             left := [
-                row.name
+                row.name + (f" ({found} of {options.seeds} draws)" if found else "")
                 for row in table
-                if applies(row, study) and (study.model.name, name, row.name) not in cells
+                if applies(row, study)
+                and (found := len(cells.get((study.model.name, name, row.name), ())))
+                < options.seeds
             ]
         )
     ]
@@ -117,8 +119,8 @@ def _preface(options: argparse.Namespace, results: Sequence[Result]) -> str:
         "multiple of that recipe's own: an ingredient alone is good below 1, one that is left out was good above 1.",
         f"Everything was computed with up to {options.seeds} draws of calibration windows, since a draw differs from another by "
         "more than some ingredients are worth. The overviews hold geometric means over models, texts and draws, and in "
-        "brackets the lowest and the highest of a single draw; the tables behind them 95 % intervals over held-out "
-        "windows, of the ratio in pairs, and the ratio with every draw.",
+        "brackets the lowest and the highest of a single draw that all of them have; the tables behind them 95 % intervals "
+        "over held-out windows, of the ratio in pairs, which say nothing of other draws, and the ratio with every draw.",
         f"Uniform formats, symmetric, {options.samples} calibration windows a draw, the first {options.windows} held-out "
         "windows of each text. Seconds are the CPU's, or by the clock on a GPU, for quantization with loading and saving, without imports; "
         "routers are trained by the whole pipeline, which measures more, so that their lines have none. The figure "
@@ -132,7 +134,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--only", nargs="*", metavar="ROW", help="compute these and both recipes; others as kept")
+    add("--only", nargs="*", metavar="ROW", help="compute these and the recipes; others as kept")
     add(
         "--recipes",
         nargs="+",

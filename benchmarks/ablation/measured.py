@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.ablation.recipes import Row
 from benchmarks.rivals.own import needs_run
-from benchmarks.rivals.paired import Ratio, geometric_mean, kl_ratio
+from benchmarks.rivals.paired import geometric_mean, kl_ratio, kl_ratio_of_draws
 from benchmarks.rivals.standing import standing
 from benchmarks.rivals.table import Result
 
@@ -22,10 +22,10 @@ Cells = Mapping[tuple[str, str, str], Draws]
 def long_table(cells: Cells, rows: Iterable[Row]) -> pd.DataFrame:
     """One line per cell and text: KL and its ratio to the recipe's over all draws, seconds.
 
-    `kl` and `ratio` are geometric means over the draws that the cell and its recipe share, `ratios` those of
-    each in the order of `seeds`, `ratio_low` and `ratio_high` the 95 % interval over windows of each window's
-    mean over draws; `why` is the first failure. A cell that failed with every seed has one line, without text. Ratios are NaN, and there
-    are none of them, where the recipe has no result.
+    `kl` is the geometric mean over the cell's draws; `ratio`, with its 95 % interval over windows, that over the
+    draws that its recipe has too, which are the `seeds`, and `ratios` are those of each. `why` is the first failure. A
+    cell that failed with every seed has one line, without text. Where the recipe has no result, there are no seeds and
+    ratios are NaN.
     """
     found = []
     for row in rows:
@@ -55,7 +55,7 @@ def _lines(draws: Draws, row: Row, base: Draws) -> list[dict[str, object]]:
         "row": row.name,
         "ingredient": row.ingredient,
         "state": first.outcome["state"],
-        "why": next((why for one in draws.values() if (why := one.outcome.get("why", ""))), ""),
+        "why": _why(draws),
         "seconds": seconds,
         "seconds_ratio": seconds / whole if seconds and (whole := _seconds(of)) else None,
     }
@@ -63,30 +63,30 @@ def _lines(draws: Draws, row: Row, base: Draws) -> list[dict[str, object]]:
     return [cell | _scored(done, of, shared, text) for text in first.kl] or [cell]
 
 
+def _why(draws: Draws) -> str:
+    """The first failure, and with which seed it was where others had none."""
+    failed = {seed: one for seed, one in draws.items() if one.outcome["state"] != "done"}
+    if not failed:
+        return ""
+    seed, first = next(iter(failed.items()))
+    why = str(first.outcome.get("why", ""))
+    return why if len(failed) == len(draws) else f"seed {seed}: {why}"
+
+
 def _scored(done: Draws, base: Draws, shared: Sequence[int], text: str) -> dict[str, object]:
     model = next(iter(done.values())).model
-    ratios = [kl_ratio(done[seed].kl[text], base[seed].kl[text]).value for seed in shared]
-    within = (
-        kl_ratio(*(_over_draws([of[seed] for seed in shared], text) for of in (done, base)))
-        if shared
-        else Ratio()
-    )
+    pairs = [(done[seed].kl[text], base[seed].kl[text]) for seed in shared]
+    ratio = kl_ratio_of_draws(pairs)
     return {
         "text": text,
         "standing": standing(model, text),
-        "seeds": shared or list(done),
+        "seeds": shared,
         "kl": geometric_mean(one.value(text, "kl_mean") for one in done.values()),
-        "ratios": ratios,
-        "ratio": geometric_mean(ratios),
-        "ratio_low": within.low,
-        "ratio_high": within.high,
+        "ratios": [kl_ratio(*pair).value for pair in pairs],
+        "ratio": ratio.value,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
     }
-
-
-def _over_draws(draws: Sequence[Result], text: str) -> list[float]:
-    """Each window's mean divergence."""
-    windows: list[float] = np.mean([one.kl[text] for one in draws], axis=0).tolist()
-    return windows
 
 
 def _seconds(done: Draws) -> float | None:

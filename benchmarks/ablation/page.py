@@ -39,7 +39,7 @@ def page(
         parts += [f"## {model}", words, _details(scored[scored["model"] == model])]
     failed = table[table["why"] != ""].drop_duplicates(["model", "format", "row"])
     if len(failed):
-        parts += ["## Cells without a result", _failures(failed)]
+        parts += ["## What failed", _failures(failed)]
     if missing:
         parts.append(f"Not computed: {'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
@@ -122,9 +122,14 @@ def _rule(header: Sequence[str], words: int, last: str) -> str:
 
 
 def _mean(chosen: pd.DataFrame) -> str:
-    """Geometric mean of ratios over everything, and over models and texts with the luckiest and the unluckiest seed."""
-    each = chosen[["seeds", "ratios"]].explode(["seeds", "ratios"]).dropna()
-    means = [geometric_mean(own["ratios"]) for _, own in each.groupby("seeds")]
+    """Geometric mean of ratios over everything, and over models and texts with the luckiest and the unluckiest seed that all have."""
+    lines = [
+        dict(zip(one["seeds"], one["ratios"], strict=True))
+        for one in chosen.to_dict("records")
+        if len(one["ratios"])
+    ]
+    shared = set.intersection(*map(set, lines)) if lines else set()
+    means = [geometric_mean(line[seed] for line in lines) for seed in shared]
     told = _number(geometric_mean(chosen["ratio"]))
     return told if len(means) < 2 else f"{told} ({min(means):.2f} to {max(means):.2f})"
 

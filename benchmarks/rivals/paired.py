@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from alphaquant.evaluation.bootstrap import bootstrap_score, resample_weights, weighted_ratio
 
@@ -25,17 +26,26 @@ def kl_ratio(ours: Sequence[float], base: Sequence[float]) -> Ratio:
 
     Raises ValueError when the windows are not as many.
     """
-    if len(ours) != len(base):
-        raise ValueError(f"{len(ours)} windows cannot be paired with {len(base)}")
-    numerators, denominators = (
-        torch.tensor(list(values), dtype=torch.float64) for values in (ours, base)
-    )
-    found = bootstrap_score(
-        weighted_ratio(numerators, denominators),
-        resample_weights(len(numerators)),
-        task="",
-        metric="",
-    )
+    return kl_ratio_of_draws([(ours, base)])
+
+
+def kl_ratio_of_draws(draws: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
+    """The geometric mean of such ratios over draws of calibration windows, each a pair as `kl_ratio` takes it.
+
+    The interval is over held-out windows, the same ones for all draws: these draws are taken as all there are. NaN
+    without draws.
+    """
+    if not draws:
+        return Ratio()
+    for ours, base in draws:
+        if len(ours) != len(base):
+            raise ValueError(f"{len(ours)} windows cannot be paired with {len(base)}")
+    ratios = [weighted_ratio(*(torch.tensor([*values]) for values in draw)) for draw in draws]
+
+    def mean(weights: Tensor) -> Tensor:
+        return torch.stack([ratio(weights).log() for ratio in ratios]).mean(0).exp()
+
+    found = bootstrap_score(mean, resample_weights(len(draws[0][0])), task="", metric="")
     return Ratio(found.value, found.low, found.high)
 
 

@@ -21,5 +21,6 @@ def standing_words() -> str:
     """Markdown: what the column means."""
     return (
         f"*Tuned on* are the figures of {' and '.join(TUNED_MODELS)} on {' and '.join(TUNED_TEXTS)} text, by which "
-        "defaults and recipes were chosen; *held back* are all others: no choice looked at them."
+        "defaults and recipes were chosen; *held back* are all others: no choice looked at them, but for correction's prior and "
+        "the share of own text, which wikitext2-test had a say in (DECISIONS.md)."
     )

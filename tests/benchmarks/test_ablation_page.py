@@ -85,8 +85,8 @@ def test_draws_are_compared_with_the_same_draw_of_the_recipe(draws: Cells) -> No
     assert list(alone["seeds"]) == [0, 1]
     assert list(alone["ratios"]) == pytest.approx([0.5, 0.8])
     assert alone["ratio"] == pytest.approx((0.5 * 0.8) ** 0.5)
-    # windows of both draws in one: (.5 + 1.6) of (1 + 2)
-    assert alone[["ratio_low", "ratio_high"]].tolist() == pytest.approx([0.7] * 2)
+    # in each draw all windows move alike
+    assert alone[["ratio_low", "ratio_high"]].tolist() == pytest.approx([alone["ratio"]] * 2)
     assert alone["seconds"] == 4.5  # the median
 
 
@@ -95,12 +95,26 @@ def test_the_overview_shows_the_luckiest_and_the_unluckiest_draw(draws: Cells) -
     assert "| 0.63 (0.50 to 0.80) | 0.63 (0.50 to 0.80) |" in line
 
 
+def test_draws_that_only_some_models_have_are_no_luck(draws: Cells) -> None:
+    key = ("other", "int3", "plain + rotation")
+    text = _page(dict(draws) | {key: {0: draws[key][0]}})
+    line = next(line for line in text.splitlines() if line.startswith("| plain + rotation"))
+    assert line.split(" | ")[2:4] == ["0.63 (0.50 to 0.80)", "0.54"]  # demo .63, other .5 twice
+
+
+def test_draws_without_a_recipe_have_no_ratio(draws: Cells) -> None:
+    alone = {key: value for key, value in draws.items() if key[2] == "plain + rotation"}
+    table = long_table(alone, _ROWS.values())
+    assert table["ratio"].isna().all()
+    assert "| plain + rotation | the residual stream" in _page(alone)
+
+
 def test_a_cell_that_failed_with_one_seed_counts_with_the_others(draws: Cells) -> None:
     key = ("demo", "int3", "plain + rotation")
     why = {"state": "failed", "why": "killed"}
     failed = Result("demo", _ROWS[key[2]].contestant, FORMATS["int3"], why)
     found = dict(draws) | {key: {0: failed, 1: draws[key][1]}}
-    assert "| demo | int3 | plain + rotation | `killed` |" in _page(found)
+    assert "| demo | int3 | plain + rotation | `seed 0: killed` |" in _page(found)
     table = long_table(found, _ROWS.values())
     own = table[(table["row"] == key[2]) & (table["model"] == "demo")]
     assert own["state"].tolist() == ["done"] * 2

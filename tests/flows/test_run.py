@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from alphaquant.errors import ModelError
+from alphaquant.evaluation.room import Room
 from alphaquant.models.resolve import ModelRef
 from flows.commands import VERBS
 from tests.flows.conftest import Cli
@@ -282,6 +283,18 @@ def test_wrong_input_is_exit_status_2_one_message_and_nothing_written(
     for words in said:
         assert words in ending.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_that_cannot_write_within_the_limit_is_refused_before_work_begins(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Room, "_too_little", lambda self, *_: ("cpu", 5))
+    limited = ("--set", "execution.memory_limit=9GB", "--set", "evaluation.tasks=[]")
+    assert cli(*RUN, *limited).status == 0
+    ending = cli(*RUN, *limited, "--set", "calibration.generated=0.5")
+    assert ending.status == 2
+    assert "calibration.generated needs the whole model" in ending.stderr
+    assert "Set calibration.generated=0" in ending.stderr
 
 
 def test_a_folder_without_write_permission_is_the_users_error(
