@@ -189,6 +189,12 @@ CONTESTANTS = (
     ),
     Contestant(
         OWN,
+        "rotated-generated",
+        "rotated and corrected, half of the calibration windows written by the model, not tuned",
+        _ORDERED | _CORRECTED | _GENERATED | {"rotation.kind": "hadamard"},
+    ),
+    Contestant(
+        OWN,
         "both-generated",
         "rotated, corrected and tuned, half of the calibration windows written by the model",
         _ORDERED
