@@ -24,7 +24,7 @@ from alphaquant.evaluation.scores import ORIGINAL, QUANTIZED, Score, scores_tabl
 from alphaquant.evaluation.streamed import streamed_predictions
 from alphaquant.floor import Tokens, predicted
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.loading import load_model
+from alphaquant.models.loading import load_model, load_whole
 from alphaquant.models.packed import open_checkpoint
 from alphaquant.progress import reporter
 
@@ -74,7 +74,7 @@ def original_answers(
     room for the whole model.
     """
     room.check_tasks(original)
-    model = load_model(original.path, room.device, original.trust_remote_code)
+    model = load_whole(original, room.device)
     return _answers(model, original, tasks, sequence_length, limit, room, ORIGINAL)
 
 

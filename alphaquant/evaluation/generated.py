@@ -20,7 +20,7 @@ from alphaquant.evaluation.room import Room
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.footprint import embedding_entry
-from alphaquant.models.loading import load_model
+from alphaquant.models.loading import load_whole
 from alphaquant.progress import reporter, track
 
 PIECE = 128
@@ -82,12 +82,7 @@ def written_windows(
     from the model's predictions as they are. The seed decides every draw, whatever number of pieces is written `at_once`.
     The whole model is in memory. Raises ModelError where it does not load, or keeps no keys and values.
     """
-    model: Any = load_model(
-        checkpoint.path,
-        device,
-        checkpoint.trust_remote_code,
-        architecture=checkpoint.architecture.kind,
-    )
+    model = load_whole(checkpoint, device)
     begin, words = _openings(checkpoint)
     piece = min(PIECE, max(length, len(begin) + 2))
     pieces, steps = math.ceil(count * length / piece), piece - len(begin) - 1

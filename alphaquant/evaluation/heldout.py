@@ -18,7 +18,7 @@ from alphaquant.evaluation.streamed import streamed_predictions
 from alphaquant.floor import Tokens, predicted
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_dtype
-from alphaquant.models.loading import load_model
+from alphaquant.models.loading import load_whole
 from alphaquant.text.sources import load_documents
 from alphaquant.text.windows import evaluation_windows
 
@@ -50,7 +50,7 @@ def write_baseline(original: Checkpoint, windows: Tensor, folder: Path, room: Ro
     """
     kept = 2 * windows.numel() * original.config.hidden_size * compute_dtype(room.device).itemsize
     if room.holds(original, kept if room.device.type == "cpu" else 0):
-        model = load_model(original.path, room.device, original.trust_remote_code)
+        model = load_whole(original, room.device)
         whole = WholeModel(model, room.device, room.batch(original, windows.shape[1]))
         found = whole.predictions(windows, f"windows ({ORIGINAL})")
     else:

@@ -20,7 +20,7 @@ from alphaquant.evaluation.streamed import streamed_predictions
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import HEAD
 from alphaquant.models.live import LiveCheckpoint
-from alphaquant.models.loading import load_model
+from alphaquant.models.loading import load_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Ruler:
         checkpoint's unchanged weights are what others are measured against.
         """
         self._checkpoint, self._windows = checkpoint, windows
-        model = load_model(checkpoint.path, room.device, checkpoint.trust_remote_code)
+        model = load_whole(checkpoint, room.device)
         size = room.batch(checkpoint, windows.shape[1])
         self._model = WholeModel(model, room.device, size)
         if original is None:

@@ -131,7 +131,7 @@ def test_a_model_without_a_cache_is_refused(
         def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
             return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8), past_key_values=None)
 
-    monkeypatch.setattr(generated, "load_model", lambda *_, **__: Forgetful())
+    monkeypatch.setattr(generated, "load_whole", lambda *_: Forgetful())
     with pytest.raises(ModelError, match="keeps no keys and values"):
         written_windows(checkpoint, 2, 8, 0, CPU, 4)
 

@@ -18,10 +18,12 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.generic import GenericArchitecture
 from alphaquant.models.live import LiveCheckpoint
+from alphaquant.models.loading import load_whole
 from alphaquant.models.resolve import resolve_model
 from alphaquant.models.rotatable import turns
 from alphaquant.models.rows import ARCHITECTURES
 from tests.algorithms.test_quantize_model import CPU, quantize, uniform, windows
+from tests.models.fp8 import as_fp8
 from tests.models.test_block import stream_of
 from tests.tiny import TYPES, WITHOUT_ROW, make_model
 
@@ -138,6 +140,15 @@ def test_it_is_chosen_only_when_asked_for_and_enters_the_key(tmp_path: Path) -> 
     chosen = resolve_model(ModelConfig(path=folder, architecture="generic"))
     assert chosen.model_type == "starcoder2"
     assert chosen.cache_identity() == {"digest": chosen.digest, "architecture": "generic"}
+
+
+def test_an_fp8_original_is_loaded_whole(tmp_path: Path) -> None:
+    """As evaluation and writing need it."""
+    twin = tmp_path / "twin"
+    folder = as_fp8(make_model(tmp_path / "m", "olmo2"), twin, (16, 16))
+    ours, same = (load_whole(generic(one), CPU).state_dict() for one in (folder, twin))
+    assert ours.keys() == same.keys()
+    assert all(torch.equal(ours[name], same[name]) for name in same)
 
 
 def test_what_does_not_fit_is_told() -> None:
