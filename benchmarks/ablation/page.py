@@ -122,7 +122,10 @@ def _rule(header: Sequence[str], words: int, last: str) -> str:
 
 
 def _mean(chosen: pd.DataFrame) -> str:
-    """Geometric mean of ratios over everything, and over models and texts with the luckiest and the unluckiest seed that all have."""
+    """Geometric mean of ratios over models, texts and the seeds that all have, and with the luckiest and the unluckiest one.
+
+    Over everything that there is where they do not share two.
+    """
     lines = [
         dict(zip(one["seeds"], one["ratios"], strict=True))
         for one in chosen.to_dict("records")
@@ -130,8 +133,9 @@ def _mean(chosen: pd.DataFrame) -> str:
     ]
     shared = set.intersection(*map(set, lines)) if lines else set()
     means = [geometric_mean(line[seed] for line in lines) for seed in shared]
-    told = _number(geometric_mean(chosen["ratio"]))
-    return told if len(means) < 2 else f"{told} ({min(means):.2f} to {max(means):.2f})"
+    if len(means) < 2:
+        return _number(geometric_mean(chosen["ratio"]))
+    return f"{geometric_mean(means):.2f} ({min(means):.2f} to {max(means):.2f})"
 
 
 def _number(value: float | None) -> str:
