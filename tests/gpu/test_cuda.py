@@ -22,6 +22,7 @@ from alphaquant.clock import Clock, listening, timed
 from alphaquant.config import AlphaConfig, ExecutionConfig, QuantizationConfig, RotationConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.fidelity import compare
+from alphaquant.evaluation.generated import written_windows
 from alphaquant.evaluation.predictions import WholeModel
 from alphaquant.export.dense import export_dense
 from alphaquant.export.rotated import export_rotated
@@ -33,7 +34,7 @@ from alphaquant.linalg.recorded import reductions
 from alphaquant.linalg.spectrum import spectrum
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import device_name
-from alphaquant.models.loading import load_model
+from alphaquant.models.loading import load_model, load_whole
 from alphaquant.models.rates import measured_rates
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporting_to
@@ -234,6 +235,19 @@ def test_a_run_on_a_gpu_repeats_itself(
     for one, other in zip(first, again, strict=True):
         codes, same = (load_file(folder / "block.safetensors") for folder in (one, other))
         assert all(torch.equal(codes[key], same[key]) for key in codes)
+
+
+def test_a_model_writes_on_a_gpu_what_it_expects(checkpoint: Checkpoint) -> None:
+    """Its words surprise it as much as its entropy says, whatever bf16 makes of single draws."""
+    windows = written_windows(checkpoint, 32, 128, 0, GPU, 16)
+    assert windows.device == CPU
+    assert torch.equal(windows, written_windows(checkpoint, 32, 128, 0, GPU, 16))
+    model = load_whole(checkpoint, CPU)
+    with torch.no_grad():
+        predicted = model(windows).logits[:, :-1].log_softmax(-1)
+    surprise = -predicted.gather(-1, windows[:, 1:, None]).mean()
+    entropy = -(predicted.exp() * predicted).sum(-1).mean()
+    assert surprise == pytest.approx(float(entropy), rel=0.05)
 
 
 def test_predicted_losses_agree(checkpoint: Checkpoint, tokens: torch.Tensor) -> None:
