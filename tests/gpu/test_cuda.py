@@ -241,7 +241,6 @@ def test_a_model_writes_on_a_gpu_what_it_expects(checkpoint: Checkpoint) -> None
     """Its words surprise it as much as its entropy says, whatever bf16 makes of single draws."""
     windows = written_windows(checkpoint, 32, 128, 0, GPU, 16)
     assert windows.device == CPU
-    assert torch.equal(windows, written_windows(checkpoint, 32, 128, 0, GPU, 16))
     model = load_whole(checkpoint, CPU)
     with torch.no_grad():
         predicted = model(windows).logits[:, :-1].log_softmax(-1)
