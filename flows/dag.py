@@ -15,6 +15,7 @@ from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
 from flows.stage_inputs import (
+    balance_inputs,
     baseline_inputs,
     calibration_inputs,
     compare_settings,
@@ -301,9 +302,7 @@ def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:
         drawn = call.skip(generate, "calibration.generated is 0", tokens=drawn) or drawn
     if text.balance == 1:
         return call.skip(balance, "calibration.balance is 1", tokens=drawn) or drawn
-    return call(
-        balance, model=model, tokens=drawn, samples=text.samples, execution=config.execution
-    )
+    return call(balance, **balance_inputs(model, text, drawn, config.execution))
 
 
 def _rotated(config: RunConfig, model: ModelRef, call: Call) -> Any:

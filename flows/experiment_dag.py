@@ -15,6 +15,7 @@ from alphaquant.config import RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.stage_inputs import (
+    balance_inputs,
     baseline_inputs,
     calibration_inputs,
     generate_inputs,
@@ -176,7 +177,7 @@ def _seed(config: RunConfig, model: ModelRef, weights: Any, calls: Calls, number
         writing = generate_inputs(model, text, tokens, here)
         tokens = calls.step(Step(f"generate, seed {number}", generate, writing))
     if text.balance > 1:
-        choice = {"model": model, "tokens": tokens, "samples": text.samples, "execution": here}
+        choice = balance_inputs(model, text, tokens, here)
         tokens = calls.step(Step(f"balance, seed {number}", balance, choice))
     losses = calls.step(
         Step(

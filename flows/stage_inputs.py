@@ -43,6 +43,13 @@ def generate_inputs(
     }
 
 
+def balance_inputs(
+    model: ModelRef, text: CalibrationConfig, tokens: Any, execution: ExecutionConfig
+) -> dict[str, Any]:
+    """What windows are chosen from, and how many."""
+    return {"model": model, "tokens": tokens, "samples": text.samples, "execution": execution}
+
+
 def sensitivity_settings(config: RunConfig) -> dict[str, Any]:
     """What decides predicted losses: the menu, and of the rounding only that which losses depend on."""
     rounding = config.quantization

@@ -103,7 +103,7 @@ def test_quantizing_reports_every_linear(original: Path) -> None:
 
 
 def test_the_model_writes_a_share_of_its_windows(
-    original: Path, quantized: AlphaQuantModel, tmp_path: Path
+    original: Path, quantized: AlphaQuantModel
 ) -> None:
     written = with_written(Checkpoint(original), TOKENS, 0.5, 3, Room(torch.device("cpu"), 8))
     same = (written == TOKENS).all(-1).tolist()

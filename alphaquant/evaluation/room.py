@@ -57,11 +57,8 @@ class Room:
 
     def beside_whole(self, checkpoint: Checkpoint, wanted: int, each: int) -> int:
         """How many things of `each` so many bytes fit beside the whole model, which is not loaded yet: at least one."""
-        free = self._free(self.device)
-        if free is None:
-            return wanted
-        left = _USED * free - checkpoint.whole_bytes(compute_dtype(self.device))
-        return max(1, min(wanted, int(left // each)))
+        weights = checkpoint.whole_bytes(compute_dtype(self.device))
+        return _most(wanted, self._free(self.device), each, weights)
 
     def _require_whole(self, checkpoint: Checkpoint, who_needs: str, instead: str) -> None:
         if found := self._too_little(checkpoint):
@@ -136,10 +133,8 @@ class Room:
 
     def _fitting(self, free: int | None, each: int, fixed: int) -> int:
         """How many windows of `each` so many bytes fit into what is `free`, beside what is `fixed`."""
-        if free is None:
-            return self.batch_size
-        fitting = max(1, min(self.batch_size, int((_USED * free - fixed) // each)))
-        if fitting < self.batch_size:
+        fitting = _most(self.batch_size, free, each, fixed)
+        if free is not None and fitting < self.batch_size:
             reporter().note(
                 f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
                 "free"
@@ -174,6 +169,13 @@ class _BlockNeeds:
         return max(
             running, self.hidden + 2 * self.head + self.comparing, 2 * self.hidden + self.head
         )
+
+
+def _most(wanted: int, free: int | None, each: int, fixed: int) -> int:
+    """How many of the `wanted` fit into the usable share of what is `free`, beside what is `fixed`: at least one."""
+    if free is None:
+        return wanted
+    return max(1, min(wanted, int((_USED * free - fixed) // each)))
 
 
 def _slices(checkpoint: Checkpoint) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks.ablation.recipes import Row
 from benchmarks.rivals.own import needs_run
-from benchmarks.rivals.paired import geometric_mean, kl_ratio, kl_ratio_of_draws
+from benchmarks.rivals.paired import geometric_mean, kl_ratio_of_draws
 from benchmarks.rivals.standing import standing
 from benchmarks.rivals.table import Result
 
@@ -43,8 +43,7 @@ _COLUMNS = [
 
 
 def _lines(draws: Draws, row: Row, base: Draws) -> list[dict[str, object]]:
-    done = {seed: one for seed, one in draws.items() if one.outcome["state"] == "done"}
-    of = {seed: one for seed, one in base.items() if one.outcome["state"] == "done"}
+    done, of = _done(draws), _done(base)
     first = next(iter((done or draws).values()))
     seconds = _seconds(done)
     cell = {
@@ -61,6 +60,10 @@ def _lines(draws: Draws, row: Row, base: Draws) -> list[dict[str, object]]:
     }
     shared = [seed for seed in done if seed in of]
     return [cell | _scored(done, of, shared, text) for text in first.kl] or [cell]
+
+
+def _done(draws: Draws) -> Draws:
+    return {seed: one for seed, one in draws.items() if one.outcome["state"] == "done"}
 
 
 def _why(draws: Draws) -> str:
@@ -82,7 +85,7 @@ def _scored(done: Draws, base: Draws, shared: Sequence[int], text: str) -> dict[
         "standing": standing(model, text),
         "seeds": shared,
         "kl": geometric_mean(one.value(text, "kl_mean") for one in done.values()),
-        "ratios": [kl_ratio(*pair).value for pair in pairs],
+        "ratios": [sum(ours) / sum(theirs) for ours, theirs in pairs],
         "ratio": ratio.value,
         "ratio_low": ratio.low,
         "ratio_high": ratio.high,

@@ -40,7 +40,10 @@ def kl_ratio_of_draws(draws: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     for ours, base in draws:
         if len(ours) != len(base):
             raise ValueError(f"{len(ours)} windows cannot be paired with {len(base)}")
-    ratios = [weighted_ratio(*(torch.tensor([*values]) for values in draw)) for draw in draws]
+    ratios = [
+        weighted_ratio(*(torch.tensor([*values], dtype=torch.float64) for values in draw))
+        for draw in draws
+    ]
 
     def mean(weights: Tensor) -> Tensor:
         return torch.stack([ratio(weights).log() for ratio in ratios]).mean(0).exp()

@@ -223,34 +223,21 @@ def test_without_an_oracle_its_arm_is_left_out(
     assert "oracle, seed 0" not in [stage["name"] for stage in summary["stages"]]
 
 
-def test_windows_of_every_seed_are_chosen_from_a_larger_pool(
-    config: RunConfig, store: ArtifactStore
+@pytest.mark.parametrize(
+    ("stage", "changes", "of"),
+    [("balance", {"balance": 2}, "128"), ("generate", {"generated": 0.25}, "0.25")],
+)
+def test_windows_of_every_seed_are_chosen_and_written(
+    config: RunConfig, store: ArtifactStore, stage: str, changes: dict[str, Any], of: str
 ) -> None:
-    calibration = config.calibration.model_copy(update={"balance": 2})
+    calibration = config.calibration.model_copy(update=changes)
     summary = _run(config.model_copy(update={"calibration": calibration}), store)
-    found = {stage["name"]: Path(stage["artifact"]) for stage in summary["stages"]}
+    found = {one["name"]: Path(one["artifact"]) for one in summary["stages"]}
     refs = load_run(store, "last")["refs"]
     for seed in range(2):
-        drawn, chosen = (
-            refs[f"{name}, seed {seed}"]["digest"] for name in ("calibration", "balance")
-        )
-        assert (found[f"balance, seed {seed}"] / "tokens").read_text() == f"128 of {drawn}"
-        assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == chosen
-
-
-def test_a_share_of_every_seeds_windows_is_written_by_the_model(
-    config: RunConfig, store: ArtifactStore
-) -> None:
-    calibration = config.calibration.model_copy(update={"generated": 0.25})
-    summary = _run(config.model_copy(update={"calibration": calibration}), store)
-    found = {stage["name"]: Path(stage["artifact"]) for stage in summary["stages"]}
-    refs = load_run(store, "last")["refs"]
-    for seed in range(2):
-        drawn, written = (
-            refs[f"{name}, seed {seed}"]["digest"] for name in ("calibration", "generate")
-        )
-        assert (found[f"generate, seed {seed}"] / "tokens").read_text() == f"0.25 of {drawn}"
-        assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == written
+        drawn, used = (refs[f"{name}, seed {seed}"]["digest"] for name in ("calibration", stage))
+        assert (found[f"{stage}, seed {seed}"] / "tokens").read_text() == f"{of} of {drawn}"
+        assert (found[f"sensitivity, seed {seed}"] / "losses").read_text() == used
 
 
 def test_a_rotated_model_is_rounded_and_the_original_is_the_yardstick(
