@@ -29,6 +29,7 @@ from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
 from alphaquant.export.model_card import facts_of, plan_figure, write_card
 from alphaquant.export.packed import export_packed
+from alphaquant.export.rotated import write_rotated
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_device
 from alphaquant.models.loading import load, load_tokenizer
@@ -59,6 +60,7 @@ class AlphaQuantModel:
         self._scratch = Path(tempfile.mkdtemp(prefix="alphaquant-"))
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._blocks: list[Path] = []
+        self._weights: Checkpoint | None = None  # what is quantized: the original, rotated or not
         self._loaded: Any = None
         self._saved: Path | None = None
         self.plan: QuantPlan | None = None
@@ -107,7 +109,7 @@ class AlphaQuantModel:
         samples: int = 128,
         sequence_length: int = 2048,
         seed: int = 0,
-        generated: float = 0.0,
+        generated: float | None = None,
         batch_size: int = 8,
     ) -> pd.DataFrame:
         """Quantize every block; returns one row per linear with its errors, the columns of `errors.parquet`.
@@ -119,14 +121,15 @@ class AlphaQuantModel:
             samples: Token windows drawn from a text.
             sequence_length: Tokens per window, no more than the model's context.
             seed: Seed of the choice of windows, and of what the model writes.
-            generated: Share of the windows that the model writes itself, as `calibration.generated` has it.
+            generated: Share of the windows that the model writes itself, as `calibration.generated` has it; None: as the
+                recipe has it, 0 without one.
             batch_size: Windows per forward pass.
 
         Raises:
             ConfigError: `generated` is no share, or the whole model, which it takes, does not fit into memory.
             DataError: Calibration is empty or too short.
             PlanError: A pattern of `dynamic` matches no linear, or `target_bits` is below the smallest plan.
-            ModelError: The model is quantized already.
+            ModelError: The model is quantized already, or a rotation would change it.
         """
         checkpoint = self._original()
         run = (self.quantize_config or QuantizeConfig()).run_config()
@@ -134,9 +137,14 @@ class AlphaQuantModel:
         length = min(sequence_length, checkpoint.context_length)
         tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
         check_vocabulary(checkpoint, tokens)
-        if generated:
+        if share := run.calibration.generated if generated is None else generated:
             room = Room(device, batch_size)
-            tokens = with_written(checkpoint, tokens, generated, seed, room)
+            tokens = with_written(checkpoint, tokens, share, seed, room)
+        root = self._scratch / uuid.uuid4().hex[:8]
+        root.mkdir()
+        if run.rotation.kind != "none":
+            write_rotated(checkpoint, run.rotation, root / "rotated")
+            checkpoint = Checkpoint(root / "rotated")
         losses = None
         if run.allocation.policy == "budget":
             losses = sensitivity_table(
@@ -151,8 +159,6 @@ class AlphaQuantModel:
                 batch_size=batch_size,
             )
         plan = allocate(checkpoint.plannable, run.allocation, rounding, None, losses)
-        root = self._scratch / uuid.uuid4().hex[:8]
-        root.mkdir()
         self._blocks = quantize_blocks(
             checkpoint,
             plan,
@@ -162,7 +168,8 @@ class AlphaQuantModel:
             batch_size=batch_size,
             blocks=FreshBlocks(root),
         )
-        self.plan, self.scores, self._loaded, self._saved = plan, None, None, None
+        self.plan, self._weights = plan, checkpoint
+        self.scores = self._loaded = self._saved = None
         import pandas as pd
 
         return pd.concat([load_errors(block) for block in self._blocks], ignore_index=True)
@@ -227,13 +234,13 @@ class AlphaQuantModel:
             raise ConfigError(
                 f"save: format {format!r} is not known; allowed: {', '.join(_FORMATS)}"
             )
-        plan, original = self._planned(), self._original()
+        plan, weights = self._planned(), self._quantizable()
         out = Path(folder).expanduser()
         with whole(out, _check_target, "Free some space or name another folder.") as draft:
             if format == "dense":
-                export_dense(original, self._blocks, {}, draft)
+                export_dense(weights, self._blocks, {}, draft)
             else:
-                export_packed(original, self._blocks, {}, draft, format)
+                export_packed(weights, self._blocks, {}, draft, format)
             table = plan.table()
             facts = facts_of(self.folder, self._source, table, self.scores)
             run = {"run_id": uuid.uuid4().hex[:12], "bits_per_weight": facts.bits_per_weight}
@@ -273,6 +280,10 @@ class AlphaQuantModel:
             )
         return Checkpoint(self.folder, source.trust_remote_code, source.architecture)
 
+    def _quantizable(self) -> Checkpoint:
+        """The weights that the blocks were made of."""
+        return self._weights or self._original()
+
     def _planned(self) -> QuantPlan:
         if self.plan is None:
             raise ModelError("the model is not quantized yet; call quantize first")
@@ -284,7 +295,7 @@ class AlphaQuantModel:
         if not folder.exists():
             draft = folder.with_name("draft")
             draft.mkdir(exist_ok=True)
-            export_dense(self._original(), self._blocks, {}, draft)
+            export_dense(self._quantizable(), self._blocks, {}, draft)
             draft.rename(folder)
         return folder
 

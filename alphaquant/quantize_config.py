@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from alphaquant.config import RunConfig
 from alphaquant.config.file import parse_config
+from alphaquant.config.recipes import RecipeName, with_recipe
 from alphaquant.errors import ConfigError, FormatError, nearest
 from alphaquant.formats.scheme import Scheme
 
@@ -51,6 +52,10 @@ class QuantizeConfig:
     """Stored bits per weight to spend where the predicted loss is largest: mixed precision, as runs have it."""
     formats: Sequence[str] = ()
     """With `target_bits`, what to choose from, such as ("int3", "int4", "mxfp8"); empty means what compressed-tensors stores."""
+    rotation: Literal["none", "hadamard"] | None = None
+    """Turn the model's basis by a Hadamard matrix, inside its weights; None: as the recipe does."""
+    recipe: RecipeName = "fast"
+    """fast, balanced or best: what `alphaquant run --recipe` sets; every key that is named here wins over it."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of the config section `quantization`, such as {"tune": "block"}."""
 
@@ -121,14 +126,15 @@ class QuantizeConfig:
             allocation["lm_head"] = f"int{self.bits}"
         if self.formats:
             allocation["formats"] = list(self.formats)
+        said: dict[str, Any] = {
+            "quantization": own | dict(self.quantization),
+            "allocation": allocation,
+            "export": {"format": "compressed-tensors"},
+        }
+        if self.rotation is not None:
+            said["rotation"] = {"kind": self.rotation}
         try:
-            return parse_config(
-                {
-                    "quantization": own | dict(self.quantization),
-                    "allocation": allocation,
-                    "export": {"format": "compressed-tensors"},
-                }
-            )
+            return parse_config(with_recipe(said, self.recipe))
         except ConfigError as error:
             raise ConfigError(f"QuantizeConfig: {_in_these_terms(str(error))}") from error
 

@@ -18,26 +18,7 @@ if TYPE_CHECKING:
 @stage("rotate")
 def rotate(out: Path, store: Workbench, *, model: ModelRef, rotation: RotationConfig) -> None:
     """Write `model/`, a checkpoint that computes what the original does, and `rotation.json`."""
-    from alphaquant.algorithms.rotation import RotatedCheckpoint, best_seed, peak_ratio
-    from alphaquant.export.rotated import export_rotated
-    from alphaquant.models.checkpoint import Checkpoint
-    from alphaquant.progress import reporter
+    from alphaquant.export.rotated import write_rotated
 
-    original = open_model(model)
-    chosen = best_seed(original, rotation)
-    rotated = RotatedCheckpoint(original, chosen)
-    (out / ROTATED).mkdir()
-    export_rotated(rotated, out / ROTATED)
-    facts = {
-        "seed": chosen.seed,
-        "block": rotated.residual.block,
-        "hadamard": rotated.residual.is_hadamard,
-        "heads": rotated.turns_heads,
-        "peak_before": peak_ratio(original),
-        "peak_after": peak_ratio(Checkpoint(out / ROTATED)),
-    }
-    reporter().note(
-        "rotation: the largest weight of 128 goes from {peak_before:.2f} to {peak_after:.2f} times the root mean "
-        "square (Gaussian weights: 2.85)".format(**facts)
-    )
+    facts = write_rotated(open_model(model), rotation, out / ROTATED)
     (out / "rotation.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -7,6 +7,7 @@ import pytest
 
 from alphaquant.config import DEFAULT_MENU, RunConfig
 from alphaquant.config.file import load_config, parse_config
+from alphaquant.config.recipes import RECIPES, RecipeName, assignments_of
 from alphaquant.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -165,3 +166,39 @@ def test_the_menu_nobody_chose_is_what_the_export_can_store() -> None:
     assert parse_config(chosen).allocation.formats == ("int4", "mxfp4")
     again = RunConfig.model_validate(gptq.model_dump(mode="json"))
     assert again == gptq
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fills_in_what_nobody_says(name: RecipeName, tmp_path: Path) -> None:
+    alone = load_config(None, [], name)
+    spelt = [f"{key}={value}" for key, value in assignments_of(name).items()]
+    assert alone == load_config(None, spelt)
+    path = tmp_path / "run.yaml"
+    path.write_text(f"recipe: {name}\nrotation: {{seed: 3}}\n")
+    said = load_config(path, ["rotation.kind=none", "calibration.samples=9"])
+    assert (said.rotation.kind, said.rotation.seed, said.calibration.samples) == ("none", 3, 9)
+    assert said.quantization == alone.quantization
+    assert said.calibration.generated == alone.calibration.generated
+
+
+def test_recipes_differ_and_the_fast_one_is_what_is_there_without_one(tmp_path: Path) -> None:
+    fast, balanced, best = (load_config(None, [], name) for name in RECIPES)
+    assert fast == RunConfig()
+    assert balanced.quantization.tune == "none"
+    assert best == load_config(None, ["quantization.tune=block"], "balanced")
+    path = tmp_path / "run.yaml"
+    path.write_text("recipe: balanced\n")
+    assert load_config(path) == balanced
+    assert load_config(path, [], "best") == best, "an option wins over the file"
+
+
+def test_a_wrong_recipe_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("recipe: bets\n")
+    with pytest.raises(
+        ConfigError, match="'bets' is not known; nearest: best; allowed: fast, balanced, best"
+    ):
+        load_config(path)
+    path.write_text("recipe: best\nquantization: 3\n")
+    with pytest.raises(ConfigError, match="'quantization'"):
+        load_config(path)

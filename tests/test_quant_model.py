@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import alphaquant
 from alphaquant import AlphaQuantModel, QuantizeConfig
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
+from alphaquant.algorithms.rotation import RotatedCheckpoint
+from alphaquant.config import RotationConfig
 from alphaquant.errors import ConfigError, FormatError, ModelError, PlanError, UserError
 from alphaquant.evaluation.generated import with_written
 from alphaquant.evaluation.room import Room
@@ -115,6 +118,27 @@ def test_the_model_writes_a_share_of_its_windows(
     pd.testing.assert_frame_equal(*errors)
     with pytest.raises(ConfigError, match="0 to 1; it is 50"):
         quantized.quantize(list(TOKENS), generated=50)
+
+
+def test_a_recipe_rotates_corrects_and_lets_the_model_write(original: Path, tmp_path: Path) -> None:
+    config = QuantizeConfig(bits=8, group_size=32, recipe="balanced")
+    model = AlphaQuantModel.load(original, config, device="cpu")
+    asked = model.quantize(list(TOKENS))
+    scores = model.evaluate(limit=2, sequence_length=32).set_index("metric")
+    assert 0 <= scores.loc["kl_mean", "value"].min() < 5e-3
+    saved = load_file(model.save(tmp_path / "dense", format="dense") / "model.safetensors")
+    rotated = RotatedCheckpoint(Checkpoint(original), RotationConfig(kind="hadamard"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    turned = rotated.tensor(name).float()
+    assert (saved[name].float() - turned).abs().max() < 0.02 * turned.abs().max()
+
+    said = QuantizeConfig(
+        bits=8, group_size=32, rotation="hadamard", quantization={"correction": "stream"}
+    )
+    spelt = AlphaQuantModel.load(original, said, device="cpu")
+    pd.testing.assert_frame_equal(spelt.quantize(list(TOKENS), generated=0.5), asked)
+    without = spelt.quantize(list(TOKENS))
+    assert not without["error"].equals(asked["error"])
 
 
 def test_bits_are_spent_as_a_run_spends_them(original: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from alphaquant import EXPERT_INDEX_PLACEHOLDER, QuantizeConfig
 from alphaquant.algorithms.allocation import allocate
+from alphaquant.config.file import load_config
 from alphaquant.errors import ConfigError, PlanError
 from alphaquant.plan import QuantPlan
 from tests.specs import moe_specs
@@ -37,6 +38,17 @@ def test_every_key_has_its_place() -> None:
     assert (found.group_size, found.act_order, found.damping) == (-1, False, 0.05)
     assert (found.symmetric, found.tune, found.method) == (False, "block", "rtn")
     assert str(plan(config).schemes["model.layers.0.self_attn.q_proj"]) == "int3-perchannel-asym"
+
+
+def test_a_recipe_is_that_of_a_run_and_named_keys_win() -> None:
+    said = ["allocation.policy=manual", "allocation.default.wq=int4"]
+    said.append("export.format=compressed-tensors")
+    assert QuantizeConfig(recipe="best").run_config() == load_config(None, said, "best")
+    config = QuantizeConfig(recipe="best", rotation="none", quantization={"tune": "none"})
+    found = config.run_config()
+    assert (found.rotation.kind, found.quantization.tune) == ("none", "none")
+    assert (found.quantization.correction, found.calibration.generated) == ("stream", 0.5)
+    assert QuantizeConfig(rotation="hadamard").run_config().rotation.kind == "hadamard"
 
 
 def test_the_head_is_quantized_on_request() -> None:

@@ -9,11 +9,16 @@ import yaml
 from pydantic import ValidationError
 
 from alphaquant.config import RunConfig
+from alphaquant.config.recipes import with_recipe
 from alphaquant.errors import ConfigError, nearest
 
 
-def load_config(path: Path | None = None, assignments: list[str] | None = None) -> RunConfig:
+def load_config(
+    path: Path | None = None, assignments: list[str] | None = None, recipe: str | None = None
+) -> RunConfig:
     """Read a YAML file (or nothing), apply `section.key=value` assignments, check the whole.
+
+    A `recipe`, else the one that the file names as `recipe: NAME`, fills in what neither says.
 
     Raises ConfigError that names the key, what was found and what is allowed.
     """
@@ -29,7 +34,9 @@ def load_config(path: Path | None = None, assignments: list[str] | None = None) 
             raise ConfigError(f"{path} holds {type(data).__name__}; a config is sections of keys")
     for assignment in assignments or []:
         assign(data, assignment)
-    return parse_config(data)
+    named = data.pop("recipe", None)
+    chosen = recipe or named
+    return parse_config(data if chosen is None else with_recipe(data, str(chosen)))
 
 
 def parse_config(data: dict[str, Any]) -> RunConfig:

@@ -8,7 +8,7 @@
 
 Plans are those of `alphaquant sweep --experiment alpha`, each quantized by `alphaquant quantize` in a process of
 its own. Cells are kept as those of `benchmarks.rivals`: the same command goes on where it stopped. Everything is
-rounded by GPTQ before anything is rounded by the full recipe.
+rounded by GPTQ before anything is rounded by the recipe `balanced`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ def compare(options: argparse.Namespace) -> None:
         for bits in options.bits:
             for study in studies:
                 for policy in POLICIES:
-                    if recipe not in policy.recipes:
-                        continue
                     where = f"{study.model.name}, {bits:g} bits, {recipe}, {policy.name}"
                     try:
                         for trial in _trials(study, policy, recipe, bits, options):

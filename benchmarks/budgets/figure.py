@@ -1,4 +1,4 @@
-"""Bits against what they cost: a column per model, a row per held-out text, a line per policy."""
+"""Bits against what they cost: a column per model, a row per held-out text and way of rounding, a line per policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from alphaquant.reporting.style import ACCENT, drawing, new_figure, png
 from alphaquant.reporting.sweep import front
 from benchmarks.budgets.measured import Trial
-from benchmarks.budgets.spending import POLICIES, RECIPES
+from benchmarks.budgets.spending import POLICIES
 
 _STYLE = {
     "budget": (ACCENT, "o"),
@@ -22,7 +22,6 @@ _STYLE = {
     "uniform": ("#0072B2", "s"),
     "random": ("#777777", "X"),
 }
-_LINES = dict(zip(RECIPES, ("-", "--"), strict=True))
 _ROW = 3.1
 """Inches."""
 _MARGIN = 0.15
@@ -31,24 +30,29 @@ _MARGIN = 0.15
 
 def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
     """PNG of a `long_table`; single plans of chance are small dots. Lower left is better."""
-    models, texts = list(table["model"].unique()), list(table["text"].unique())
+    models = list(table["model"].unique())
+    rows = list(table[["text", "recipe"]].drop_duplicates().itertuples(index=False, name=None))
     with drawing():
-        figure = new_figure(_ROW * len(texts) + 1.1)
-        axes = figure.subplots(len(texts), len(models), sharex=True, sharey="row", squeeze=False)
-        for row, text in zip(axes, texts, strict=True):
+        figure = new_figure(_ROW * len(rows) + 1.1)
+        axes = figure.subplots(len(rows), len(models), sharex=True, sharey="row", squeeze=False)
+        for row, (text, recipe) in zip(axes, rows, strict=True):
             for axis, model in zip(row, models, strict=True):
-                panel = table[(table["model"] == model) & (table["text"] == text)]
+                panel = table[
+                    (table["model"] == model)
+                    & (table["text"] == text)
+                    & (table["recipe"] == recipe)
+                ]
                 if panel.empty:
                     axis.set_axis_off()
                     continue
-                own = [one for one in trials if one.result.model == model]
+                own = [one for one in trials if one.result.model == model and one.recipe == recipe]
                 _panel(axis, panel, own, text)
-                axis.set_title(f"{model}, {text}: {panel['standing'].iloc[0]}")
+                axis.set_title(f"{model}, {text} ({panel['standing'].iloc[0]}), {recipe}")
         bits = table["bits_per_weight"]
         axes[0, 0].set_xlim(bits.min() - _MARGIN, bits.max() + _MARGIN)
         figure.supxlabel("stored bits per weight", fontsize=9.5)
         figure.supylabel("KL to the original, nats per token", fontsize=9.5)
-        figure.legend(handles=_handles(table), loc="outside upper center", ncols=5)
+        figure.legend(handles=_handles(table), loc="outside upper center", ncols=7)
         return png(figure)
 
 
@@ -67,15 +71,14 @@ def _panel(axis: Axes, panel: pd.DataFrame, trials: Sequence[Trial], text: str) 
         if one.policy == "random" and text in one.result.kl:
             kl = one.result.value(text, "kl_mean")
             axis.plot(one.bits_per_weight, kl, ".", color=_STYLE["random"][0], alpha=0.35)
-    for (recipe, policy), own in panel.groupby(["recipe", "policy"], sort=False):
+    for policy, own in panel.groupby("policy", sort=False):
         colour, marker = _STYLE[str(policy)]
         points = own.sort_values("target_bits")
         bits = points["bits_per_weight"]
         axis.vlines(bits, points["low"], points["high"], color=colour, linewidth=1.2, zorder=2)
         axis.plot(
-            bits, points["kl"], marker, color=colour, linestyle=_LINES[str(recipe)],
+            bits, points["kl"], marker, color=colour, linestyle="-",
             linewidth=1.2, markersize=4.5, zorder=3,
-            markerfacecolor=colour if recipe == "GPTQ" else "white",
         )  # fmt: skip
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -85,24 +88,12 @@ def _panel(axis: Axes, panel: pd.DataFrame, trials: Sequence[Trial], text: str) 
 
 def _handles(table: pd.DataFrame) -> list[Line2D]:
     found = []
-    for recipe in RECIPES:
-        for policy in (one.name for one in POLICIES):
-            chosen = table[(table["recipe"] == recipe) & (table["policy"] == policy)]
-            if chosen.empty:
-                continue
+    for policy in (one.name for one in POLICIES):
+        if (table["policy"] == policy).any():
             colour, marker = _STYLE[policy]
-            label = policy if recipe == "GPTQ" else f"{policy}, {recipe} recipe"
-            face = colour if recipe == "GPTQ" else "white"
             found.append(
                 Line2D(
-                    [],
-                    [],
-                    color=colour,
-                    marker=marker,
-                    linestyle=_LINES[recipe],
-                    label=label,
-                    markerfacecolor=face,
-                    markersize=4.5,
+                    [], [], color=colour, marker=marker, linestyle="-", label=policy, markersize=4.5
                 )
             )
     return [*found, Line2D([], [], color="#999999", linestyle=":", label="Pareto front")]

@@ -70,7 +70,7 @@ def _settings(model: Model, recipe: RecipeName, options: argparse.Namespace) -> 
         "allocation.policy": "budget",
         "quantization.group_size": MIXED.group,
         "quantization.method": "rtn",
-        "quantization.tune": "none",
+        "quantization.correction": "none",
         "evaluation.perplexity": "false",
         "evaluation.tasks": "[]",
         "execution.device": options.device,

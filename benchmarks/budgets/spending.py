@@ -13,15 +13,16 @@ from typing import Literal, TypeAlias
 from alphaquant.algorithms.arm_plans import arm_plans
 from alphaquant.algorithms.arm_table import ArmPlan, ArmTable, Knowledge
 from alphaquant.algorithms.arms import ArmName
+from alphaquant.config.recipes import assignments_of
 from alphaquant.plan import QuantPlan
 from benchmarks.rivals.catalogue import OWN, Contestant
 
-RecipeName: TypeAlias = Literal["GPTQ", "full"]
+RecipeName: TypeAlias = Literal["GPTQ", "balanced"]
 BITS = (2.5, 3.0, 3.5, 4.25)
 _ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 RECIPES: dict[RecipeName, dict[str, str]] = {
     "GPTQ": _ORDERED,
-    "full": _ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+    "balanced": _ORDERED | assignments_of("balanced"),
 }
 
 
@@ -33,12 +34,10 @@ class Policy:
     words: str
     arm: ArmName | None
     """The experiment's arm; None for the ratio rule, which has no budget of its own."""
-    recipes: tuple[RecipeName, ...] = ("GPTQ",)
-    """How its plans are rounded."""
 
 
 POLICIES = (
-    Policy("budget", "policy `budget`: least predicted loss", "fisher", ("GPTQ", "full")),
+    Policy("budget", "policy `budget`: least predicted loss", "fisher"),
     Policy(
         "alphaq",
         "policy `alpha` with AlphaQ's rule: FARMS, low alpha first, 4^-bits, the strength of least predicted loss",
@@ -54,9 +53,7 @@ POLICIES = (
         "the ratio rule in these bits: two formats, the dearer one for a share of the linears, high alpha first",
         None,
     ),
-    Policy(
-        "uniform", "the same two formats, spread evenly over the model", "uniform", ("GPTQ", "full")
-    ),
+    Policy("uniform", "the same two formats, spread evenly over the model", "uniform"),
     Policy("random", "formats drawn at random for every linear", "random"),
 )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alphaquant.config.recipes import assignments_of
 from benchmarks.rivals.formats import FORMATS
 
 HERE = Path(__file__).parent
@@ -189,18 +190,15 @@ CONTESTANTS = (
     ),
     Contestant(
         OWN,
-        "rotated-generated",
-        "rotated and corrected, half of the calibration windows written by the model, not tuned",
-        _ORDERED | _CORRECTED | _GENERATED | {"rotation.kind": "hadamard"},
+        "balanced",
+        "its recipe of that name: rotated and corrected, half of the calibration windows written by the model",
+        _ORDERED | assignments_of("balanced"),
     ),
     Contestant(
         OWN,
-        "both-generated",
-        "rotated, corrected and tuned, half of the calibration windows written by the model",
-        _ORDERED
-        | _CORRECTED
-        | _GENERATED
-        | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+        "best",
+        "its recipe of that name: the same, and blocks tuned behind it",
+        _ORDERED | assignments_of("best"),
     ),
     Contestant(
         OWN,

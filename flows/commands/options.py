@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 
 from alphaquant.config import RunConfig
 from alphaquant.config.file import load_config
+from alphaquant.config.recipes import RECIPE_NAMES
 from alphaquant.demo import demo_config_path
 from flows.commands import VERBS
 from flows.dag import StageName
@@ -51,6 +52,15 @@ def add_assignments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Settings that belong together."""
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPE_NAMES,
+        help="settings from the fastest to the best; keys of a config and --set win over it (default: fast)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """What to do with which model."""
     parser.add_argument(
@@ -73,8 +83,9 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and single keys of the config."""
+    """Which model, by which recipe, and single keys of the config."""
     parser.add_argument("--model", metavar="ID_OR_DIR", help="model folder or hub id")
+    add_recipe(parser)
     add_assignments(parser)
 
 
@@ -102,7 +113,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
         assignments.append(f"model.path={quoted(options.model)}")
     elif path is None:
         path = demo_config_path()
-    return load_config(path, assignments)
+    return load_config(path, assignments, options.recipe)
 
 
 def quoted(text: str) -> str:

@@ -16,7 +16,15 @@ from alphaquant.config import Method, RunConfig
 from alphaquant.config.file import load_config
 from alphaquant.errors import AlphaQuantError, ConfigError, described
 from alphaquant.progress import reporter
-from flows.commands.options import Verbs, add_assignments, add_json, add_store, add_verb, quoted
+from flows.commands.options import (
+    Verbs,
+    add_assignments,
+    add_json,
+    add_recipe,
+    add_store,
+    add_verb,
+    quoted,
+)
 from flows.dag import quantize_only
 from flows.display import showing_progress, summary_table
 from flows.logs import send_to_stderr, stdout_kept_clean
@@ -67,13 +75,17 @@ def add_to(verbs: Verbs) -> None:
         default=True,
         help="grid around zero, or with a zero point per group",
     )
-    parser.add_argument(
-        "--desc-act", action="store_true", help="round the columns with the largest inputs first"
-    )
-    parser.add_argument(
-        "--static-groups", action="store_true", help="fix all scales before the first column"
-    )
+    for option, meaning in (
+        ("--desc-act", "round the columns with the largest inputs first"),
+        ("--static-groups", "fix all scales before the first column"),
+    ):
+        parser.add_argument(
+            option,
+            action=argparse.BooleanOptionalAction,
+            help=f"{meaning} (default: with recipes other than fast)",
+        )
     parser.add_argument("--calib", metavar="FILE.txt", help="calibration text (default: builtin)")
+    add_recipe(parser)
     add_assignments(parser)
     add_store(parser)
     add_json(parser)
@@ -129,6 +141,7 @@ def _ending(source: str, request: Request) -> dict[str, Any]:
 
 def config_of(options: argparse.Namespace, source: str) -> RunConfig:
     """The command line as a run config for one model."""
+    ordered = options.recipe not in (None, "fast")
     assignments = [
         f"model.path={quoted(source)}",
         "allocation.policy=uniform",
@@ -136,12 +149,17 @@ def config_of(options: argparse.Namespace, source: str) -> RunConfig:
         f"quantization.method={options.method}",
         f"quantization.group_size={options.group_size}",
         f"quantization.symmetric={str(options.symmetric).lower()}",
-        f"quantization.act_order={str(options.desc_act).lower()}",
-        f"quantization.static_groups={str(options.static_groups).lower()}",
+        *(
+            f"quantization.{key}={str(ordered if given is None else given).lower()}"
+            for key, given in (
+                ("act_order", options.desc_act),
+                ("static_groups", options.static_groups),
+            )
+        ),
     ]
     if options.calib:
         assignments.append(f"calibration.dataset={quoted(options.calib)}")
-    return load_config(None, [*assignments, *options.assignments])
+    return load_config(None, [*assignments, *options.assignments], options.recipe)
 
 
 def _format(options: argparse.Namespace) -> str:

@@ -39,15 +39,19 @@ def trials() -> list[Trial]:
         for policy, factor in (("budget", 1.0), ("uniform", 1.5))
     ]
     found += [_trial("random", factor, 3.0, at) for at, factor in enumerate((1.0, 2.0, 3.0))]
-    return [*found, _trial("budget", 0.1, recipe="full"), _trial("uniform", 0.2, recipe="full")]
+    return [
+        *found,
+        _trial("budget", 0.1, recipe="balanced"),
+        _trial("uniform", 0.2, recipe="balanced"),
+    ]
 
 
 def test_ratios_are_to_the_budget_of_equal_bits_and_rounding(trials: list[Trial]) -> None:
     table = long_table(trials).set_index(["recipe", "policy", "target_bits", "text"])
     even = table.loc[("GPTQ", "uniform", 2.5, "builtin")]
     assert even[["ratio", "ratio_low", "ratio_high"]].tolist() == pytest.approx([1.5] * 3)
-    assert table.loc[("full", "uniform", 3.0, "news"), "ratio"] == pytest.approx(2)
-    assert np.isnan(table.loc[("full", "budget", 3.0, "news"), "ratio"])
+    assert table.loc[("balanced", "uniform", 3.0, "news"), "ratio"] == pytest.approx(2)
+    assert np.isnan(table.loc[("balanced", "budget", 3.0, "news"), "ratio"])
 
 
 def test_chance_widens_the_interval_of_plans_that_were_drawn(trials: list[Trial]) -> None:

@@ -141,7 +141,7 @@ def test_knowledge_is_measured_once_and_belongs_to_the_rounding(
         assert found.quantization.act_order
     assert ["alpha.estimator=hill" in command for command in ran] == [True, False]
     pd.testing.assert_frame_equal(found.sensitivity, known.sensitivity)
-    measuring.knowledge(model, "full", 3.5, options)  # type: ignore[arg-type]
+    measuring.knowledge(model, "balanced", 3.5, options)  # type: ignore[arg-type]
     assert len(ran) == 4
     assert "rotation.kind=hadamard" in ran[-1]
     assert not list(tmp_path.rglob("work"))

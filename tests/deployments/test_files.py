@@ -15,6 +15,8 @@ import pytest
 import yaml
 from prefect import Flow
 
+from alphaquant.config.file import load_config, parse_config
+from alphaquant.config.recipes import RecipeName
 from flows.cli import build_parser
 from tests.prefect_server import ROOT
 
@@ -39,7 +41,10 @@ def _server_arguments(command: str) -> Any:
     [
         (
             "prefect.yaml",
-            ["quantize-model/run cpu", "sweep/run cpu", "experiment/run cpu", "stage/gpu gpu"],
+            [
+                *(f"quantize-model/{name} cpu" for name in ("run", "balanced", "best")),
+                *("sweep/run cpu", "experiment/run cpu", "stage/gpu gpu"),
+            ],
         ),
         ("deployments/prefect-docker.yaml", ["stage/gpu-docker gpu-docker"]),
         ("deployments/prefect-kubernetes.yaml", ["stage/gpu-kubernetes gpu-kubernetes"]),
@@ -53,6 +58,13 @@ def test_entrypoints_are_flows_that_can_be_imported(file: str, deployed: list[st
         assert isinstance(flow, Flow)
         found.append(f"{flow.name}/{deployment['name']} {deployment['work_pool']['name']}")
     assert found == deployed
+
+
+@pytest.mark.parametrize("name", ["balanced", "best"])
+def test_a_recipe_has_a_deployment_whose_form_is_filled_in_with_it(name: RecipeName) -> None:
+    [found] = [d for d in _yaml("prefect.yaml")["deployments"] if d["name"] == name]
+    pool = ["execution.where=pool"]
+    assert parse_config(found["parameters"]["config"]) == load_config(None, pool, name)
 
 
 def test_job_variables_exist_in_the_pools_templates() -> None:

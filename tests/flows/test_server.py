@@ -70,6 +70,8 @@ def test_it_makes_pools_deployments_and_crash_detection(client: SyncPrefectClien
     }
     assert made == {
         "quantize-model/run": ("cpu", ["alphaquant"]),
+        "quantize-model/balanced": ("cpu", ["alphaquant"]),
+        "quantize-model/best": ("cpu", ["alphaquant"]),
         "sweep/run": ("cpu", ["alphaquant"]),
         "experiment/run": ("cpu", ["alphaquant"]),
         "stage/gpu": ("gpu", ["alphaquant"]),
@@ -212,7 +214,7 @@ def test_history_and_changes_survive_and_a_killed_command_leaves_no_orphan(
             assert run.state_name == "Crashed"
             assert client.read_work_pool("cpu").concurrency_limit == 3
             assert len(client.read_automations()) == 1
-            assert len(client.read_deployments()) == 6  # four, and two of this file
+            assert len(client.read_deployments()) == 8  # six, and two of this file
             start_waiting_run(client, "gpu", tmp_path / "run")
         below = command.descendants
         command.process.kill()
