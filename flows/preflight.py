@@ -16,6 +16,7 @@ from alphaquant.models.tensors import tensor_index
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.whole import check_writable
 from flows.dag import STAGE_NAMES, Stages, needs_calibration, pipeline, quantize_only
+from flows.preflight_memory import check_memory
 from flows.publish import check_target
 from flows.runner import Request
 
@@ -131,43 +132,6 @@ def check_device(name: str) -> None:
     from alphaquant.models.device import compute_device
 
     compute_device(name)
-
-
-def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
-    """Raise ConfigError for a memory limit that quantizing or scoring this model cannot keep, or having it write or train as a whole."""
-    limit = config.execution.memory_bytes
-    if limit is None:
-        return
-    from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
-    from alphaquant.models.checkpoint import Checkpoint
-    from alphaquant.models.device import calibration_dtype, compute_device
-    from tasks.room import room_of
-
-    checkpoint = Checkpoint(model.path, model.trust_remote_code, model.architecture)
-    device, calibration = compute_device(config.execution.device), config.calibration
-    calibrated = stages is not quantize_only or needs_calibration(config)
-    length = min(calibration.sequence_length, checkpoint.context_length)
-    shape = (calibration.samples, length) if calibrated else (0, 0)
-    dtype = calibration_dtype(device, checkpoint.config.hidden_size)
-    needs_and_room(limit, checkpoint, shape, config.quantization, device, dtype)
-    if stages is pipeline:
-        room, evaluation = room_of(config.execution), config.evaluation
-        if evaluation.tasks:
-            room.check_tasks(checkpoint)
-        if evaluation.perplexity and not room.holds(checkpoint):
-            # how many windows there are is known when the text is read, and checked then
-            room.check_blocks(
-                checkpoint, 1, min(evaluation.sequence_length, checkpoint.context_length)
-            )
-    if calibrated and calibration.generated:
-        room_of(config.execution).check_writing(checkpoint)
-    whole = {"quantization.tune=model": config.quantization.tune == "model"}
-    if stages is not quantize_only:
-        router = config.router.method
-        whole[f"router.method={router}"] = any(m in ("kl", "ce") for m in router.split("+"))
-    for setting, asked in whole.items():
-        if asked:
-            require_whole(setting, checkpoint, limit, device)
 
 
 def check_plan(config: RunConfig, model: ModelRef) -> None:

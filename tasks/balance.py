@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from alphaquant.progress import reporter
 from tasks.inputs import TOKENS, load_tokens, open_model
+from tasks.room import room_of
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def balance(
     from safetensors.torch import save_file
 
     from alphaquant.algorithms.balance import balanced_choice, expert_loads, idlest_share
-    from alphaquant.models.device import compute_device
+    from alphaquant.evaluation.passes import BALANCING
 
     checkpoint, pool = open_model(model), load_tokens(store, tokens)
     chosen = list(range(min(samples, pool.shape[0])))
@@ -42,8 +43,9 @@ def balance(
             "calibration.balance: the model is dense, its windows are those drawn first"
         )
     elif pool.shape[0] > samples:
-        device = compute_device(execution.device)
-        loads = expert_loads(checkpoint, pool, device, execution.batch_size)
+        room = room_of(execution)
+        size = room.batch_by_block(checkpoint, pool.shape[0], pool.shape[1], BALANCING)
+        loads = expert_loads(checkpoint, pool, room.device, size)
         first, chosen = chosen, sorted(balanced_choice(loads, samples))
         reporter().note(
             f"calibration.balance: with {samples} of {pool.shape[0]} windows the idlest expert sees "

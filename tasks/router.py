@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alphaquant.store.stage import Skipped
 from tasks.inputs import ROUTERS, load_tokens, open_weights
+from tasks.room import room_of
 from tasks.stage import stage
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def router(
     from safetensors.torch import save_file
 
     from alphaquant.algorithms.router import repair_routers, trainable_routers
-    from alphaquant.models.device import compute_device
+    from alphaquant.evaluation.passes import repairing
     from alphaquant.plan import QuantPlan
 
     checkpoint = open_weights(store, model)
@@ -48,13 +49,11 @@ def router(
     routers = trainable_routers(checkpoint, QuantPlan.load(store.path(plan), checkpoint.plannable))
     if not routers:
         return Skipped("the plan quantizes every router; only routers kept bf16 are repaired")
+    windows, room = load_tokens(store, tokens), room_of(execution)
+    if way := repairing(router):
+        room.check_blocks(checkpoint, windows.shape[0], windows.shape[1], way)
     result = repair_routers(
-        checkpoint,
-        store.block_paths(blocks),
-        routers,
-        load_tokens(store, tokens),
-        router,
-        device=compute_device(execution.device),
+        checkpoint, store.block_paths(blocks), routers, windows, router, device=room.device
     )
     save_file(result.tensors, out / ROUTERS)
     found = {

@@ -45,6 +45,7 @@ def tune(
         quantization,
         device=compute_device(execution.device),
         batch_size=execution.batch_size,
+        memory_limit=execution.memory_bytes,
     )
     if not tuning.steps:
         return Skipped(

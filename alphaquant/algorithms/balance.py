@@ -8,8 +8,7 @@ from torch import Tensor
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
-from alphaquant.models.observe import expert_choices
-from alphaquant.progress import track
+from alphaquant.models.streamed import last_hidden_and_choices
 
 
 def expert_loads(
@@ -24,19 +23,16 @@ def expert_loads(
     """
     model = BlockModel(checkpoint, device, compute_dtype(device))
     routers = {
-        spec.block: spec for spec in checkpoint.specs if spec.role == "router" and spec.rows > 1
+        spec.block: spec
+        for spec in checkpoint.specs
+        if spec.role == "router" and spec.rows > 1 and spec.block is not None
     }
-    hidden = [batch.cpu() for batch in model.embed(tokens, batch_size)]
+    _, seen = last_hidden_and_choices(model, tokens.split(batch_size), routers, "routing block")
     loads: list[Tensor] = []
-    for index in track(range(checkpoint.blocks), "routing block", checkpoint.blocks):
-        block, spec = model.block(index), routers.get(index)
-        modules = [model.linear(block, index, spec.name)] if spec else []
-        with expert_choices(modules) as seen:
-            hidden = list(model.advance(block, index, hidden))
-        if spec:
-            chosen = torch.cat(seen[0]).view(tokens.shape[0], -1)  # [windows, tokens * k]
-            counts = torch.zeros(tokens.shape[0], spec.rows, dtype=torch.int64)
-            loads.append(counts.scatter_add_(1, chosen, torch.ones_like(chosen)))
+    for index, choices in seen.items():
+        chosen = torch.cat(choices).view(tokens.shape[0], -1)  # [windows, tokens * k]
+        counts = torch.zeros(tokens.shape[0], routers[index].rows, dtype=torch.int64)
+        loads.append(counts.scatter_add_(1, chosen, torch.ones_like(chosen)))
     if not loads:
         return torch.zeros(tokens.shape[0], 0, 0, dtype=torch.int64)
     return torch.stack(loads, 1)

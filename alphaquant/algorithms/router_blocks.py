@@ -60,27 +60,57 @@ def repair_by_block(
     device: torch.device,
 ) -> BlockRepair:
     """Repair `routers` of the model in `blocks` by align (closed form), block (trained), or both in order."""
-    model = BlockModel(checkpoint, device, compute_dtype(device))
-    held = len(windows.held)
-    batches = windows.held + windows.train
-    original = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
-    ours, untouched = list(original), original[:held]
+    walk = _Walk(BlockModel(checkpoint, device, compute_dtype(device)), windows)
     by_block = {spec.block: spec for spec in routers}
     found = BlockRepair()
     for index in track(range(checkpoint.blocks), "router block", checkpoint.blocks):
-        weights = block_weights(checkpoint, index, blocks[index])
+        walk.step(index, blocks[index], by_block.get(index), methods, config, found)
+    found.kl_before, found.kl_after = walk.divergences(quantized_head(checkpoint, blocks))
+    if found.kl_after >= found.kl_before:
+        reporter().note("router: the repaired routers do not bring held-out predictions closer")
+        found.tensors = untrained(checkpoint, blocks, routers)
+        found.kl_after = found.kl_before
+        found.changed_after, found.error_after = found.changed_before, found.error_before
+    return found
+
+
+class _Walk:
+    """The windows on their way through both models, held-out ones first; two blocks are in memory, one of each."""
+
+    def __init__(self, model: BlockModel, windows: Windows) -> None:
+        self._model, self._held = model, len(windows.held)
+        batches = windows.held + windows.train
+        self._original = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
+        model.release_embedding()
+        self._ours = list(self._original)
+        self._untouched = self._original[: self._held]  # held-out windows, without any repair
+
+    def step(
+        self,
+        index: int,
+        folder: Path,
+        spec: LinearSpec | None,
+        methods: Sequence[str],
+        config: RouterConfig,
+        found: BlockRepair,
+    ) -> None:
+        """Go through block `index`, and repair its router where it has one."""
+        model, held = self._model, self._held
+        weights = block_weights(model.checkpoint, index, folder)
         first, second = model.block(index), model.block(index, weights)
-        spec = by_block.get(index)
         if spec is None:
-            original = list(model.advance(first, index, original))
-            ours = list(model.advance(second, index, ours))
-            untouched = list(model.advance(second, index, untouched))
-            continue
-        target = RouterBench(model, first, spec, original).look()
-        plain = RouterBench(model, second, spec, untouched).look()
-        bench = RouterBench(model, second, spec, ours)
+            for block, states in (
+                (first, self._original),
+                (second, self._ours),
+                (second, self._untouched),
+            ):
+                states[:] = model.advance(block, index, states)
+            return
+        target = RouterBench(model, first, spec, self._original).look()
+        plain = RouterBench(model, second, spec, self._untouched).look()
+        bench = RouterBench(model, second, spec, self._ours)
         now = bench.look()
-        energy = _mean_square(target.outputs[:held], original[:held])
+        energy = _mean_square(target.outputs[:held], self._original[:held])
         router = weights[spec.name]
         error = bench.error(router, target, held) / energy
         found.error_before.append(error)
@@ -93,21 +123,35 @@ def repair_by_block(
             if (least := bench.error(new, target, held) / energy) < error:
                 router, error = new, least
         if router is not weights[spec.name]:
+            del now  # or what was seen before would be in memory beside what is seen now
             now = bench.look(router)
         found.tensors[spec.name] = router
         found.error_after.append(error)
         found.changed_before.append(plain.changed(target, held))
         found.changed_after.append(now.changed(target, held))
-        original, ours, untouched = target.outputs, now.outputs, plain.outputs
-    heads = model.head(), model.head(quantized_head(checkpoint, blocks))
-    found.kl_before = _divergence(model, heads, original, untouched)
-    found.kl_after = _divergence(model, heads, original, ours[:held])
-    if found.kl_after >= found.kl_before:
-        reporter().note("router: the repaired routers do not bring held-out predictions closer")
-        found.tensors = untrained(checkpoint, blocks, routers)
-        found.kl_after = found.kl_before
-        found.changed_after, found.error_after = found.changed_before, found.error_before
-    return found
+        self._original, self._ours, self._untouched = target.outputs, now.outputs, plain.outputs
+
+    def divergences(self, quantized: Tensor | None) -> tuple[float, float]:
+        """Mean KL in nats per token on held-out windows behind the last block, without any repair and with it.
+
+        `quantized` is the head `[vocabulary, hidden]` of the quantized model, where it is not the original's.
+        """
+        model = self._model
+        original = model.head()
+        ours = original if quantized is None else model.head(quantized)
+        return (
+            self._divergence((original, ours), self._untouched),
+            self._divergence((original, ours), self._ours[: self._held]),
+        )
+
+    def _divergence(self, heads: tuple[nn.Module, nn.Module], ours: Sequence[Tensor]) -> float:
+        norm, device = self._model.final_norm, self._model.device
+        with torch.no_grad():
+            parts = [
+                kl_divergence(heads[0], norm(a.to(device)), norm(b.to(device)), heads[1])
+                for a, b in zip(self._original, ours, strict=False)
+            ]
+        return float(torch.cat(parts).mean())
 
 
 def untrained(
@@ -127,19 +171,3 @@ def _mean_square(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> float:
         (a.float() - b.float()).square().flatten() for a, b in zip(outputs, inputs, strict=True)
     ]
     return max(float(torch.cat(added).mean()), 1e-30)
-
-
-def _divergence(
-    model: BlockModel,
-    heads: tuple[nn.Module, nn.Module],
-    original: Sequence[Tensor],
-    ours: Sequence[Tensor],
-) -> float:
-    """Mean KL in nats per token behind the last block, over the batches of `ours`; `heads` are original and ours."""
-    norm, device = model.final_norm, model.device
-    with torch.no_grad():
-        parts = [
-            kl_divergence(heads[0], norm(a.to(device)), norm(b.to(device)), heads[1])
-            for a, b in zip(original, ours, strict=False)
-        ]
-    return float(torch.cat(parts).mean())

@@ -23,7 +23,7 @@ from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import expert_choices
-from alphaquant.progress import track
+from alphaquant.models.streamed import last_hidden_and_choices
 
 
 class Teacher:
@@ -42,26 +42,17 @@ class Teacher:
     ) -> None:
         model = BlockModel(checkpoint, device, compute_dtype(device))
         self.windows = windows
-        self.choices: list[Tensor] = []
-        """Per router, experts of the held-out tokens, sorted, `[tokens, k]`."""
-        batches = windows.held + windows.train
-        hidden = [model.embed(batch, batch.shape[0])[0].cpu() for batch in batches]
-        by_block = {spec.block: spec for spec in routers}
         count = len(windows.held)
-        for index in track(range(checkpoint.blocks), "original block", checkpoint.blocks):
-            block = model.block(index)
-            spec = by_block.get(index)
-            modules = [model.linear(block, index, spec.name)] if spec else []
-            with expert_choices(modules) as seen:
-                hidden = list(model.advance(block, index, hidden))
-            if spec:
-                self.choices.append(torch.cat(seen[0][:count]))
+        by_block = {spec.block: spec for spec in routers if spec.block is not None}
+        last, seen = last_hidden_and_choices(model, windows.held + windows.train, by_block)
+        self.choices = [torch.cat(batches[:count]) for batches in seen.values()]
+        """Per router, experts of the held-out tokens, sorted, `[tokens, k]`."""
         head = model.head()
-        with torch.no_grad():
-            last = [model.final_norm(batch.to(device)) for batch in hidden]
-        self.held: list[Tensor] = last[:count]
-        """Last hidden states `[windows, length, hidden]` of the held-out batches."""
-        self.train: list[TopPrediction] = [top_prediction(head, batch) for batch in last[count:]]
+        self.held = last[:count]
+        """Last hidden states `[windows, length, hidden]` of the held-out batches, on the CPU."""
+        self.train: list[TopPrediction] = [
+            top_prediction(head, batch.to(device)) for batch in last[count:]
+        ]
         """Predictions for the batches that are learned from."""
 
 

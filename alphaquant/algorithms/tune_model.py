@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.schedule import warm_cosine
 from alphaquant.algorithms.tunable_model import TunableModel
-from alphaquant.algorithms.tuning_memory import require_memory
+from alphaquant.algorithms.tuning_memory import needs_behind, require_room
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
@@ -59,21 +59,25 @@ def tune_model(
     *,
     device: torch.device,
     batch_size: int,
+    memory_limit: int | None = None,
 ) -> tuple[TunableModel, ModelTuning]:
     """Tune the scales and norms of the model in `folders`; returns it at its best, and what that brought.
 
-    `batch_size` windows at most are computed at once. Raises DataError for fewer than two windows: one to
-    train on and one to hold out. Raises ConfigError for a model that does not fit into memory.
+    `batch_size` windows at most are computed at once, fewer where a `memory_limit` in bytes asks for it. Raises
+    DataError for fewer than two windows: one to train on and one to hold out. Raises ConfigError for a model that does
+    not fit into memory.
     """
     if tokens.shape[0] < 2:
         raise DataError(
             "end-to-end tuning needs at least 2 calibration windows; raise calibration.samples"
         )
-    require_memory(checkpoint, folders, device)
     generator = torch.Generator().manual_seed(0)
     # what blocks were tuned on cannot tell whether more of it helps
     first = held_out(tokens.shape[0]).start
     size = min(config.tune_batch_size, batch_size)
+    needs = needs_behind(checkpoint, folders, (tokens.shape[0], tokens.shape[1]), device)
+    finished = " The blocks are finished and kept."
+    size = require_room(needs, device, size, memory_limit, finished)
     batches = [batch.split(size) for batch in tokens[:first].split(config.tune_batch_size)]
     batches.append(tokens[first:].split(size))
     original = BlockModel(checkpoint, device, compute_dtype(device))

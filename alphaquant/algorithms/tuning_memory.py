@@ -1,43 +1,119 @@
-"""What end-to-end tuning keeps in memory, and a refusal before it starts where that is not there."""
+"""What end-to-end tuning keeps in memory: a refusal before it starts where that is not there, and how many windows fit.
+
+All sizes are bytes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from alphaquant.algorithms.memory_needs import LOGITS
 from alphaquant.algorithms.quantized_block import blocks_of, head_of, stored_sizes
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_memory
+from alphaquant.models.device import compute_dtype, free_memory, room_for
+from alphaquant.models.footprint import embedding_entry, routed_experts, window_bytes
 from alphaquant.sizes import size_text
 
 _PER_GROUP = 6 * 4  # scale, factor, gradient, two moments, the best so far: fp32
 _PER_RUNNING_WEIGHT = 12  # of the block that runs: measured, 8 in steps and 12 while it is opened
 
 
-def bytes_needed(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device) -> int:
-    """Bytes of weights, scales and what is made of them; activations, which the batch decides, come on top."""
-    sizes = [stored_sizes(folder) for folder in blocks_of(checkpoint, folders)]
-    codes, groups = sum(weights for weights, _ in sizes), sum(groups for _, groups in sizes)
-    kept = (checkpoint.parameters - codes) * compute_dtype(device).itemsize
-    # a tied head is a tensor of its own here, and a quantized one stands beside the original's
-    more = bool(checkpoint.config.tie_word_embeddings) + (head_of(checkpoint, folders) is not None)
-    head = checkpoint.entries[f"{checkpoint.architecture.embedding}.weight"]
-    kept += more * math.prod(head.shape) * compute_dtype(device).itemsize
-    largest = max((weights for weights, _ in sizes), default=0)
-    return codes + _PER_GROUP * groups + kept + _PER_RUNNING_WEIGHT * largest
+@dataclass(frozen=True)
+class TuningNeeds:
+    """Bytes that tuning the whole model takes."""
+
+    weights: int
+    """Codes, scales and what is made of them, the largest block as it runs, embedding and heads."""
+    states: int
+    """Last hidden states of the original for all windows, and logits of one."""
+    window: int
+    """Activations of one window in a block, and what enters each block."""
+
+    @property
+    def least(self) -> int:
+        """With one window at a time."""
+        return self.weights + self.states + self.window
+
+    def fitting(self, wanted: int, room: int) -> int:
+        """How many of the `wanted` windows are computed at once: at least one."""
+        return max(1, min(wanted, (room - self.weights - self.states) // self.window))
 
 
-def require_memory(checkpoint: Checkpoint, folders: Sequence[Path], device: torch.device) -> None:
-    """Raise ConfigError where the device has less memory free than the model's weights need."""
-    free = free_memory(device)
-    needed = bytes_needed(checkpoint, folders, device)
-    if free is not None and needed > free:
-        raise ConfigError(
-            f"quantization.tune=model needs {size_text(needed, least=True)} for this model's weights, and {device} has "
-            f"{size_text(free)} free. Take a device with more, or quantization.tune=block: the blocks are "
-            "finished and kept."
+def foreseen_sizes(checkpoint: Checkpoint, group_size: int) -> list[tuple[int, int]]:
+    """Numbers of codes and of scales of every block if all of its linears are quantized in groups of `group_size`; -1: rows."""
+    sizes = []
+    for index in range(checkpoint.blocks):
+        specs = [spec for spec in checkpoint.block_specs(index) if spec.role != "router"]
+        groups = sum(
+            s.rows if group_size == -1 else s.rows * math.ceil(s.cols / group_size) for s in specs
         )
+        sizes.append((sum(spec.size for spec in specs), groups))
+    return sizes
+
+
+def tuning_needs(
+    checkpoint: Checkpoint,
+    sizes: Sequence[tuple[int, int]],
+    shape: tuple[int, int],
+    device: torch.device,
+    *,
+    own_head: bool,
+) -> TuningNeeds:
+    """What tuning on windows of a `shape` (windows, length) takes; `sizes` are numbers of codes and of scales by block.
+
+    `own_head`: the quantized model has a head that is not the original's.
+    """
+    (windows, length), each = shape, compute_dtype(device).itemsize
+    codes, groups = (sum(numbers) for numbers in zip(*sizes, strict=True))
+    vocabulary, hidden = embedding_entry(checkpoint).shape
+    # a tied head is a tensor of its own here, and a quantized one stands beside the original's
+    more = bool(checkpoint.config.tie_word_embeddings) + own_head
+    kept = (checkpoint.parameters - codes + more * vocabulary * hidden) * each
+    largest = max(weights for weights, _ in sizes)
+    state = length * hidden * each
+    return TuningNeeds(
+        weights=codes + _PER_GROUP * groups + kept + _PER_RUNNING_WEIGHT * largest,
+        # a GPU's wait in the CPU's memory
+        states=(windows * state if device.type == "cpu" else 0) + LOGITS * 4 * length * vocabulary,
+        window=window_bytes(checkpoint, length, each, experts=routed_experts(checkpoint))
+        + checkpoint.blocks * state,
+    )
+
+
+def needs_behind(
+    checkpoint: Checkpoint, folders: Sequence[Path], shape: tuple[int, int], device: torch.device
+) -> TuningNeeds:
+    """The same of the finished blocks, and head, in `folders`."""
+    sizes = [stored_sizes(folder) for folder in blocks_of(checkpoint, folders)]
+    own_head = head_of(checkpoint, folders) is not None
+    return tuning_needs(checkpoint, sizes, shape, device, own_head=own_head)
+
+
+def require_room(
+    needs: TuningNeeds, device: torch.device, wanted: int, limit: int | None, so_far: str = ""
+) -> int:
+    """Raise ConfigError where `needs` exceed a memory `limit` or what is free, else return how many windows fit at once.
+
+    `so_far` says what is there already.
+    """
+    free = free_memory(device) if limit is None else room_for(limit, device)
+    if free is None:
+        return wanted
+    if needs.least > free:
+        place = f"{device} has {size_text(max(free, 0))} free"
+        if limit is not None:
+            place = (
+                f"execution.memory_limit={size_text(limit)} leaves {size_text(max(free, 0))} for it"
+            )
+        raise ConfigError(
+            f"quantization.tune=model needs {size_text(needs.least, least=True)}, and {place}: {size_text(needs.weights)} for this "
+            f"model's codes, scales and largest block, {size_text(needs.states)} for the original's answers, "
+            f"{size_text(needs.window)} for a window. Take more memory, or quantization.tune=block.{so_far}"
+        )
+    return wanted if limit is None else needs.fitting(wanted, free)

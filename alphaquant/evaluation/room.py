@@ -7,22 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from alphaquant.errors import ConfigError
-from alphaquant.evaluation.predictions import POSITIONS
+from alphaquant.evaluation.passes import EVALUATING, Pass, PassNeeds, pass_needs, slice_bytes
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype, free_memory, room_for
-from alphaquant.models.footprint import (
-    block_bytes,
-    embedding_entry,
-    routed_experts,
-    stored_table_bytes,
-    table_bytes,
-    window_bytes,
-)
+from alphaquant.models.footprint import embedding_entry, routed_experts, window_bytes
 from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
 
-_SLICE_COPIES = 6
-"""fp32 tensors `[positions, vocabulary]` at one time while two models are compared."""
 _USED = 0.8
 """Share of what is free that is used: estimates leave out what allocators keep."""
 _FILLED = 0.9
@@ -91,52 +82,43 @@ class Room:
         each = window_bytes(checkpoint, length, size, experts=routed_experts(checkpoint))
         if whole_logits:
             each += length * _vocabulary(checkpoint) * (size + 8)
-        return self._fitting(self._free(self.device), each, _slices(checkpoint))
+        return self._fitting(self._free(self.device), each, slice_bytes(checkpoint))
 
-    def batch_by_block(self, checkpoint: Checkpoint, windows: int, length: int) -> int:
+    def batch_by_block(
+        self, checkpoint: Checkpoint, windows: int, length: int, way: Pass = EVALUATING
+    ) -> int:
         """The same where blocks are read one after the other and the hidden states of all `windows` are kept.
 
         Raises ConfigError as `check_blocks` does.
         """
-        needs = self._checked(checkpoint, windows, length)
-        fixed = needs.hidden + needs.head + needs.block
-        return self._fitting(self._free(self.device), needs.window, fixed)
+        needs = self._checked(checkpoint, windows, length, way)
+        fixed = needs.hidden + (needs.head if way.predicts else 0) + needs.block
+        return self._fitting(self._free(self.device), needs.window, fixed, way.who)
 
-    def check_blocks(self, checkpoint: Checkpoint, windows: int, length: int) -> None:
-        """Raise ConfigError where not even one of `windows` at a time stays within `memory_limit`, block by block."""
-        self._checked(checkpoint, windows, length)
+    def check_blocks(
+        self, checkpoint: Checkpoint, windows: int, length: int, way: Pass = EVALUATING
+    ) -> None:
+        """Raise ConfigError where not even the fewest of `windows` at a time stay within `memory_limit`, block by block."""
+        self._checked(checkpoint, windows, length, way)
 
-    def _checked(self, checkpoint: Checkpoint, windows: int, length: int) -> _BlockNeeds:
-        free, needs = self._free(self.device), self._block_needs(checkpoint, windows, length)
+    def _checked(self, checkpoint: Checkpoint, windows: int, length: int, way: Pass) -> PassNeeds:
+        free, size = self._free(self.device), compute_dtype(self.device).itemsize
+        waits = self.device.type == "cpu"
+        needs = pass_needs(checkpoint, windows, length, way, size, waits=waits)
         if self.memory_limit is not None and free is not None and needs.least > free:
             raise ConfigError(
-                f"evaluation block by block needs {size_text(needs.least, least=True)}, and execution.memory_limit="
-                f"{size_text(self.memory_limit)} leaves {size_text(max(free, 0))} for it: {size_text(needs.block)} for the largest "
-                f"block, {size_text(needs.window)} for a window, {size_text(2 * needs.head)} for two heads, "
-                f"{size_text(needs.hidden)} for the hidden states of {windows} windows. Raise the limit, or lower evaluation.limit "
-                "or evaluation.sequence_length."
+                f"{way.who} needs {size_text(needs.least, least=True)}, and execution.memory_limit="
+                f"{size_text(self.memory_limit)} leaves {size_text(max(free, 0))} for it: {needs.described(windows)}. "
+                f"Raise the limit, or lower {way.lower}."
             )
         return needs
 
-    def _block_needs(self, checkpoint: Checkpoint, windows: int, length: int) -> _BlockNeeds:
-        size = compute_dtype(self.device).itemsize
-        states = windows * length * embedding_entry(checkpoint).shape[1] * size
-        return _BlockNeeds(
-            hidden=states if self.device.type == "cpu" else 0,  # a GPU's wait in the CPU's memory
-            # a byte a number for codes that are decoded, one linear at a time
-            block=block_bytes(checkpoint, size + 1)
-            + 8 * max(s.size for s in checkpoint.specs if s.block is not None),
-            window=window_bytes(checkpoint, length, size),
-            head=table_bytes(checkpoint, size),
-            comparing=max(stored_table_bytes(checkpoint, size), _slices(checkpoint)),
-        )
-
-    def _fitting(self, free: int | None, each: int, fixed: int) -> int:
+    def _fitting(self, free: int | None, each: int, fixed: int, who: str = "evaluation") -> int:
         """How many windows of `each` so many bytes fit into what is `free`, beside what is `fixed`."""
         fitting = _most(self.batch_size, free, each, fixed)
         if free is not None and fitting < self.batch_size:
             reporter().note(
-                f"evaluation: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
+                f"{who}: {fitting} instead of {self.batch_size} windows per forward pass, as {size_text(max(free, 0))} are "
                 "free"
             )
         return fitting
@@ -149,38 +131,11 @@ class Room:
         return allowed if free is None else min(free, allowed)
 
 
-@dataclass(frozen=True)
-class _BlockNeeds:
-    """Bytes that evaluation takes block by block."""
-
-    hidden: int
-    """Of all windows."""
-    block: int
-    window: int
-    head: int
-    comparing: int
-    """While the second head is read, or slices of logits are compared."""
-
-    @property
-    def least(self) -> int:
-        """With one window at a time."""
-        # the original's head is there before another model's blocks are read; a baseline is put together before it is written
-        running = self.hidden + self.head + self.block + self.window
-        return max(
-            running, self.hidden + 2 * self.head + self.comparing, 2 * self.hidden + self.head
-        )
-
-
 def _most(wanted: int, free: int | None, each: int, fixed: int) -> int:
     """How many of the `wanted` fit into the usable share of what is `free`, beside what is `fixed`: at least one."""
     if free is None:
         return wanted
     return max(1, min(wanted, int((_USED * free - fixed) // each)))
-
-
-def _slices(checkpoint: Checkpoint) -> int:
-    """What comparing two models takes besides."""
-    return _SLICE_COPIES * 4 * POSITIONS * _vocabulary(checkpoint)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from alphaquant.models.block import BlockModel
+from alphaquant.models.linear import LinearSpec
+from alphaquant.models.observe import expert_choices
 from alphaquant.progress import track
 
 
@@ -37,3 +39,23 @@ def last_hidden(
         for at, batch in enumerate(hidden):
             hidden[at] = model.final_norm(batch.to(model.device)).cpu()
     return hidden
+
+
+def last_hidden_and_choices(
+    model: BlockModel,
+    batches: Sequence[Tensor],  # [windows, length] each
+    routers: Mapping[int, LinearSpec],
+    what: str = "original block",
+) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
+    """`last_hidden`, and by block the experts that its router in `routers` chooses, `[tokens, k]` of each batch, sorted."""
+    choices: dict[int, list[Tensor]] = {}
+
+    @contextlib.contextmanager
+    def watching(block: nn.Module, index: int) -> Iterator[None]:
+        spec = routers.get(index)
+        with expert_choices([model.linear(block, index, spec.name)] if spec else []) as seen:
+            yield
+        if spec:
+            choices[index] = seen[0]
+
+    return last_hidden(model, batches, what, around=watching), choices

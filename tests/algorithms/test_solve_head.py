@@ -20,7 +20,7 @@ from alphaquant.algorithms.router_windows import Windows
 from alphaquant.algorithms.rtn import rtn
 from alphaquant.algorithms.solve_head import solve_head
 from alphaquant.algorithms.tunable_model import TunableModel
-from alphaquant.algorithms.tuning_memory import bytes_needed
+from alphaquant.algorithms.tuning_memory import needs_behind
 from alphaquant.config import AllocationConfig, QuantizationConfig
 from alphaquant.errors import ModelError
 from alphaquant.evaluation.room import Room
@@ -260,7 +260,10 @@ def test_tuning_and_rulers_see_the_quantized_head(tmp_path: Path, tied: bool) ->
         for units, expected in ((folders, seen), (folders[:-1], body)):
             loss = TunableModel(checkpoint, units, CPU).loss(windows(), teacher)
             assert float(loss) == pytest.approx(expected, rel=1e-3)
-    assert bytes_needed(checkpoint, folders, CPU) > bytes_needed(checkpoint, folders[:-1], CPU)
+    with_head, without = (
+        needs_behind(checkpoint, f, (4, 16), CPU) for f in (folders, folders[:-1])
+    )
+    assert with_head.weights > without.weights
     ruler = Ruler(checkpoint, windows(), Room(CPU, 4))
     measured = []
     for units in (folders[:-1], folders, folders[:-1]):

@@ -6,11 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import alphaquant.algorithms.tuning_memory
-from alphaquant.algorithms.quantized_block import load_block, load_moved, save_retuned_block
-from alphaquant.algorithms.tunable_model import Norm
+from alphaquant.algorithms import tuning_memory
+from alphaquant.algorithms.quantized_block import (
+    load_block,
+    load_moved,
+    save_retuned_block,
+    stored_sizes,
+)
+from alphaquant.algorithms.tunable_model import Norm, TunableModel
 from alphaquant.algorithms.tune_model import ModelTuning, tune_model
-from alphaquant.algorithms.tuning_memory import bytes_needed
+from alphaquant.algorithms.tuning_memory import foreseen_sizes, needs_behind
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import ConfigError, DataError
 from alphaquant.evaluation.room import Room
@@ -134,10 +139,48 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, folders = crude(tmp_path)
-    needed = bytes_needed(checkpoint, folders, CPU)
+    needs = needs_behind(checkpoint, folders, (8, 24), CPU)
     weights = sum(weight.codes.numel() for f in folders for weight in load_block(f).values())
     groups = sum(w.scales.scale.numel() for f in folders for w in load_block(f).values())
-    assert needed > weights + 24 * groups
-    monkeypatch.setattr(alphaquant.algorithms.tuning_memory, "free_memory", lambda _: needed - 1)
-    with pytest.raises(ConfigError, match=r"tune=model needs .*B for .*tune=block"):
+    assert needs.weights > weights + 24 * groups
+    assert foreseen_sizes(checkpoint, 16) == [stored_sizes(folder) for folder in folders]
+    monkeypatch.setattr(tuning_memory, "free_memory", lambda _: needs.least - 1)
+    with pytest.raises(ConfigError, match=r"tune=model needs .*B free.*tune=block.*are finished"):
         tune_model(checkpoint, folders, windows(8), CONFIG, device=CPU, batch_size=4)
+    monkeypatch.setattr(tuning_memory, "room_for", lambda *_: needs.least - 1)
+    with pytest.raises(ConfigError, match=r"execution\.memory_limit=5\.00 GB leaves .* for a window"):
+        tune_model(
+            checkpoint,
+            folders,
+            windows(8),
+            CONFIG,
+            device=CPU,
+            batch_size=4,
+            memory_limit=5 * 10**9,
+        )
+
+
+def test_below_a_limit_windows_are_computed_one_by_one_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, folders = crude(tmp_path)
+    needs = needs_behind(checkpoint, folders, (24, 24), CPU)
+    seen: list[int] = []
+    run = TunableModel.loss
+
+    def watched(self: TunableModel, tokens: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        seen.append(len(tokens))
+        return run(self, tokens, original)
+
+    monkeypatch.setattr(TunableModel, "loss", watched)
+    found = []
+    for free, most in ((needs.least + 3 * needs.window, 4), (needs.least, 1)):
+        monkeypatch.setattr(tuning_memory, "room_for", lambda *_, free=free: free)
+        seen.clear()
+        _, tuning = tune_model(
+            checkpoint, folders, windows(24), CONFIG, device=CPU, batch_size=8, memory_limit=1
+        )
+        assert max(seen) == most
+        found.append(tuning)
+    assert found[0].kl_after == pytest.approx(found[1].kl_after, rel=1e-2)
+    assert found[0].kl_before == pytest.approx(found[1].kl_before, rel=1e-4)

@@ -19,6 +19,7 @@ from alphaquant.models.resolve import ModelRef
 from flows.commands import VERBS
 from tests.flows.conftest import Cli
 from tests.flows.fakes import BODIES, make_model_folder, use_fake_stages
+from tests.tiny import make_model
 
 RUN = ("run", "--model", "model", "--no-prefect")
 ALL = [
@@ -295,6 +296,29 @@ def test_a_model_that_cannot_write_within_the_limit_is_refused_before_work_begin
     assert ending.status == 2
     assert "calibration.generated needs the whole model" in ending.stderr
     assert "Set calibration.generated=0" in ending.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("calibration.balance=2", "calibration.balance needs"),
+        ("router.method=block", "router.method=block needs"),
+        ("quantization.tune=model", "quantization.tune=model needs"),
+    ],
+)
+def test_a_stage_that_cannot_keep_to_the_limit_is_named_before_work_begins(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str, said: str
+) -> None:
+    """Quantizing itself may take what it asks for; nothing is left for what is asked for besides."""
+    make_model(tmp_path / "mixture", "olmoe")
+    monkeypatch.setattr("alphaquant.evaluation.room.room_for", lambda *_: 5)
+    monkeypatch.setattr("alphaquant.algorithms.tuning_memory.room_for", lambda *_: 5)
+    limited = ("--set", "execution.memory_limit=9GB", "--set", "evaluation.tasks=[]")
+    limited += ("--set", "evaluation.perplexity=false", "--model", "mixture")
+    ending = cli(*RUN, *limited, "--set", setting)
+    assert ending.status == 2
+    assert said in ending.stderr
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_a_folder_without_write_permission_is_the_users_error(
