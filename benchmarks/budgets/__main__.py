@@ -4,6 +4,7 @@
     python -m benchmarks.budgets --model demo=alphaquant/demo/model@256 --bits 3 --draws 5
     python -m benchmarks.budgets --texts builtin,builtin,FILE.txt   # a second text, which nothing was chosen on
     python -m benchmarks.budgets --only budget uniform              # compute these; others as kept
+    python -m benchmarks.budgets --recipes balanced                 # with one way of rounding
     python -m benchmarks.budgets --only                             # compute nothing, write the page again
 
 Plans are those of `alphaquant sweep --experiment alpha`, each quantized by `alphaquant quantize` in a process of
@@ -48,7 +49,7 @@ def compare(options: argparse.Namespace) -> None:
     trials: list[Trial] = []
     failures: list[str] = []
     missing: list[str] = []
-    for recipe in RECIPES:
+    for recipe in options.recipes:
         for bits in options.bits:
             for study in studies:
                 for policy in POLICIES:
@@ -122,6 +123,13 @@ def _options() -> argparse.Namespace:
     add("--only", nargs="*", choices=names, metavar="POLICY", help="compute these; others as kept")
     add(
         "--bits", nargs="+", type=float, default=list(BITS), help="bits per weight (2.5 3 3.5 4.25)"
+    )
+    add(
+        "--recipes",
+        nargs="+",
+        choices=tuple(RECIPES),
+        default=list(RECIPES),
+        help="ways of rounding (both)",
     )
     add("--draws", type=int, default=5, help="plans of chance (5)")
     add_inputs(parser)

@@ -148,7 +148,9 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=r"tune=model needs .*B free.*tune=block.*are finished"):
         tune_model(checkpoint, folders, windows(8), CONFIG, device=CPU, batch_size=4)
     monkeypatch.setattr(tuning_memory, "room_for", lambda *_: needs.least - 1)
-    with pytest.raises(ConfigError, match=r"execution\.memory_limit=5\.00 GB leaves .* for a window"):
+    with pytest.raises(
+        ConfigError, match=r"execution\.memory_limit=5\.00 GB leaves .* for a window"
+    ):
         tune_model(
             checkpoint,
             folders,

@@ -22,9 +22,9 @@ _TRIES = 10
 expect.set_options(timeout=90_000)
 
 
-def _open_form(server: PrefectServer, page: Page) -> None:
+def _open_form(server: PrefectServer, page: Page, name: str = "run") -> None:
     with server.client() as client:
-        deployment = client.read_deployment_by_name("quantize-model/run")
+        deployment = client.read_deployment_by_name(f"quantize-model/{name}")
     page.goto(f"{server.url}/v2/deployments/deployment/{deployment.id}/run")
     page.get_by_label("Target bits").wait_for()
 
@@ -107,6 +107,16 @@ def test_a_run_is_started_from_the_form_and_shows_what_came_out(
     widths = pictures.evaluate_all("found => found.map(picture => picture.naturalWidth)")
     assert len(widths) > 3
     assert min(widths) > 100
+
+
+def test_a_recipes_form_is_filled_in_with_it(
+    deployed: PrefectServer, page: Page, tmp_path: Path
+) -> None:
+    _open_form(deployed, page, "best")
+    expect(_field(page, "Generated")).to_have_value("0.5")
+    for label, choice in (("Correction", "stream"), ("Tune", "block"), ("Kind", "hadamard")):
+        expect(page.get_by_label(f"Select {label}", exact=True)).to_contain_text(choice)
+    page.screenshot(path=tmp_path / "best.png", full_page=True)
 
 
 @pytest.mark.usefixtures("picture")
