@@ -60,7 +60,8 @@ class AlphaQuantModel:
         self._scratch = Path(tempfile.mkdtemp(prefix="alphaquant-"))
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         self._blocks: list[Path] = []
-        self._weights: Checkpoint | None = None  # what is quantized: the original, rotated or not
+        self._weights: Checkpoint | None = None  # what was quantized: the original, rotated or not
+        self._root: Path | None = None  # of the blocks, and of the rotated weights
         self._loaded: Any = None
         self._saved: Path | None = None
         self.plan: QuantPlan | None = None
@@ -114,6 +115,9 @@ class AlphaQuantModel:
     ) -> pd.DataFrame:
         """Quantize every block; returns one row per linear with its errors, the columns of `errors.parquet`.
 
+        Blocks, and a rotated copy of the weights where they are turned, stay in the system's folder for temporary files
+        until the object goes.
+
         Args:
             calibration: A name as in `calibration.dataset` (builtin, wikitext2, c4, a hub dataset, a .txt, .jsonl or
                 .parquet file); a list of texts; or token windows: tensors, lists of ids, or `{"input_ids": ...}`.
@@ -137,38 +141,47 @@ class AlphaQuantModel:
         length = min(sequence_length, checkpoint.context_length)
         tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
         check_vocabulary(checkpoint, tokens)
-        if share := run.calibration.generated if generated is None else generated:
-            room = Room(device, batch_size)
-            tokens = with_written(checkpoint, tokens, share, seed, room)
         root = self._scratch / uuid.uuid4().hex[:8]
         root.mkdir()
-        if run.rotation.kind != "none":
-            write_rotated(checkpoint, run.rotation, root / "rotated")
-            checkpoint = Checkpoint(root / "rotated")
-        losses = None
-        if run.allocation.policy == "budget":
-            losses = sensitivity_table(
-                checkpoint,
+        try:
+            weights, plan = checkpoint, None
+            if run.rotation.kind != "none":
+                write_rotated(checkpoint, run.rotation, root / "rotated")
+                weights = Checkpoint(root / "rotated")
+            if run.allocation.policy != "budget":  # wrong patterns are told before the model writes
+                plan = allocate(weights.plannable, run.allocation, rounding, None, None)
+            share = run.calibration.generated if generated is None else generated
+            looked_at = plan is None or rounding.looks_at_inputs
+            if share and looked_at:
+                tokens = with_written(checkpoint, tokens, share, seed, Room(device, batch_size))
+            if plan is None:
+                losses = sensitivity_table(
+                    weights,
+                    tokens,
+                    menu(run.allocation, rounding),
+                    damping=rounding.damping,
+                    scale_search=rounding.scale_search,
+                    expert_shrinkage=rounding.expert_shrinkage,
+                    routing_weight=rounding.routing_weight,
+                    device=device,
+                    batch_size=batch_size,
+                )
+                plan = allocate(weights.plannable, run.allocation, rounding, None, losses)
+            self._blocks = quantize_blocks(
+                weights,
+                plan,
                 tokens,
-                menu(run.allocation, rounding),
-                damping=rounding.damping,
-                scale_search=rounding.scale_search,
-                expert_shrinkage=rounding.expert_shrinkage,
-                routing_weight=rounding.routing_weight,
+                rounding,
                 device=device,
                 batch_size=batch_size,
+                blocks=FreshBlocks(root),
             )
-        plan = allocate(checkpoint.plannable, run.allocation, rounding, None, losses)
-        self._blocks = quantize_blocks(
-            checkpoint,
-            plan,
-            tokens,
-            rounding,
-            device=device,
-            batch_size=batch_size,
-            blocks=FreshBlocks(root),
-        )
-        self.plan, self._weights = plan, checkpoint
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+        self.plan, self._weights, self._root = plan, weights, root
         self.scores = self._loaded = self._saved = None
         import pandas as pd
 
@@ -282,7 +295,8 @@ class AlphaQuantModel:
 
     def _quantizable(self) -> Checkpoint:
         """The weights that the blocks were made of."""
-        return self._weights or self._original()
+        assert self._weights is not None, "they are set with the plan"
+        return self._weights
 
     def _planned(self) -> QuantPlan:
         if self.plan is None:

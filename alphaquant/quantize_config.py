@@ -158,6 +158,7 @@ _TERMS = {
     "quantization.group_size": "group_size",
     "allocation.target_bits": "target_bits",
     "allocation.formats": "formats",
+    "rotation.kind": "rotation",
 }
 
 

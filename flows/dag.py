@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
-from alphaquant.config import UNCALIBRATED, RunConfig
+from alphaquant.config import RunConfig
 from alphaquant.models.resolve import ModelRef
 from alphaquant.store.stage import Stage
 from flows.contents import file_digests
@@ -289,8 +289,8 @@ def _rounded(config: RunConfig, model: ModelRef, tokens: Any, call: Call) -> tup
 
 
 def needs_calibration(config: RunConfig) -> bool:
-    """Whether the short way looks at calibration text; rounding to nearest does not, unless it is tuned."""
-    return config.quantization.method not in UNCALIBRATED or config.quantization.tune != "none"
+    """Whether the short way, which measures nothing, looks at calibration text."""
+    return config.quantization.looks_at_inputs
 
 
 def _tokens(config: RunConfig, model: ModelRef, call: Call) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from alphaquant.config import RunConfig
+from alphaquant.config import RouterConfig, RunConfig
 from alphaquant.errors import ConfigError
 from alphaquant.models.resolve import ModelRef
 from alphaquant.progress import reporting_to
@@ -49,7 +49,9 @@ def prepare_experiment(
             }
         )
         try:
-            request = prepare(config.model_copy(update={"allocation": allocation}), store, None)
+            # an experiment repairs no routers
+            planned = {"allocation": allocation, "router": RouterConfig()}
+            request = prepare(config.model_copy(update=planned), store, None)
         except ConfigError as error:
             raise ConfigError(f"experiment at {bits:g} bits per weight: {error}") from error
     folder = out or Path("runs") / f"experiment-{request.model.name}"

@@ -18,6 +18,7 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
     from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
     from alphaquant.algorithms.tuning_memory import foreseen_sizes, require_room, tuning_needs
     from alphaquant.evaluation.passes import BALANCING, repairing
+    from alphaquant.export.foreseen import known_plan
     from alphaquant.models.checkpoint import Checkpoint
     from alphaquant.models.device import calibration_dtype, compute_device
     from tasks.room import room_of
@@ -43,14 +44,19 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
         room.check_writing(checkpoint)
     mixture = any(spec.expert is not None for spec in checkpoint.specs)
     if calibrated and calibration.balance > 1 and mixture:
-        room.check_blocks(checkpoint, calibration.samples * calibration.balance, length, BALANCING)
+        # how many windows there are to choose from is known when the text is read, and checked then
+        room.check_blocks(checkpoint, calibration.samples, length, BALANCING)
     rounding = config.quantization
-    if rounding.tune == "model":
-        sizes = foreseen_sizes(checkpoint, rounding.group_size)
+    plan = known_plan(checkpoint.plannable, config.allocation, rounding)
+    if (
+        rounding.tune == "model" and plan is not None
+    ):  # else the stage knows, when formats are chosen
+        sizes = foreseen_sizes(plan, checkpoint.blocks)
         own_head = config.allocation.lm_head is not None
         needs = tuning_needs(checkpoint, sizes, shape, device, own_head=own_head)
-        require_room(needs, device, rounding.tune_batch_size, limit)
-    if stages is quantize_only:
+        require_room(needs, device, 1, limit)
+    repairs = mixture and checkpoint.architecture.kind != "generic"
+    if stages is quantize_only or not repairs:
         return
     if way := repairing(config.router):
         room.check_blocks(checkpoint, calibration.samples, length, way)

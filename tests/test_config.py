@@ -202,3 +202,9 @@ def test_a_wrong_recipe_is_told(tmp_path: Path) -> None:
     path.write_text("recipe: best\nquantization: 3\n")
     with pytest.raises(ConfigError, match="'quantization'"):
         load_config(path)
+    path.write_text("recipes: best\n")
+    with pytest.raises(ConfigError, match="'recipes'; nearest: recipe"):
+        load_config(path)
+    path.write_text("recipe: [best]\n")
+    with pytest.raises(ConfigError, match="allowed: fast, balanced, best"):
+        load_config(path)

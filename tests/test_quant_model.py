@@ -141,6 +141,25 @@ def test_a_recipe_rotates_corrects_and_lets_the_model_write(original: Path, tmp_
     assert not without["error"].equals(asked["error"])
 
 
+def test_what_cannot_be_done_is_told_before_the_model_writes_and_leaves_nothing(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alphaquant.quant_model.with_written", lambda *_: pytest.fail("it wrote"))
+    wrong = QuantizeConfig(recipe="balanced", dynamic={"nope": {}})
+    model = AlphaQuantModel.load(original, wrong, device="cpu")
+    with pytest.raises(PlanError, match="nope"):
+        model.quantize(list(TOKENS))
+    assert not list(model._scratch.iterdir())
+    gemma = make_model(tmp_path / "gemma2", "gemma2")
+    with pytest.raises(ModelError, match="rotat"):
+        AlphaQuantModel.load(gemma, QuantizeConfig(recipe="balanced")).quantize(list(TOKENS))
+    nearest = QuantizeConfig(group_size=32, recipe="balanced", quantization={"method": "rtn"})
+    model = AlphaQuantModel.load(original, nearest, device="cpu")
+    for _ in range(2):
+        model.quantize(list(TOKENS))
+    assert len(list(model._scratch.iterdir())) == 1, "what was there before is gone"
+
+
 def test_bits_are_spent_as_a_run_spends_them(original: Path, tmp_path: Path) -> None:
     config = QuantizeConfig(target_bits=5, group_size=32, formats=["int3", "int4", "int8"])
     model = AlphaQuantModel.load(original, config, device="cpu")

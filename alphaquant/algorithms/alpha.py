@@ -30,7 +30,6 @@ from alphaquant.models.device import available_cores, free_memory, room_for
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.read_ahead import in_order
 from alphaquant.progress import reporter, track
-from alphaquant.resident import return_at_once
 from alphaquant.sizes import size_text
 
 if TYPE_CHECKING:
@@ -108,7 +107,6 @@ def alpha_table(
 
 def _workers_within(limit: int, specs: Sequence[LinearSpec], workers: int) -> int:
     """So many of the workers as stay below the limit with the largest weights at one time; fewer than asked for are told."""
-    return_at_once()
     room = room_for(limit, torch.device("cpu"))
     together = list(accumulate(sorted(map(_bytes, specs), reverse=True)[:workers]))
     fitting = sum(taken <= room for taken in together)

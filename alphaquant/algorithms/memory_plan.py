@@ -34,7 +34,6 @@ from alphaquant.models.footprint import window_bytes
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.skeleton import skeleton_of
 from alphaquant.progress import reporter
-from alphaquant.resident import return_at_once
 from alphaquant.sizes import size_text
 
 _HIDDEN = 8
@@ -160,7 +159,6 @@ def memory_within(
 
     Raises ConfigError where not even the smallest split fits.
     """
-    return_at_once()
     shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
     needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype, backward)
     chosen = plan_memory(needs, room, whole)

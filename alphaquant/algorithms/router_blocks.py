@@ -111,7 +111,7 @@ class _Walk:
         bench = RouterBench(model, second, spec, self._ours)
         now = bench.look()
         energy = _mean_square(target.outputs[:held], self._original[:held])
-        router = weights[spec.name]
+        router = start = weights[spec.name]
         error = bench.error(router, target, held) / energy
         found.error_before.append(error)
         for method in methods:
@@ -122,7 +122,7 @@ class _Walk:
             new = kept(new.to(router.dtype)).cpu()
             if (least := bench.error(new, target, held) / energy) < error:
                 router, error = new, least
-        if router is not weights[spec.name]:
+        if router is not start:
             del now  # or what was seen before would be in memory beside what is seen now
             now = bench.look(router)
         found.tensors[spec.name] = router

@@ -16,8 +16,10 @@ from alphaquant.algorithms.memory_needs import LOGITS
 from alphaquant.algorithms.quantized_block import blocks_of, head_of, stored_sizes
 from alphaquant.errors import ConfigError
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_memory, room_for
+from alphaquant.models.device import compute_dtype, free_within
 from alphaquant.models.footprint import embedding_entry, routed_experts, window_bytes
+from alphaquant.plan import QuantPlan
+from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
 
 _PER_GROUP = 6 * 4  # scale, factor, gradient, two moments, the best so far: fp32
@@ -45,16 +47,17 @@ class TuningNeeds:
         return max(1, min(wanted, (room - self.weights - self.states) // self.window))
 
 
-def foreseen_sizes(checkpoint: Checkpoint, group_size: int) -> list[tuple[int, int]]:
-    """Numbers of codes and of scales of every block if all of its linears are quantized in groups of `group_size`; -1: rows."""
-    sizes = []
-    for index in range(checkpoint.blocks):
-        specs = [spec for spec in checkpoint.block_specs(index) if spec.role != "router"]
-        groups = sum(
-            s.rows if group_size == -1 else s.rows * math.ceil(s.cols / group_size) for s in specs
-        )
-        sizes.append((sum(spec.size for spec in specs), groups))
-    return sizes
+def foreseen_sizes(plan: QuantPlan, blocks: int) -> list[tuple[int, int]]:
+    """Numbers of codes and of scales of every block by a plan."""
+    sizes = [[0, 0] for _ in range(blocks)]
+    for spec in plan.specs:
+        scheme = plan.schemes[spec.name]
+        if spec.block is not None and scheme.format != "bf16":
+            sizes[spec.block][0] += spec.size
+            sizes[spec.block][1] += spec.rows * math.ceil(
+                spec.cols / (scheme.group_size or spec.cols)
+            )
+    return [(codes, groups) for codes, groups in sizes]
 
 
 def tuning_needs(
@@ -102,18 +105,24 @@ def require_room(
 
     `so_far` says what is there already.
     """
-    free = free_memory(device) if limit is None else room_for(limit, device)
+    free = free_within(limit, device)
     if free is None:
         return wanted
-    if needs.least > free:
+    # without a limit a batch that is too large is halved when memory runs out
+    least = needs.weights if limit is None else needs.least
+    if least > free:
         place = f"{device} has {size_text(max(free, 0))} free"
         if limit is not None:
-            place = (
-                f"execution.memory_limit={size_text(limit)} leaves {size_text(max(free, 0))} for it"
-            )
+            place += f" within execution.memory_limit={size_text(limit)}"
         raise ConfigError(
-            f"quantization.tune=model needs {size_text(needs.least, least=True)}, and {place}: {size_text(needs.weights)} for this "
+            f"quantization.tune=model needs {size_text(least, least=True)}, and {place}: {size_text(needs.weights)} for this "
             f"model's codes, scales and largest block, {size_text(needs.states)} for the original's answers, "
-            f"{size_text(needs.window)} for a window. Take more memory, or quantization.tune=block.{so_far}"
+            f"{size_text(needs.window)} for a window. Take more memory, fewer calibration.samples of a shorter "
+            f"calibration.sequence_length, or quantization.tune=block.{so_far}"
         )
-    return wanted if limit is None else needs.fitting(wanted, free)
+    if limit is None or (fitting := needs.fitting(wanted, free)) == wanted:
+        return wanted
+    reporter().note(
+        f"quantization.tune=model: {fitting} instead of {wanted} windows are computed at once, as {size_text(free)} are free"
+    )
+    return fitting

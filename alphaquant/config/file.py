@@ -75,7 +75,7 @@ def _explain(error: ValidationError) -> str:
     if not where:  # sections that do not go together
         return str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        allowed = _fields_at(where[:-1])
+        allowed = _fields_at(where[:-1]) + (["recipe"] if len(where) == 1 else [])
         return (
             f"unknown config key {name!r}; nearest: {nearest(where[-1], allowed)}; "
             f"allowed here: {', '.join(sorted(allowed))}"

@@ -69,6 +69,11 @@ class QuantizationConfig(Section):
         """Whether linears make up for what was lost before them; rounding to nearest has nothing to do it with."""
         return self.method == "gptq" and self.correction != "none"
 
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether calibration text is needed; rounding to nearest looks at none, unless it is tuned."""
+        return self.method not in UNCALIBRATED or self.tune != "none"
+
     def by_block(self, *others: Method) -> QuantizationConfig:
         """The same without what concerns the whole model alone, and what neither its method nor `others` look at."""
         unused = {"tune_model_steps", "tune_model_rate"}

@@ -34,10 +34,10 @@ RECIPES: dict[RecipeName, Settings] = {
 
 def settings_of(name: str) -> Settings:
     """A recipe's settings. Raises ConfigError for a name that is none."""
-    if name not in RECIPES:
-        raise ConfigError(
-            f"recipe {name!r} is not known; nearest: {nearest(name, RECIPE_NAMES, 1)}; allowed: {', '.join(RECIPE_NAMES)}"
-        )
+    if name not in RECIPE_NAMES:
+        close = nearest(str(name), RECIPE_NAMES, 1)
+        allowed = ", ".join(RECIPE_NAMES)
+        raise ConfigError(f"recipe {name!r} is not known; nearest: {close}; allowed: {allowed}")
     return RECIPES[name]
 
 
@@ -54,9 +54,7 @@ def with_recipe(data: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A plain config with the recipe's settings where it says nothing itself."""
     filled = dict(data)
     for section, keys in settings_of(name).items():
-        given = filled.get(section)
-        if given is None:
-            given = {}
+        given = filled.get(section, {})
         if isinstance(given, Mapping):  # what is no section is told when the config is checked
             filled[section] = {**keys, **given}
     return filled

@@ -40,9 +40,15 @@ class Pass:
     """Whether gradients come back, for which the activations of all experts of a token are kept."""
     predicts: bool = True
     """Whether two models' predictions are compared at the end."""
+    remembers: bool = False
+    """Whether the original's head is there from the beginning, and hidden states are put together at the end."""
 
 
-EVALUATING = Pass("evaluation block by block", "evaluation.limit or evaluation.sequence_length")
+EVALUATING = Pass(
+    "evaluation block by block",
+    "evaluation.limit or evaluation.sequence_length",
+    remembers=True,
+)
 BALANCING = Pass(
     "calibration.balance",
     "calibration.balance, calibration.samples or calibration.sequence_length",
@@ -59,9 +65,9 @@ def repairing(config: RouterConfig) -> Pass | None:
         f"router.method={config.method}",
         "calibration.samples, calibration.sequence_length or router.batch_size",
         blocks=2,
-        # before a block and behind it, of both models, twice what their routers are handed, and the held-out ones of the
-        # model that stays unrepaired
-        states=6.5,
+        # before a block and behind it, of both models, what their routers are handed and answer, and the held-out ones of
+        # the model that stays unrepaired; measured 7.0
+        states=7,
         together=config.batch_size,
         learns="block" in steps,
     )
@@ -82,29 +88,31 @@ class PassNeeds:
     """The original's; the embedding is as large."""
     comparing: int
     """While the second head is read, or slices of logits are compared."""
-    predicts: bool
+    way: Pass
+
+    @property
+    def heads(self) -> int:
+        """Of both models, or the embedding, which is as large."""
+        return (2 if self.way.predicts else 1) * self.head
+
+    @property
+    def beside(self) -> int:
+        """What is there while blocks are run, whatever the number of windows in a forward pass."""
+        return self.hidden + self.block + (self.head if self.way.remembers else 0)
 
     @property
     def least(self) -> int:
         """With as few windows at a time as may be."""
-        running = self.hidden + self.block + self.together * self.window
-        if not self.predicts:
-            return max(running, self.hidden + self.head + self.comparing)  # read as the embedding
-        # the original's head is there before another model's blocks are read; a baseline is put together before it is written
-        return max(
-            running + self.head,
-            self.hidden + 2 * self.head + self.comparing,
-            2 * self.hidden + self.head,
-        )
+        running = self.beside + self.together * self.window
+        put_together = 2 * self.hidden + self.head if self.way.remembers else 0
+        return max(running, self.hidden + self.heads + self.comparing, put_together)
 
     def described(self, windows: int) -> str:
         """Its parts, for people; `windows` are all there are."""
         parts = [
             f"{size_text(self.block)} for the largest block",
             f"{size_text(self.together * self.window)} for {_counted(self.together)}",
-            f"{size_text(2 * self.head)} for two heads"
-            if self.predicts
-            else f"{size_text(self.head)} for the embedding",
+            f"{size_text(self.heads)} for {'two heads' if self.way.predicts else 'the embedding'}",
             f"{size_text(self.hidden)} for the hidden states of {windows} windows",
         ]
         return ", ".join(parts)
@@ -126,10 +134,10 @@ def pass_needs(
         hidden=int(way.states * states) if waits else 0,
         block=way.blocks * block_bytes(checkpoint, itemsize + 1) + decoding,
         window=window_bytes(checkpoint, length, itemsize, experts=experts),
-        together=way.together,
+        together=min(way.together, windows),
         head=table_bytes(checkpoint, itemsize),
         comparing=max(stored_table_bytes(checkpoint, itemsize), slices),
-        predicts=way.predicts,
+        way=way,
     )
 
 

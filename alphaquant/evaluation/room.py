@@ -9,7 +9,7 @@ import torch
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.passes import EVALUATING, Pass, PassNeeds, pass_needs, slice_bytes
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_memory, room_for
+from alphaquant.models.device import compute_dtype, free_within
 from alphaquant.models.footprint import embedding_entry, routed_experts, window_bytes
 from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
@@ -92,8 +92,7 @@ class Room:
         Raises ConfigError as `check_blocks` does.
         """
         needs = self._checked(checkpoint, windows, length, way)
-        fixed = needs.hidden + (needs.head if way.predicts else 0) + needs.block
-        return self._fitting(self._free(self.device), needs.window, fixed, way.who)
+        return self._fitting(self._free(self.device), needs.window, needs.beside, way.who)
 
     def check_blocks(
         self, checkpoint: Checkpoint, windows: int, length: int, way: Pass = EVALUATING
@@ -124,11 +123,7 @@ class Room:
         return fitting
 
     def _free(self, device: torch.device) -> int | None:
-        free = free_memory(device)
-        if self.memory_limit is None:
-            return free
-        allowed = room_for(self.memory_limit, device)
-        return allowed if free is None else min(free, allowed)
+        return free_within(self.memory_limit, device)
 
 
 def _most(wanted: int, free: int | None, each: int, fixed: int) -> int:

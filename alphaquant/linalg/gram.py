@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
 _WHOLE = 192  # columns whose products with each other are one call: of fewer, calls are slow, of more, half is computed twice
@@ -28,3 +32,19 @@ def mirror(total: Tensor) -> None:
         inside = total[start:end, start:end]
         inside.copy_(inside.triu() + inside.triu(1).T)
         total[end:, start:end] = total[start:end, end:].T
+
+
+@contextlib.contextmanager
+def bf16_products() -> Iterator[None]:
+    """While open, a CPU multiplies fp32 matrices by its bf16 instructions and sums in fp32, which is exact where numbers are bf16.
+
+    torch has no product of bf16 with sums in fp32 on a CPU, and this switch is one for the process: no other thread
+    may multiply meanwhile. Stages that compute take turns on a machine.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

@@ -5,6 +5,7 @@ Leading batch dimensions (the experts of a block) are supported throughout.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
-from alphaquant.linalg.gram import add_gram, mirror
+from alphaquant.linalg.gram import add_gram, bf16_products, mirror
 
 _RAISE = 3.0  # factor between two tries of the damping
 
@@ -86,7 +87,9 @@ class HessianAccumulator:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
-            add_gram(total, flat.float())
+            exact = bf16_products() if flat.dtype == torch.bfloat16 else contextlib.nullcontext()
+            with exact:
+                add_gram(total, flat.float())
             self._half = True
 
     def _count(self, tokens: int, weights: TokenWeights | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.errors import ConfigError
-from alphaquant.resident import resident
+from alphaquant.resident import resident, return_at_once
 
 _SMALL_MODEL = 50_000_000
 _WIDE = 512
@@ -108,8 +108,21 @@ def free_memory(device: torch.device) -> int | None:
     return 1024 * int(kilobytes)
 
 
+def free_within(limit: int | None, device: torch.device) -> int | None:
+    """Bytes that may still be taken on a device, below a `limit` of the process if there is one; None where nobody knows."""
+    free = free_memory(device)
+    if limit is None:
+        return free
+    allowed = room_for(limit, device)
+    return allowed if free is None else min(free, allowed)
+
+
 def room_for(limit: int, device: torch.device) -> int:
-    """Bytes that may still be taken on the device that computes when the process is to stay below `limit`."""
+    """Bytes that may still be taken on the device that computes when the process is to stay below `limit`.
+
+    From here on freed memory goes back at once, since what the allocator keeps of it would count.
+    """
+    return_at_once()
     if device.type == "cpu":
         room = limit - (resident() or 0) - _LIBRARIES
     else:

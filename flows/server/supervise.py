@@ -91,7 +91,9 @@ class Supervisor:
             worker.start()
         if self._server:
             self._do(deploying(self._options, self._environment))
-            self._say("deployed  quantize-model/run, sweep/run, experiment/run, stage/gpu")
+            self._say(
+                "deployed  quantize-model/run (balanced, best), sweep/run, experiment/run, stage/gpu"
+            )
         self._say(f"workers   {', '.join(worker.name for worker in self._workers) or 'none'}")
 
     def _wait_until_healthy(self, limit: float) -> None:

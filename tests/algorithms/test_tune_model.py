@@ -22,7 +22,9 @@ from alphaquant.evaluation.room import Room
 from alphaquant.evaluation.ruler import Ruler
 from alphaquant.export.dense import export_dense
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.progress import reporting_to
 from tests.algorithms.test_quantize_model import CPU, quantize, uniform, windows
+from tests.notes import Notes
 from tests.tiny import TYPES, make_model
 
 CONFIG = QuantizationConfig(tune="model", tune_model_steps=12, tune_model_rate=5e-3)
@@ -143,13 +145,12 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
     weights = sum(weight.codes.numel() for f in folders for weight in load_block(f).values())
     groups = sum(w.scales.scale.numel() for f in folders for w in load_block(f).values())
     assert needs.weights > weights + 24 * groups
-    assert foreseen_sizes(checkpoint, 16) == [stored_sizes(folder) for folder in folders]
-    monkeypatch.setattr(tuning_memory, "free_memory", lambda _: needs.least - 1)
+    monkeypatch.setattr(tuning_memory, "free_within", lambda *_: needs.weights - 1)
     with pytest.raises(ConfigError, match=r"tune=model needs .*B free.*tune=block.*are finished"):
         tune_model(checkpoint, folders, windows(8), CONFIG, device=CPU, batch_size=4)
-    monkeypatch.setattr(tuning_memory, "room_for", lambda *_: needs.least - 1)
+    monkeypatch.setattr(tuning_memory, "free_within", lambda *_: needs.least - 1)
     with pytest.raises(
-        ConfigError, match=r"execution\.memory_limit=5\.00 GB leaves .* for a window"
+        ConfigError, match=r"free within execution\.memory_limit=5\.00 GB: .* window"
     ):
         tune_model(
             checkpoint,
@@ -160,6 +161,13 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_read(
             batch_size=4,
             memory_limit=5 * 10**9,
         )
+
+
+@pytest.mark.parametrize("text", ["int3-g16", "mxfp4", "nvfp4", "int8-perchannel"])
+def test_sizes_are_foreseen_from_the_plan(tmp_path: Path, text: str) -> None:
+    checkpoint, folders = crude(tmp_path, "olmoe", text)
+    foreseen = foreseen_sizes(uniform(checkpoint, text), checkpoint.blocks)
+    assert foreseen == [stored_sizes(folder) for folder in folders]
 
 
 def test_below_a_limit_windows_are_computed_one_by_one_with_the_same_result(
@@ -177,12 +185,17 @@ def test_below_a_limit_windows_are_computed_one_by_one_with_the_same_result(
     monkeypatch.setattr(TunableModel, "loss", watched)
     found = []
     for free, most in ((needs.least + 3 * needs.window, 4), (needs.least, 1)):
-        monkeypatch.setattr(tuning_memory, "room_for", lambda *_, free=free: free)
+        monkeypatch.setattr(tuning_memory, "free_within", lambda *_, free=free: free)
         seen.clear()
-        _, tuning = tune_model(
-            checkpoint, folders, windows(24), CONFIG, device=CPU, batch_size=8, memory_limit=1
-        )
+        notes = Notes()
+        with reporting_to(notes):
+            _, tuning = tune_model(
+                checkpoint, folders, windows(24), CONFIG, device=CPU, batch_size=8, memory_limit=1
+            )
         assert max(seen) == most
+        assert [f"{most} instead of 4 windows" in note for note in notes.said] == [True] * (
+            most < 4
+        )
         found.append(tuning)
     assert found[0].kl_after == pytest.approx(found[1].kl_after, rel=1e-2)
     assert found[0].kl_before == pytest.approx(found[1].kl_before, rel=1e-4)

@@ -156,12 +156,12 @@ def test_the_batch_follows_from_what_is_free_and_says_so(
     fixed = 6 * 4 * 256 * 260
     for windows_free, batch in ((100, 8), (3.5, 3), (0, 1), (-2, 1)):
         free = int((fixed + windows_free * each) / 0.8)
-        monkeypatch.setattr(room_module, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(device, "free_memory", lambda _, free=free: free)
         with reporting_to(notes):
             assert Room(CPU, 8).batch(checkpoint, 24) == batch
     assert len(notes.said) == 3
     assert "3 instead of 8 windows per forward pass" in notes.said[0]
-    monkeypatch.setattr(room_module, "free_memory", lambda _: None)
+    monkeypatch.setattr(device, "free_memory", lambda _: None)
     assert Room(CPU, 8).batch(checkpoint, 24) == 8
 
 
@@ -181,7 +181,7 @@ def test_the_whole_model_is_held_where_weights_and_one_window_fit(
         (None, None, True),
         (None, weights, False),
     ):
-        monkeypatch.setattr(room_module, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(device, "free_memory", lambda _, free=free: free)
         assert Room(CPU, 8, limit).holds(checkpoint) == holds
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from alphaquant.config import RouterConfig
@@ -35,9 +37,14 @@ def test_routers_repaired_by_block_take_two_blocks_and_both_models_states(
     alone = pass_needs(checkpoint, 12, 16, EVALUATING, 4, waits=True)
     states = 4 * 12 * 16 * checkpoint.config.hidden_size
     assert alone.hidden == states
-    assert needs.hidden == 6.5 * states
+    assert needs.hidden == 7 * states
     assert (needs.window > alone.window) == learns
-    assert needs.least > needs.hidden + needs.block + 4 * needs.window
+    # heads come when the blocks are gone
+    assert needs.least == needs.hidden + 2 * needs.head + needs.comparing
+    large = replace(needs, block=needs.comparing)
+    assert large.least == large.hidden + large.block + 4 * large.window
+    few = pass_needs(checkpoint, 2, 16, way, 4, waits=True)
+    assert few.together == 2, "no more windows than there are"
 
 
 @pytest.mark.parametrize("method", ["none", "kl", "ce"])
@@ -54,8 +61,7 @@ def test_windows_are_as_many_as_fit_and_a_note_says_whose_they_are(
 ) -> None:
     needs, notes = pass_needs(checkpoint, 40, 16, BALANCING, 4, waits=True), Notes()
     free = int((needs.hidden + needs.block + 3.5 * needs.window) / 0.8)
-    monkeypatch.setattr(room_module, "free_memory", lambda _: None)
-    monkeypatch.setattr(room_module, "room_for", lambda *_: free)
+    monkeypatch.setattr(room_module, "free_within", lambda *_: free)
     with reporting_to(notes):
         assert Room(CPU, 8, 1).batch_by_block(checkpoint, 40, 16, BALANCING) == 3
     assert "calibration.balance: 3 instead of 8 windows" in notes.said[0]
@@ -75,9 +81,8 @@ def test_one_byte_too_few_is_refused_with_the_keys_to_lower(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, way: Pass, said: str
 ) -> None:
     least = pass_needs(checkpoint, 40, 16, way, 4, waits=True).least
-    monkeypatch.setattr(room_module, "free_memory", lambda _: None)
-    monkeypatch.setattr(room_module, "room_for", lambda *_: least)
+    monkeypatch.setattr(room_module, "free_within", lambda *_: least)
     Room(CPU, 8, 1).check_blocks(checkpoint, 40, 16, way)
-    monkeypatch.setattr(room_module, "room_for", lambda *_: least - 1)
+    monkeypatch.setattr(room_module, "free_within", lambda *_: least - 1)
     with pytest.raises(ConfigError, match=said):
         Room(CPU, 8, 1).check_blocks(checkpoint, 40, 16, way)

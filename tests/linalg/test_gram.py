@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphaquant.linalg.gram import add_gram, mirror
+from alphaquant.linalg.gram import add_gram, bf16_products, mirror
+from alphaquant.linalg.hessian import HessianAccumulator
 
 
 @pytest.mark.parametrize("rows", [3, 300])
@@ -17,3 +18,32 @@ def test_adds_the_product_with_the_own_transpose_and_stays_symmetric(rows: int, 
     mirror(total)
     torch.testing.assert_close(total, expected.float(), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(total, total.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("cols", [64, 700])
+def test_sums_of_either_dtype_are_those_of_fp32(dtype: torch.dtype, cols: int) -> None:
+    """bf16 sums would be 2^-9 off, and products of fp32 rounded to bf16 as far."""
+    x = torch.randn(4, 200, cols).to(dtype)
+    accumulator = HessianAccumulator(cols, torch.device("cpu"))
+    accumulator.update(x)
+    accumulator.update(x[:1])
+    exact = x.flatten(0, 1).double()
+    exact = exact.T @ exact + x[0].double().T @ x[0].double()
+    assert (accumulator.total - exact).abs().max() < 1e-5 * exact.diagonal().mean()
+
+
+def test_other_products_are_left_as_they_were() -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    inside = []
+
+    def fail() -> None:
+        with bf16_products():
+            inside.append(matmul.fp32_precision)
+            raise RuntimeError("meanwhile")
+
+    with pytest.raises(RuntimeError, match="meanwhile"):
+        fail()
+    assert inside == ["bf16"]
+    assert matmul.fp32_precision == before

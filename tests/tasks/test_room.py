@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from alphaquant.config import ExecutionConfig
-from alphaquant.evaluation import room as room_module
 from alphaquant.models import device
 from tasks.room import room_of
 
 
 def test_what_the_process_holds_counts_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "_LIBRARIES", 0)
-    monkeypatch.setattr(room_module, "free_memory", lambda _: None)
+    monkeypatch.setattr(device, "free_memory", lambda _: None)
 
     def fits(size: float, limit: str | None, held: float) -> bool:
         monkeypatch.setattr(device, "resident", lambda: int(held))
