@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from alphaquant.config import RunConfig
 from alphaquant.config.file import assign, parse_config
+from alphaquant.config.recipes import RECIPE_NAMES, assignments_of, with_recipe
 from alphaquant.config.section import Section
 from alphaquant.errors import ConfigError, first_line
 from alphaquant.store.artifacts import ArtifactStore
@@ -19,6 +21,7 @@ from alphaquant.store.keys import digest_of
 from flows.preflight import prepare
 from flows.runner import Request
 
+_RECIPE = "recipe"
 _MOST = 200
 _LONGEST = 110
 _NO_VALUE = (yaml.YAMLError, ValueError, TypeError)
@@ -29,7 +32,7 @@ class Axis(Section):
     """A config key and the values that it takes in turn."""
 
     key: str
-    """Section and key, such as allocation.target_bits."""
+    """Section and key, such as allocation.target_bits; or recipe, whose values are names of recipes."""
     values: tuple[str, ...]
     """Values as they would stand in YAML, such as 3.5 or int4."""
 
@@ -51,9 +54,10 @@ class Point:
 def read_axis(text: str) -> Axis:
     """`allocation.target_bits=3,3.5,4` as an axis. Raises ConfigError."""
     key, equals, values = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or ("." not in key and key.strip() != _RECIPE):
         raise ConfigError(
-            f"--over {text!r} is not section.key=value,value,..., such as allocation.target_bits=3,3.5,4"
+            f"--over {text!r} is not section.key=value,value,..., such as allocation.target_bits=3,3.5,4, nor "
+            f"{_RECIPE}={','.join(RECIPE_NAMES)}"
         )
     try:
         found = tuple(json.dumps(value) for value in yaml.safe_load(f"[{values}]"))
@@ -89,15 +93,38 @@ def points_of(
         raise ConfigError(f"{len(distinct)} points are too many for one sweep; at most {_MOST}")
     found = []
     for settings in distinct:
-        plain = config.model_dump(mode="json")
-        for key, value in settings.items():
-            assign(plain, f"{key}={json.dumps(value)}")
         try:
-            request = prepare(parse_config(plain), store, out / folder_name(settings), force)
+            point = _at(config, settings)
+            request = prepare(point, store, out / folder_name(settings), force)
         except ConfigError as error:
             raise ConfigError(f"at {json.dumps(settings)}: {error}") from error
         found.append(Point(settings, request))
+    _check_recipes_differ(found)
     return found
+
+
+def _at(config: RunConfig, settings: dict[str, Any]) -> RunConfig:
+    """The config with an axis's value at each of its keys."""
+    values = dict(settings)
+    recipe = values.pop(_RECIPE, None)
+    # what is there by default is for a recipe to say
+    plain = config.model_dump(mode="json", exclude_unset=recipe is not None)
+    for key, value in values.items():
+        assign(plain, f"{key}={json.dumps(value)}")
+    return parse_config(plain if recipe is None else with_recipe(plain, recipe))
+
+
+def _check_recipes_differ(points: Sequence[Point]) -> None:
+    """Raise ConfigError where two recipes are the same run, as the config itself says all that they would set."""
+    seen: dict[str, str] = {}
+    for point in points:
+        name = point.settings.get(_RECIPE)
+        same = seen.setdefault(point.request.config.model_dump_json(), name) if name else name
+        if same != name:
+            raise ConfigError(
+                f"recipes {same} and {name} are the same here: the config sets what they would, by keys, a recipe of "
+                f"its own or a form's defaults. Leave out {', '.join(assignments_of('best'))}."
+            )
 
 
 def _values(axis: Axis) -> list[Any]:

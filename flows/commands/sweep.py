@@ -26,6 +26,7 @@ from flows.sweep_result import open_sweep
 _EXAMPLE = """  alphaquant sweep --over allocation.target_bits=3,3.5,4,4.5
   alphaquant sweep config.yaml --over quantization.method=gptq,rtn --over allocation.target_bits=3,4 \\
       --set execution.where=pool
+  alphaquant sweep --over recipe=fast,balanced,best --over allocation.target_bits=3,4
   alphaquant sweep --experiment alpha --set allocation.target_bits=3.5"""
 
 
@@ -44,7 +45,7 @@ def add_to(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE,VALUE,...",
-        help="a config key and the values it takes in turn; may be repeated",
+        help="a config key, or recipe, and the values it takes in turn; may be repeated",
     )
     parser.set_defaults(execute=execute)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alphaquant.config import RunConfig
+from alphaquant.config.file import load_config, parse_config
 from alphaquant.errors import ConfigError, UserError
 from alphaquant.store.artifacts import ArtifactStore
 from flows.points import Axis, folder_name, points_of, read_axis
@@ -23,7 +24,7 @@ def test_an_axis_is_a_key_and_yaml_values() -> None:
     ("text", "message"),
     [
         ("allocation.target_bits", "is not section.key=value"),
-        ("bits=3,4", "is not section.key=value"),
+        ("bits=3,4", "is not section.key=value.* nor recipe=fast,balanced,best"),
         ("allocation.target_bits=", "names no values"),
         ("allocation.target_bits=[3", "is not a list of values"),
         ("calibration.dataset=2026-01-01", "is not a list of values"),
@@ -53,6 +54,32 @@ def test_points_are_all_combinations_in_order(
     assert last.force == ("alpha",)
 
 
+def test_recipes_are_taken_in_turn_and_keys_of_the_config_win(
+    store: ArtifactStore, tmp_path: Path, config: RunConfig
+) -> None:
+    said = ["rotation.kind=none", f"model.path={config.model.path}"]
+    over = [read_axis("recipe=fast,best"), read_axis("calibration.samples=4,8")]
+    points = points_of(load_config(None, said), over, store, tmp_path / "out")
+    assert [point.name for point in points] == [
+        f"recipe={name}, samples={samples}" for name in ("fast", "best") for samples in (4, 8)
+    ]
+    for point in points:
+        spelt = [*said, f"calibration.samples={point.settings['calibration.samples']}"]
+        assert point.request.config == load_config(None, spelt, point.settings["recipe"])
+
+
+@pytest.mark.parametrize("filled", ["best", None])
+def test_recipes_that_could_change_nothing_are_refused(
+    store: ArtifactStore, tmp_path: Path, config: RunConfig, filled: str | None
+) -> None:
+    """Neither behind a recipe of the config's own, nor behind a form, which sends its defaults along."""
+    given = load_config(None, [f"model.path={config.model.path}"], filled)
+    if filled is None:
+        given = parse_config(given.model_dump(mode="json"))
+    with pytest.raises(ConfigError, match=r"recipes fast and balanced are the same here: .*tune"):
+        points_of(given, [read_axis("recipe=fast,balanced")], store, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
@@ -67,6 +94,7 @@ def test_points_are_all_combinations_in_order(
         ([("calibration.dataset", ("2026-01-01",))], "text in quotes"),
         ([("allocation.targetbits", ("3",))], "unknown config key 'allocation.targetbits'"),
         ([("allocation.target_bits", ("3", "99"))], r"at .*99.*less than or equal to 16"),
+        ([("recipe", ("bets",))], "'bets' is not known; nearest: best"),
         ([("calibration.seed", tuple(map(str, range(201))))], "201 points are too many"),
     ],
 )
