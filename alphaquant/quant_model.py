@@ -15,21 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from alphaquant.algorithms.allocation import allocate
-from alphaquant.algorithms.allocation_groups import menu
-from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.algorithms.quantized_block import load_errors
-from alphaquant.algorithms.sensitivity import sensitivity_table
 from alphaquant.config import EvaluationConfig, ModelConfig
 from alphaquant.errors import ConfigError, ModelError, UserError
 from alphaquant.evaluation.evaluate import evaluate_checkpoint
-from alphaquant.evaluation.generated import with_written
-from alphaquant.evaluation.room import Room
 from alphaquant.export.dense import export_dense
 from alphaquant.export.hub import push_to_hub
 from alphaquant.export.model_card import facts_of, plan_figure, write_card
 from alphaquant.export.packed import export_packed
-from alphaquant.export.rotated import write_rotated
 from alphaquant.models.checkpoint import Checkpoint, check_vocabulary
 from alphaquant.models.device import compute_device
 from alphaquant.models.loading import load, load_tokenizer
@@ -37,6 +30,7 @@ from alphaquant.models.resolve import FACTS, model_folder, read_config
 from alphaquant.models.rows import architecture_of
 from alphaquant.plan import QuantPlan
 from alphaquant.quantize_config import QuantizeConfig
+from alphaquant.quantized import Quantized, quantized_in
 from alphaquant.store.files import read_json
 from alphaquant.store.whole import whole
 from alphaquant.text.given import Calibration, given_windows
@@ -59,13 +53,9 @@ class AlphaQuantModel:
         self._source, self._device = source, device
         self._scratch = Path(tempfile.mkdtemp(prefix="alphaquant-"))
         weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
-        self._blocks: list[Path] = []
-        self._weights: Checkpoint | None = None  # what was quantized: the original, rotated or not
-        self._root: Path | None = None  # of the blocks, and of the rotated weights
+        self._made: Quantized | None = None
         self._loaded: Any = None
         self._saved: Path | None = None
-        self.plan: QuantPlan | None = None
-        """A scheme for every linear, once quantized."""
         self.scores: pd.DataFrame | None = None
         """The rows of `scores.parquet`, once evaluated."""
 
@@ -99,9 +89,14 @@ class AlphaQuantModel:
         return load_tokenizer(self.folder, trust_remote_code=self._source.trust_remote_code)
 
     @property
+    def plan(self) -> QuantPlan | None:
+        """A scheme for every linear, once quantized."""
+        return self._made.plan if self._made else None
+
+    @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight of the decoder's linears, scales included."""
-        return self._planned().bits_per_weight
+        return self._quantized().plan.bits_per_weight
 
     def quantize(
         self,
@@ -135,57 +130,28 @@ class AlphaQuantModel:
             PlanError: A pattern of `dynamic` matches no linear, or `target_bits` is below the smallest plan.
             ModelError: The model is quantized already, or a rotation would change it.
         """
-        checkpoint = self._original()
+        original = self._original()
         run = (self.quantize_config or QuantizeConfig()).run_config()
-        rounding, device = run.quantization, compute_device(self._device)
-        length = min(sequence_length, checkpoint.context_length)
-        tokens = given_windows(calibration, checkpoint.tokenizer, samples, length, seed)
-        check_vocabulary(checkpoint, tokens)
-        root = self._scratch / uuid.uuid4().hex[:8]
+        text: dict[str, Any] = {"seed": seed}
+        if generated is not None:
+            text["generated"] = generated
+        run = run.model_copy(update={"calibration": run.calibration.model_copy(update=text)})
+        length = min(sequence_length, original.context_length)
+        tokens = given_windows(calibration, original.tokenizer, samples, length, seed)
+        check_vocabulary(original, tokens)
+        device, root = compute_device(self._device), self._scratch / uuid.uuid4().hex[:8]
         root.mkdir()
         try:
-            weights, plan = checkpoint, None
-            if run.rotation.kind != "none":
-                write_rotated(checkpoint, run.rotation, root / "rotated")
-                weights = Checkpoint(root / "rotated")
-            if run.allocation.policy != "budget":  # wrong patterns are told before the model writes
-                plan = allocate(weights.plannable, run.allocation, rounding, None, None)
-            share = run.calibration.generated if generated is None else generated
-            looked_at = plan is None or rounding.looks_at_inputs
-            if share and looked_at:
-                tokens = with_written(checkpoint, tokens, share, seed, Room(device, batch_size))
-            if plan is None:
-                losses = sensitivity_table(
-                    weights,
-                    tokens,
-                    menu(run.allocation, rounding),
-                    damping=rounding.damping,
-                    scale_search=rounding.scale_search,
-                    expert_shrinkage=rounding.expert_shrinkage,
-                    routing_weight=rounding.routing_weight,
-                    device=device,
-                    batch_size=batch_size,
-                )
-                plan = allocate(weights.plannable, run.allocation, rounding, None, losses)
-            self._blocks = quantize_blocks(
-                weights,
-                plan,
-                tokens,
-                rounding,
-                device=device,
-                batch_size=batch_size,
-                blocks=FreshBlocks(root),
-            )
+            made = quantized_in(root, original, tokens, run, device=device, batch_size=batch_size)
         except BaseException:
             shutil.rmtree(root, ignore_errors=True)
             raise
-        if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
-        self.plan, self._weights, self._root = plan, weights, root
-        self.scores = self._loaded = self._saved = None
+        if self._made:
+            shutil.rmtree(self._made.folder, ignore_errors=True)
+        self._made, self.scores, self._loaded, self._saved = made, None, None, None
         import pandas as pd
 
-        return pd.concat([load_errors(block) for block in self._blocks], ignore_index=True)
+        return pd.concat([load_errors(block) for block in made.blocks], ignore_index=True)
 
     def evaluate(
         self,
@@ -200,7 +166,7 @@ class AlphaQuantModel:
         config = EvaluationConfig(
             dataset=dataset, tasks=tuple(tasks), limit=limit, sequence_length=sequence_length
         )
-        self._planned()
+        self._quantized()
         self.scores = evaluate_checkpoint(
             self._original(),
             self._dense(),
@@ -214,7 +180,7 @@ class AlphaQuantModel:
     def model(self) -> Any:
         """The transformers model: quantized once `quantize` was called, as loaded before."""
         if self._loaded is None:
-            folder = self._dense() if self._blocks else self.folder
+            folder = self._dense() if self._made else self.folder
             self._loaded = load(
                 folder,
                 device=self._device,
@@ -247,14 +213,14 @@ class AlphaQuantModel:
             raise ConfigError(
                 f"save: format {format!r} is not known; allowed: {', '.join(_FORMATS)}"
             )
-        plan, weights = self._planned(), self._quantizable()
+        made = self._quantized()
         out = Path(folder).expanduser()
         with whole(out, _check_target, "Free some space or name another folder.") as draft:
             if format == "dense":
-                export_dense(weights, self._blocks, {}, draft)
+                export_dense(made.weights, made.blocks, {}, draft)
             else:
-                export_packed(weights, self._blocks, {}, draft, format)
-            table = plan.table()
+                export_packed(made.weights, made.blocks, {}, draft, format)
+            table = made.plan.table()
             facts = facts_of(self.folder, self._source, table, self.scores)
             run = {"run_id": uuid.uuid4().hex[:12], "bits_per_weight": facts.bits_per_weight}
             write_card(
@@ -293,23 +259,19 @@ class AlphaQuantModel:
             )
         return Checkpoint(self.folder, source.trust_remote_code, source.architecture)
 
-    def _quantizable(self) -> Checkpoint:
-        """The weights that the blocks were made of."""
-        assert self._weights is not None, "they are set with the plan"
-        return self._weights
-
-    def _planned(self) -> QuantPlan:
-        if self.plan is None:
+    def _quantized(self) -> Quantized:
+        if self._made is None:
             raise ModelError("the model is not quantized yet; call quantize first")
-        return self.plan
+        return self._made
 
     def _dense(self) -> Path:
         """The quantized values as a plain folder, made when first asked for."""
-        folder = self._blocks[0].with_name("dense")
+        made = self._quantized()
+        folder = made.folder / "dense"
         if not folder.exists():
             draft = folder.with_name("draft")
             draft.mkdir(exist_ok=True)
-            export_dense(self._quantizable(), self._blocks, {}, draft)
+            export_dense(made.weights, made.blocks, {}, draft)
             draft.rename(folder)
         return folder
 

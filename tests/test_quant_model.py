@@ -64,7 +64,7 @@ def test_it_gives_the_weights_that_a_run_gives(
         batch_size=8,
         blocks=FreshBlocks(tmp_path / "blocks"),
     )
-    for ours, theirs in zip(quantized._blocks, blocks, strict=True):
+    for ours, theirs in zip(quantized._made.blocks, blocks, strict=True):
         for file in theirs.glob("*.safetensors"):
             assert (ours / file.name).read_bytes() == file.read_bytes()
     down = plan.schemes["model.layers.1.mlp.experts.2.down_proj"]
@@ -144,7 +144,7 @@ def test_a_recipe_rotates_corrects_and_lets_the_model_write(original: Path, tmp_
 def test_what_cannot_be_done_is_told_before_the_model_writes_and_leaves_nothing(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alphaquant.quant_model.with_written", lambda *_: pytest.fail("it wrote"))
+    monkeypatch.setattr("alphaquant.quantized.with_written", lambda *_: pytest.fail("it wrote"))
     wrong = QuantizeConfig(recipe="balanced", dynamic={"nope": {}})
     model = AlphaQuantModel.load(original, wrong, device="cpu")
     with pytest.raises(PlanError, match="nope"):

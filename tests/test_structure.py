@@ -37,6 +37,7 @@ FLOORS = {
     "api": 6,
     "hf": 6,
     "quantize_config": 6,
+    "quantized": 6,
     "quant_model": 7,
 }
 TOOLS = {("demo", "train"), ("demo", "training"), ("demo", "measure"), ("demo", "card")}
