@@ -1,4 +1,4 @@
-"""XᵀX at half its price: a product with its own transpose is symmetric, and the BLAS call for that is not torch's."""
+"""XᵀX, and dᵀHd with it, at half their price: what is symmetric is computed once, and the BLAS calls for that are not torch's."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     add_gram(total[:half, :half], x[:, :half])
     add_gram(total[half:, half:], x[:, half:])
     total[:half, half:].addmm_(x[:, :half].T, x[:, half:])
+
+
+def quadratic(rows: Tensor, total: Tensor) -> Tensor:
+    """The sum of dᵀHd over all `rows` d `[..., out, cols]` of a symmetric H `[..., cols, cols]`, `[...]`."""
+    cols = rows.shape[-1]
+    if cols <= _WHOLE or rows.is_cuda:  # there, a few large products are faster
+        return ((rows @ total) * rows).sum((-2, -1))
+    half = -(-cols // 128) * 64
+    first, second = rows[..., :half], rows[..., half:]
+    mixed = (first @ total[..., :half, half:]).mul_(second).sum((-2, -1))
+    alone = quadratic(first, total[..., :half, :half])
+    return alone + quadratic(second, total[..., half:, half:]) + 2 * mixed
 
 
 def mirror(total: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
-from alphaquant.linalg.gram import add_gram, bf16_products, mirror
+from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
 
 _RAISE = 3.0  # factor between two tries of the damping
 
@@ -242,7 +242,7 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
     """tr(D H Dᵀ) of `[..., out, in]` and `[..., in, in]`: mean squared output error times two."""
     if (energy := _diagonal(hessian)) is not None:
         return (difference * energy[..., None, :]).mul_(difference).sum((-2, -1))
-    return ((difference @ hessian) * difference).sum((-2, -1))
+    return quadratic(difference, hessian)
 
 
 def _diagonal(hessian: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphaquant.linalg.gram import add_gram, bf16_products, mirror
+from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
 from alphaquant.linalg.hessian import HessianAccumulator
 
 
@@ -18,6 +18,17 @@ def test_adds_the_product_with_the_own_transpose_and_stays_symmetric(rows: int, 
     mirror(total)
     torch.testing.assert_close(total, expected.float(), rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(total, total.T)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("cols", [5, 193, 700])
+def test_quadratic_forms_are_those_of_one_product(batch: tuple[int, ...], cols: int) -> None:
+    rows, x = torch.randn(*batch, 20, cols), torch.randn(*batch, 40, cols)
+    total = x.mT @ x
+    exact = ((rows.double() @ total.double()) * rows.double()).sum((-2, -1))
+    found = quadratic(rows, total)
+    assert found.shape == batch
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
