@@ -22,7 +22,7 @@ _STYLE = {
     "uniform": ("#0072B2", "s"),
     "random": ("#777777", "X"),
 }
-_ROW = 3.1
+_ROW = 3.3
 """Inches."""
 _MARGIN = 0.15
 """Bits on either side, so that plans of one budget lie together."""
@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame, trials: Sequence[Trial]) -> bytes:
                     continue
                 own = [one for one in trials if one.result.model == model and one.recipe == recipe]
                 _panel(axis, panel, own, text)
-                axis.set_title(f"{model}, {text} ({panel['standing'].iloc[0]}), {recipe}")
+                axis.set_title(f"{model}, {text}\n{recipe}, {panel['standing'].iloc[0]}")
         bits = table["bits_per_weight"]
         axes[0, 0].set_xlim(bits.min() - _MARGIN, bits.max() + _MARGIN)
         figure.supxlabel("stored bits per weight", fontsize=9.5)
