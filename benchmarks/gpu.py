@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ import torch
 
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.config import AlphaConfig
+from alphaquant.demo import demo_model_path
+from alphaquant.evaluation.generated import with_written
+from alphaquant.evaluation.room import Room
 from alphaquant.formats.grid import fused
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import available_cores
@@ -35,7 +39,7 @@ from benchmarks.kernels import FORMATS, compare_kernel, tile_seconds
 from benchmarks.rivals.provenance import commit
 from benchmarks.steps import SETTINGS, SHAPES, measure, random_checkpoint
 
-_SETTINGS = ("int4", "int4 tuned")
+_SETTINGS = ("int4", "int4 corrected", "int4 tuned")
 
 
 def main() -> None:
@@ -101,6 +105,7 @@ def measure_model(
             checkpoint.config.vocab_size, (options.samples, options.length), dtype=torch.int64
         )
         alpha = alpha_seconds(checkpoint, device) * whole / blocks
+        writing = writing_seconds(checkpoint, tokens, device, options.batch) * whole / blocks
         for setting in options.settings:
             row = measure(checkpoint, tokens, setting, device, options.batch, folder)
             first, *rest = row["blocks"]
@@ -110,6 +115,7 @@ def measure_model(
                 "measured_blocks": blocks,
                 "model": first + sum(rest) / len(rest) * (whole - 1),
                 "alpha": alpha,
+                "writing": writing,
             }
 
 
@@ -121,6 +127,20 @@ def alpha_seconds(checkpoint: Checkpoint, device: torch.device) -> float:
         alpha_table(checkpoint, AlphaConfig(), device=device)
         seconds = time.perf_counter() - began
     return seconds
+
+
+def writing_seconds(
+    checkpoint: Checkpoint,
+    tokens: torch.Tensor,  # [windows, length]
+    device: torch.device,
+    batch: int,
+) -> float:
+    """Seconds in which a model of the blocks there are writes half of the windows, loading it included."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # what it may begin with
+        shutil.copy(demo_model_path() / name, checkpoint.path / name)
+    room, began = Room(device, batch), time.perf_counter()
+    with_written(checkpoint, tokens, 0.5, 0, room)
+    return time.perf_counter() - began
 
 
 def _options() -> argparse.Namespace:

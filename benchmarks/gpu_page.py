@@ -53,18 +53,19 @@ def page(reports: Sequence[dict[str, Any]]) -> str:
         lines += [_about(report, f"{number}. " if several else ""), ""]
     lines += [
         "Where not every block was quantized, the whole model is extrapolated: the first block and the mean of the others",
-        "times the rest; alpha by the number of blocks. Weights and tokens are random.",
+        "times the rest; alpha and the writing of half of the windows by the number of blocks. Weights and tokens are random.",
         "",
-        "| model | setting | s, last block | s, whole model | blocks quantized | GiB | alpha, s |"
+        "| model | setting | s, last block | s, whole model | blocks quantized | GiB | alpha, s | writing, s |"
         + (" run |" if several else ""),
-        "|---|---|---:|---:|---:|---:|---:|" + ("---:|" if several else ""),
+        "|---|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if several else ""),
     ]
     for number, report in enumerate(reports, start=1):
         for row in report["models"]:
             peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+            writing = f"{row['writing']:.0f}" if "writing" in row else ""
             lines.append(
                 f"| {row['shape']} | {row['setting']} | {row['block']:.2f} | {row['model']:.0f} | "
-                f"{row['measured_blocks']} of {row['model_blocks']} | {peak} | {row['alpha']:.0f} |"
+                f"{row['measured_blocks']} of {row['model_blocks']} | {peak} | {row['alpha']:.0f} | {writing} |"
                 + (f" {number} |" if several else "")
             )
     for shape in dict.fromkeys(row["shape"] for row in _models(reports)):

@@ -54,3 +54,4 @@ def test_every_block_may_be_quantized() -> None:
     assert row["measured_blocks"] == len(row["blocks"]) == 4
     assert row["model"] == pytest.approx(sum(row["blocks"]))
     assert row["alpha"] > 0
+    assert row["writing"] > 0
