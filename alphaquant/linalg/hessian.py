@@ -5,7 +5,6 @@ Leading batch dimensions (the experts of a block) are supported throughout.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from alphaquant.clock import timed
 from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
 
 _RAISE = 3.0  # factor between two tries of the damping
+_EVEN = 1024  # rows, of which multiples are multiplied by a CPU's bf16 instructions
 
 
 class TokenWeights:
@@ -87,9 +87,13 @@ class HessianAccumulator:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
-            exact = bf16_products() if flat.dtype == torch.bfloat16 else contextlib.nullcontext()
-            with exact:
-                add_gram(total, flat.float())
+            # the library compiles a kernel for every number of rows and keeps it: of experts' tokens there are hundreds
+            even = len(flat) // _EVEN * _EVEN if flat.dtype == torch.bfloat16 else 0
+            if even:
+                with bf16_products():
+                    add_gram(total, flat[:even].float())
+            if even < len(flat):
+                add_gram(total, flat[even:].float())
             self._half = True
 
     def _count(self, tokens: int, weights: TokenWeights | None) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from alphaquant.linalg import hessian
 from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
 from alphaquant.linalg.hessian import HessianAccumulator
 
@@ -35,13 +36,30 @@ def test_quadratic_forms_are_those_of_one_product(batch: tuple[int, ...], cols: 
 @pytest.mark.parametrize("cols", [64, 700])
 def test_sums_of_either_dtype_are_those_of_fp32(dtype: torch.dtype, cols: int) -> None:
     """bf16 sums would be 2^-9 off, and products of fp32 rounded to bf16 as far."""
-    x = torch.randn(4, 200, cols).to(dtype)
+    x = torch.randn(4, 350, cols).to(dtype)  # more and fewer rows than bf16 products are for
     accumulator = HessianAccumulator(cols, torch.device("cpu"))
     accumulator.update(x)
     accumulator.update(x[:1])
     exact = x.flatten(0, 1).double()
     exact = exact.T @ exact + x[0].double().T @ x[0].double()
     assert (accumulator.total - exact).abs().max() < 1e-5 * exact.diagonal().mean()
+
+
+def test_few_numbers_of_rows_reach_the_products_that_compile_a_kernel_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    seen: list[tuple[int, bool]] = []
+
+    def watched(total: torch.Tensor, x: torch.Tensor) -> None:
+        seen.append((len(x), matmul.fp32_precision == "bf16"))
+
+    monkeypatch.setattr(hessian, "add_gram", watched)
+    accumulator = HessianAccumulator(8, torch.device("cpu"))
+    for rows in (96, 1024, 2500):
+        accumulator.update(torch.ones(rows, 8, dtype=torch.bfloat16))
+    accumulator.update(torch.ones(2500, 8))
+    assert seen == [(96, False), (1024, True), (2048, True), (452, False), (2500, False)]
 
 
 def test_other_products_are_left_as_they_were() -> None:
