@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd  # noqa: F401 - alpha_table imports it when it is called, and imports are not what is measured
+
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.config import AlphaConfig
 from alphaquant.models.checkpoint import Checkpoint
