@@ -16,7 +16,7 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
     if limit is None:
         return
     from alphaquant.algorithms.memory_plan import needs_and_room, require_whole
-    from alphaquant.algorithms.tuning_memory import foreseen_sizes, require_room, tuning_needs
+    from alphaquant.algorithms.tuning_memory import foreseen_sizes, tuning_needs, windows_that_fit
     from alphaquant.evaluation.passes import BALANCING, repairing
     from alphaquant.export.foreseen import known_plan
     from alphaquant.models.checkpoint import Checkpoint
@@ -47,14 +47,14 @@ def check_memory(config: RunConfig, model: ModelRef, stages: Stages) -> None:
         # how many windows there are to choose from is known when the text is read, and checked then
         room.check_blocks(checkpoint, calibration.samples, length, BALANCING)
     rounding = config.quantization
-    plan = known_plan(checkpoint.plannable, config.allocation, rounding)
-    if (
-        rounding.tune == "model" and plan is not None
-    ):  # else the stage knows, when formats are chosen
+    # where formats are yet to be chosen, the stage looks when they are
+    if rounding.tune == "model" and (
+        plan := known_plan(checkpoint.plannable, config.allocation, rounding)
+    ):
         sizes = foreseen_sizes(plan, checkpoint.blocks)
         own_head = config.allocation.lm_head is not None
         needs = tuning_needs(checkpoint, sizes, shape, device, own_head=own_head)
-        require_room(needs, device, 1, limit)
+        windows_that_fit(needs, device, 1, limit)
     repairs = mixture and checkpoint.architecture.kind != "generic"
     if stages is quantize_only or not repairs:
         return

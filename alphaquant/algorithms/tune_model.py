@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alphaquant.algorithms.schedule import warm_cosine
 from alphaquant.algorithms.tunable_model import TunableModel
-from alphaquant.algorithms.tuning_memory import needs_behind, require_room
+from alphaquant.algorithms.tuning_memory import needs_behind, windows_that_fit
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.errors import DataError
@@ -77,7 +77,7 @@ def tune_model(
     size = min(config.tune_batch_size, batch_size)
     needs = needs_behind(checkpoint, folders, (tokens.shape[0], tokens.shape[1]), device)
     finished = " The blocks are finished and kept."
-    size = require_room(needs, device, size, memory_limit, finished)
+    size = windows_that_fit(needs, device, size, memory_limit, finished)
     batches = [batch.split(size) for batch in tokens[:first].split(config.tune_batch_size)]
     batches.append(tokens[first:].split(size))
     original = BlockModel(checkpoint, device, compute_dtype(device))

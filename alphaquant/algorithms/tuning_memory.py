@@ -5,7 +5,6 @@ All sizes are bytes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +53,7 @@ def foreseen_sizes(plan: QuantPlan, blocks: int) -> list[tuple[int, int]]:
         scheme = plan.schemes[spec.name]
         if spec.block is not None and scheme.format != "bf16":
             sizes[spec.block][0] += spec.size
-            sizes[spec.block][1] += spec.rows * math.ceil(
-                spec.cols / (scheme.group_size or spec.cols)
-            )
+            sizes[spec.block][1] += spec.rows * scheme.groups(spec.cols)
     return [(codes, groups) for codes, groups in sizes]
 
 
@@ -98,12 +95,13 @@ def needs_behind(
     return tuning_needs(checkpoint, sizes, shape, device, own_head=own_head)
 
 
-def require_room(
+def windows_that_fit(
     needs: TuningNeeds, device: torch.device, wanted: int, limit: int | None, so_far: str = ""
 ) -> int:
-    """Raise ConfigError where `needs` exceed a memory `limit` or what is free, else return how many windows fit at once.
+    """How many of the `wanted` windows are computed at once: fewer only where a memory `limit` asks for it.
 
-    `so_far` says what is there already.
+    Raises ConfigError where not even one fits below the limit, or the weights into what is free; `so_far` tells then what is
+    there already.
     """
     free = free_within(limit, device)
     if free is None:

@@ -21,13 +21,17 @@ _BALANCED: Settings = {
     "quantization": {"correction": "stream"},
     "rotation": {"kind": "hadamard"},
 }
+_BEST: Settings = {
+    **_BALANCED,
+    "quantization": {**_BALANCED["quantization"], "tune": "block"},
+}
 RECIPES: dict[RecipeName, Settings] = {
     # GPTQ refined, routers and experts as they come
     "fast": {},
     # all that one pass can do: outliers turned away, earlier losses made up for, text of all that the model knows
     "balanced": _BALANCED,
     # blocks tuned behind it
-    "best": {**_BALANCED, "quantization": {"correction": "stream", "tune": "block"}},
+    "best": _BEST,
 }
 """Config sections and keys of each recipe."""
 

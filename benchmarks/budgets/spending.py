@@ -15,14 +15,13 @@ from alphaquant.algorithms.arm_table import ArmPlan, ArmTable, Knowledge
 from alphaquant.algorithms.arms import ArmName
 from alphaquant.config.recipes import assignments_of
 from alphaquant.plan import QuantPlan
-from benchmarks.rivals.catalogue import OWN, Contestant
+from benchmarks.rivals.catalogue import ORDERED, OWN, Contestant
 
 RecipeName: TypeAlias = Literal["GPTQ", "balanced"]
 BITS = (2.5, 3.0, 3.5, 4.25)
-_ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 RECIPES: dict[RecipeName, dict[str, str]] = {
-    "GPTQ": _ORDERED,
-    "balanced": _ORDERED | assignments_of("balanced"),
+    "GPTQ": ORDERED,
+    "balanced": ORDERED | assignments_of("balanced"),
 }
 
 

@@ -19,7 +19,7 @@ _ALL = tuple(FORMATS)
 _CORRECTED = {"quantization.correction": "stream"}
 _GENERATED = {"calibration.generated": "0.5"}
 _WHOLE = _CORRECTED | {"quantization.tune": "model"}
-_ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
+ORDERED = {"quantization.act_order": "true", "quantization.static_groups": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ CONTESTANTS = (
         OWN,
         "ordered",
         "its defaults in static activation order, as `alphaquant run` does by default",
-        _ORDERED,
+        ORDERED,
     ),
     Contestant(
         OWN,
@@ -162,55 +162,55 @@ CONTESTANTS = (
         OWN,
         "rotated",
         "in static activation order, rotated first",
-        _ORDERED | {"rotation.kind": "hadamard"},
+        ORDERED | {"rotation.kind": "hadamard"},
     ),
     Contestant(
         OWN,
         "corrected",
         "in static activation order, made up for what quantized linears before did (`correction=stream`)",
-        _ORDERED | _CORRECTED,
+        ORDERED | _CORRECTED,
     ),
     Contestant(
         OWN,
         "tuned",
         "rotated, and blocks tuned after GPTQ with default steps",
-        _ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+        ORDERED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
     ),
     Contestant(
         OWN,
         "both",
         "rotated and corrected, and blocks tuned after GPTQ with default steps",
-        _ORDERED | _CORRECTED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
+        ORDERED | _CORRECTED | {"rotation.kind": "hadamard", "quantization.tune": "block"},
     ),
     Contestant(
         OWN,
         "generated",
         "corrected, half of the calibration windows written by the model (`calibration.generated=0.5`)",
-        _ORDERED | _CORRECTED | _GENERATED,
+        ORDERED | _CORRECTED | _GENERATED,
     ),
     Contestant(
         OWN,
         "balanced",
         "its recipe of that name: rotated and corrected, half of the calibration windows written by the model",
-        _ORDERED | assignments_of("balanced"),
+        ORDERED | assignments_of("balanced"),
     ),
     Contestant(
         OWN,
         "best",
         "its recipe of that name: the same, and blocks tuned behind it",
-        _ORDERED | assignments_of("best"),
+        ORDERED | assignments_of("best"),
     ),
     Contestant(
         OWN,
         "whole",
         "corrected, blocks tuned, then scales and norms of the whole model (`tune=model`), not rotated",
-        _ORDERED | _WHOLE,
+        ORDERED | _WHOLE,
     ),
     Contestant(
         OWN,
         "full",
         "rotated, corrected, blocks tuned, then scales and norms of the whole model (`tune=model`)",
-        _ORDERED | _WHOLE | {"rotation.kind": "hadamard"},
+        ORDERED | _WHOLE | {"rotation.kind": "hadamard"},
     ),
     Contestant(
         OWN,
