@@ -4,11 +4,11 @@ With a weight `[r, c]`, T tokens that reach it and G groups of linears that read
 
     forward             2 r c T
     Hessian             2 c² T for every distinct input
-    factor              c³/3 for every distinct input; with act_order once more, permuted, and c³/3 for its inverse
+    factor              c³/3 for every distinct input, and as much for its inverse; corrections with act_order once more, in another order
     scale search        8 r c for every scale that is tried: divide, round, clamp, multiply, subtract, square, weigh, add
     columns             r c²: every column's error goes to those behind it
     refinement          2 r c² for the gradient, and as much for every sweep
-    errors              2 r c² for each of three products with the Hessian
+    errors              r c² for each of three forms dᵀHd, whose H is symmetric
     what is lacking     2 c² T for every distinct input, or 2 r c T where outputs join the stream
     backward            4 r c T: forward once more, and gradients of activations, not of weights
     spectrum            2 s² l for the Gram matrix of the shorter side s, 4/3 s³ to make it tridiagonal
@@ -147,10 +147,12 @@ def quantized_block(
     found: dict[Step, Work] = {
         "load weights": block_bytes(model, index),
         "scale search": search(rounded, schemes, config.scale_search),
-        "errors": quadratic(rounded, 6),
+        "errors": quadratic(rounded, 3),
         "write": Work(written=bits / 8),
     }
-    found["factor"] = factor(rounded, 3 if config.method == "gptq" and config.act_order else 1)
+    inverse = config.method == "gptq"
+    # a correction is solved for in the linear's own order
+    found["factor"] = factor(rounded, 1 + inverse + (config.corrects and config.act_order))
     if config.method == "gptq":
         found["columns"] = quadratic(rounded, 1)
         passes = config.sweeps + 1 if config.sweeps or config.refit else 0
@@ -209,7 +211,7 @@ def sensitivity(
         "forward and Hessians": forward(specs, tokens) + hessians(specs, tokens),
         "factor": factor(specs, 1),
         "scale search": total,
-        "errors": quadratic(specs, 2),
+        "errors": quadratic(specs, 1),
         "backward": forward([*specs, *head], backward, 4),
     }
 

@@ -40,15 +40,6 @@ class Rounding:
         scale, inverse = self.scale[..., columns, :], self.inverse[..., columns]
         return Rounding(self.number_format, scale, zero, inverse, before)
 
-    def step(self, column: int, local: Tensor) -> tuple[Tensor, Tensor]:
-        """The rounded values of a column, and the step that this is, from its walked values; all `[..., out]`."""
-        inverse = self.inverse[..., column, None]
-        before = None if self.before is None else self.before[..., column, :]
-        wanted = local if before is None else torch.addcmul(before, local, inverse)
-        zero = None if self.zero is None else self.zero[..., column, :]
-        found = fake_quantize(wanted, self.scale[..., column, :], zero, self.number_format)
-        return found, (local - found).mul_(inverse) if before is None else found - before
-
 
 def walk_tile(
     local: Tensor,  # [..., columns, out]
@@ -62,10 +53,19 @@ def walk_tile(
     Each step times its row of `coupling` is taken from the later columns of `local`, in place, before they
     are rounded.
     """
-    columns = local.shape[-2]
-    for column in range(columns):
-        found, step = rounding.step(column, local[..., column, :])
-        values[..., column, :], steps[..., column, :] = found, step
-        if column + 1 < columns:
-            row = coupling[..., column, column + 1 :]
-            local[..., column + 1 :, :].addcmul_(row[..., :, None], step[..., None, :], value=-1)
+    # taken apart once: a column costs some ten calls, and an index on every operand would be as many again
+    zeros, before = (None if x is None else x.unbind(-2) for x in (rounding.zero, rounding.before))
+    scales, inverses = rounding.scale.unbind(-2), rounding.inverse[..., None].unbind(-2)
+    rows = coupling[..., None].unbind(-3)  # [..., columns, 1]
+    there = zip(local.unbind(-2), values.unbind(-2), steps.unbind(-2), strict=True)
+    for column, (here, found, step) in enumerate(there):
+        inverse = inverses[column]
+        wanted = here if before is None else torch.addcmul(before[column], here, inverse)
+        zero = None if zeros is None else zeros[column]
+        fake_quantize(wanted, scales[column], zero, rounding.number_format, out=found)
+        if before is None:
+            torch.sub(here, found, out=step).mul_(inverse)
+        else:
+            torch.sub(found, before[column], out=step)
+        later = slice(column + 1, None)
+        local[..., later, :].addcmul_(rows[column][..., later, :], step[..., None, :], value=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 from alphaquant.algorithms import column_tile
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.formats.grid import fused
-from alphaquant.linalg.in_place import take_product
+from alphaquant.linalg.products import take_product
+from alphaquant.models.device import torch_threads
 
 Enter = Callable[[int], None]
+_ALONE = 8192
+"""Elements of a column up to which one core of a CPU walks: there a second one costs more than it does, up to twice the time."""
 
 
 def walk_columns(
@@ -33,27 +37,29 @@ def walk_columns(
     values, steps = torch.empty_like(local), torch.empty_like(local)
     columns = local.shape[-2]
     walk_tile, tile = _walker(local, rounding)
+    small = not local.is_cuda and local.numel() <= _ALONE * columns
     start = 0
-    while start < columns:
-        stop = min(start + tile, columns)
-        if group is not None and enter is not None:
-            stop = min(stop, (start // group + 1) * group)
-            if start % group == 0:
-                enter(start)
-        inside = slice(start, stop)
-        walk_tile(
-            local[..., inside, :],
-            coupling[..., inside, inside],
-            rounding.part(inside),
-            values[..., inside, :],
-            steps[..., inside, :],
-        )
-        if stop < columns:
-            later = slice(stop, columns)
-            take_product(
-                local[..., later, :], coupling[..., inside, later].mT, steps[..., inside, :]
+    with torch_threads(1) if small else contextlib.nullcontext():
+        while start < columns:
+            stop = min(start + tile, columns)
+            if group is not None and enter is not None:
+                stop = min(stop, (start // group + 1) * group)
+                if start % group == 0:
+                    enter(start)
+            inside = slice(start, stop)
+            walk_tile(
+                local[..., inside, :],
+                coupling[..., inside, inside],
+                rounding.part(inside),
+                values[..., inside, :],
+                steps[..., inside, :],
             )
-        start = stop
+            if stop < columns:
+                later = slice(stop, columns)
+                take_product(
+                    local[..., later, :], coupling[..., inside, later].mT, steps[..., inside, :]
+                )
+            start = stop
     return values, steps
 
 

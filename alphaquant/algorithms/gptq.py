@@ -24,7 +24,7 @@ from alphaquant.formats.weight import (
     find_scales,
 )
 from alphaquant.linalg.hessian import InverseFactor
-from alphaquant.linalg.in_place import take_product
+from alphaquant.linalg.products import take_product
 
 
 @dataclass(frozen=True)

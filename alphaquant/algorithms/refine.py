@@ -17,7 +17,7 @@ from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scales import nearest_scale
 from alphaquant.formats.weight import QuantizedWeight, encode, expand
-from alphaquant.linalg.in_place import take_product
+from alphaquant.linalg.products import quick_products, take_product
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
 
@@ -30,17 +30,19 @@ def refine(
     *,
     sweeps: int = 1,
     refit: bool = True,
-) -> tuple[QuantizedWeight, Tensor]:
+    wanted: bool = True,
+) -> tuple[QuantizedWeight, Tensor | None]:
     """Move every code `sweeps` times, and, if asked, refit the scales before each sweep and behind the last.
 
     Returns it with what each element would be if nothing had to be rounded and all others stayed
-    `[..., out, in]`. The loss never grows, up to the rounding of fp32 sums.
+    `[..., out, in]`, where that is `wanted`. The loss never grows, up to the rounding of fp32 sums.
     """
     walk = _Descent(weight.float(), hessian.float(), start, refit=refit)
-    for _ in range(sweeps):
-        walk.sweep()
-    walk.move_scales()
-    return encode(walk.values.mT.contiguous(), walk.scales, start.scheme), walk.wanted()
+    descents = [True] * sweeps + [False] * walk.refits
+    for number, codes in enumerate(descents, start=1):
+        walk.descend(codes=codes, last=number == len(descents) and not wanted)
+    found = encode(walk.values.mT.contiguous(), walk.scales, start.scheme)
+    return found, walk.wanted() if wanted else None
 
 
 class _Descent:
@@ -52,48 +54,43 @@ class _Descent:
         self._hessian, self._format = hessian, start.scheme.number_format
         self._inverse = 1 / hessian.diagonal(dim1=-2, dim2=-1)
         self._width = start.scheme.group_width(weight.shape[-1])
-        self._refit = refit and self._format.scale_type is not None
+        self.refits = refit and self._format.scale_type is not None
         self.scales = replace(start.scales, scale=start.scales.scale.clone())
         self.values = start.dequantize().mT.contiguous()
-        self._gradient = hessian @ (weight.mT - self.values)
+        with quick_products():
+            self._gradient = hessian @ (weight.mT - self.values)
 
     def wanted(self) -> Tensor:
         """The minimum of each element's parabola `[..., out, in]`."""
         return (self.values + self._gradient * self._inverse[..., :, None]).mT.contiguous()
 
-    def sweep(self) -> None:
-        """Scales where they are refitted, then every element to the grid value nearest to its minimum."""
-        self._descend(codes=True)
+    def descend(self, *, codes: bool, last: bool) -> None:
+        """Scales, where they are refitted, to the storable value nearest to their minimum; with `codes` every element
+        to the grid value nearest to its own.
 
-    def move_scales(self) -> None:
-        """Every scale that is refitted to the storable value nearest to its minimum, group after group."""
-        if self._refit:
-            self._descend(codes=False)
-
-    def _descend(self, *, codes: bool) -> None:
-        """Groups that fit into a block of columns are refitted as the block is entered, wider ones before all blocks.
-
-        So the gradient of the whole matrix is updated once for all groups of a block and its codes.
+        Groups that fit into a block of columns are refitted as the block is entered, wider ones before all blocks.
+        So the gradient of the whole matrix is updated once for all groups of a block and its codes, and behind the
+        `last` descent, of which nobody will ask for it, only that of the columns to come.
         """
         fits = self._width <= _BLOCK
         cols = self.values.shape[-2]
-        if self._refit and not fits:
+        if self.refits and not fits:
             for start in range(0, cols, self._width):
                 inside = slice(start, min(start + self._width, cols))
                 now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
                 square = self._hessian[..., inside, inside]
                 self._move_scales(inside, now, slope, square, alone=True)
-                self._place(inside, now)
+                self._place(inside, now, last and not codes)
         size = _BLOCK // self._width * self._width if fits else _BLOCK
         for start in range(0, cols if fits or codes else 0, size):
             inside = slice(start, min(start + size, cols))
             now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :].clone()
             square = self._hessian[..., inside, inside]
-            if self._refit and fits:
+            if self.refits and fits:
                 self._move_scales(inside, now, slope, square)
             if codes:
                 self._move_codes(inside, now, slope, square)
-            self._place(inside, now)
+            self._place(inside, now, last)
 
     def _move_scales(
         self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, alone: bool = False
@@ -134,8 +131,9 @@ class _Descent:
         values, _ = walk_columns(slope, square, rounding)
         now.copy_(values)
 
-    def _place(self, inside: slice, now: Tensor) -> None:
-        """Put a block's new values in, and take what they change from the gradient of all columns."""
+    def _place(self, inside: slice, now: Tensor, last: bool) -> None:
+        """Put a block's new values in, and take what they change from the gradient of all columns or those behind it."""
         change = now - self.values[..., inside, :]
         self.values[..., inside, :] = now
-        take_product(self._gradient, self._hessian[..., :, inside], change)
+        felt = slice(inside.stop if last else 0, None)
+        take_product(self._gradient[..., felt, :], self._hessian[..., felt, inside], change)

@@ -79,8 +79,9 @@ def solve_block(
     tuning = None
     if lesson is not None and to_tune:
         starts = [
-            Start([spec.name for spec in s.stack.specs], s.quantized, s.compensated)
-            for s in to_tune
+            Start([spec.name for spec in one.stack.specs], one.quantized, one.compensated)
+            for one in to_tune
+            if one.compensated is not None
         ]
         weights, tuning = tune_block(_within(moved, lesson), starts, config)
         for one, weight in zip(to_tune, weights, strict=True):

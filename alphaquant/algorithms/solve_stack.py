@@ -38,8 +38,8 @@ class Solved:
     damping: Tensor
     """Share of the Hessian's mean diagonal that was added # [n]"""
     quantized: QuantizedWeight
-    compensated: Tensor
-    """What each element would be without rounding, given all others # [n, out, in]"""
+    compensated: Tensor | None
+    """What each element would be without rounding, given all others; None unless it will be tuned # [n, out, in]"""
 
 
 def solve_stacks(
@@ -60,7 +60,7 @@ def solve_stacks(
     by_scheme.pop(Scheme("bf16"), None)
     if not by_scheme:
         return []
-    factor = inverse_factor(sharing[0].hessian, config.damping)
+    factor = inverse_factor(sharing[0].hessian, config.damping, by_energy=config.walks_by_energy)
     return [
         solved
         for scheme, alike in by_scheme.items()
@@ -114,7 +114,7 @@ def _solve_rows(
             whole.weight[:, start:stop],
             whole.damping,
             whole.quantized.rows(start, stop),
-            whole.compensated[:, start:stop],
+            None if whole.compensated is None else whole.compensated[:, start:stop],
         )
         start = stop
 
@@ -128,7 +128,7 @@ def solve_weight(
     target: Tensor | None = None,  # [n, out, in]
 ) -> Solved:
     """Quantize the weight of a stack, or rows of it, against the `factor` of its Hessians; GPTQ towards a `target` instead."""
-    compensated = weight
+    compensated: Tensor | None = weight
     match config.method:
         case "rtn":
             quantized = rtn(weight, scheme, config.scale_search, stack.specs[0].name)
@@ -166,12 +166,19 @@ def _clipped(
 
 def _compensated(
     target: Tensor, scheme: Scheme, factor: InverseFactor, config: QuantizationConfig
-) -> tuple[QuantizedWeight, Tensor]:
-    """GPTQ and its refinement: the codes, and what was rounded to them."""
+) -> tuple[QuantizedWeight, Tensor | None]:
+    """GPTQ and its refinement: the codes, and for tuning what was rounded to them."""
     options = GptqOptions(
         config.block_size, config.act_order, config.static_groups, config.scale_search
     )
     found = gptq(target, factor, scheme, options)
     if not (config.refit or config.sweeps):
         return found.weight, found.compensated
-    return refine(target, factor.damped, found.weight, sweeps=config.sweeps, refit=config.refit)
+    return refine(
+        target,
+        factor.damped,
+        found.weight,
+        sweeps=config.sweeps,
+        refit=config.refit,
+        wanted=config.tune != "none",
+    )

@@ -70,6 +70,11 @@ class QuantizationConfig(Section):
         return self.method == "gptq" and self.correction != "none"
 
     @property
+    def walks_by_energy(self) -> bool:
+        """Whether columns are rounded in the order of their inputs' energy."""
+        return self.method == "gptq" and self.act_order
+
+    @property
     def looks_at_inputs(self) -> bool:
         """Whether calibration text is needed; rounding to nearest looks at none, unless it is tuned."""
         return self.method not in UNCALIBRATED or self.tune != "none"

@@ -64,16 +64,21 @@ def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
     return grid[(above - 1).clamp_(min=0)], grid[above.clamp(max=len(grid) - 1)]
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: NumberFormat) -> Tensor:
-    """Values that `fmt` stores for `x` under broadcastable fp32 scales and zero points, in fp32.
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero: Tensor | None, fmt: NumberFormat, *, out: Tensor | None = None
+) -> Tensor:
+    """Values that `fmt` stores for `x` under broadcastable fp32 scales and zero points, in fp32, in `out` if there is one.
 
     GPTQ calls this once per column, so it is a handful of kernels and checks nothing.
     """
     x = x.detach().float() / scale
-    if zero is None:
-        return round_to_grid(x, fmt).mul_(scale)
-    # Round before the zero point is added: adding first could move a tie.
-    return x.round_().add_(zero).clamp_(fmt.min_value, fmt.max_value).sub_(zero).mul_(scale)
+    if not fmt.is_integer:
+        x = round_to_grid(x, fmt)
+    elif zero is None:
+        x.round_().clamp_(fmt.min_value, fmt.max_value)
+    else:  # added when it is rounded: before, it could move a tie
+        x.round_().add_(zero).clamp_(fmt.min_value, fmt.max_value).sub_(zero)
+    return torch.mul(x, scale, out=x if out is None else out)
 
 
 def to_codes(x: Tensor, fmt: NumberFormat) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from alphaquant.linalg.products import quick_products
 
 _WHOLE = 192  # columns whose products with each other are one call: of fewer, calls are slow, of more, half is computed twice
 _WORTH = 256  # rows of X from which that repays several calls
@@ -24,6 +23,22 @@ def add_gram(total: Tensor, x: Tensor) -> None:
     total[:half, half:].addmm_(x[:, :half].T, x[:, half:])
 
 
+def gram(rows: Tensor) -> Tensor:
+    """XXᵀ `[..., rows, rows]` of X `[..., rows, cols]`."""
+    if rows.is_cuda or rows.dtype != torch.float32:
+        return rows @ rows.mT
+    total = rows.new_zeros(*rows.shape[:-1], rows.shape[-2])
+    with quick_products():
+        for one, x in zip(_matrices(total), _matrices(rows), strict=True):
+            add_gram(one, x.T)
+            mirror(one)
+    return total
+
+
+def _matrices(x: Tensor) -> Tensor:
+    return x.reshape(-1, *x.shape[-2:])
+
+
 def quadratic(rows: Tensor, total: Tensor) -> Tensor:
     """The sum of dᵀHd over all `rows` d `[..., out, cols]` of a symmetric H `[..., cols, cols]`, `[...]`."""
     cols = rows.shape[-1]
@@ -31,7 +46,8 @@ def quadratic(rows: Tensor, total: Tensor) -> Tensor:
         return ((rows @ total) * rows).sum((-2, -1))
     half = -(-cols // 128) * 64
     first, second = rows[..., :half], rows[..., half:]
-    mixed = (first @ total[..., :half, half:]).mul_(second).sum((-2, -1))
+    with quick_products():
+        mixed = (first @ total[..., :half, half:]).mul_(second).sum((-2, -1))
     alone = quadratic(first, total[..., :half, :half])
     return alone + quadratic(second, total[..., half:, half:]) + 2 * mixed
 
@@ -44,19 +60,3 @@ def mirror(total: Tensor) -> None:
         inside = total[start:end, start:end]
         inside.copy_(inside.triu() + inside.triu(1).T)
         total[end:, start:end] = total[start:end, end:].T
-
-
-@contextlib.contextmanager
-def bf16_products() -> Iterator[None]:
-    """While open, a CPU multiplies fp32 matrices by its bf16 instructions and sums in fp32, which is exact where numbers are bf16.
-
-    torch has no product of bf16 with sums in fp32 on a CPU, and this switch is one for the process: no other thread
-    may multiply meanwhile. Stages that compute take turns on a machine.
-    """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before

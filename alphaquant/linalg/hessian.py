@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
-from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
+from alphaquant.linalg.gram import add_gram, mirror, quadratic
+from alphaquant.linalg.products import bf16_products, onednn_is_faster
+from alphaquant.linalg.triangular import upper_inverse
 
 _RAISE = 3.0  # factor between two tries of the damping
-_EVEN = 1024  # rows, of which multiples are multiplied by a CPU's bf16 instructions
+_EVEN = 1024  # rows, of which multiples are multiplied by oneDNN
 
 
 class TokenWeights:
@@ -88,7 +90,8 @@ class HessianAccumulator:
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
             # the library compiles a kernel for every number of rows and keeps it: of experts' tokens there are hundreds
-            even = len(flat) // _EVEN * _EVEN if flat.dtype == torch.bfloat16 else 0
+            exact = flat.dtype == torch.bfloat16 or onednn_is_faster()
+            even = len(flat) // _EVEN * _EVEN if exact else 0
             if even:
                 with bf16_products():
                     add_gram(total, flat[:even].float())
@@ -162,20 +165,24 @@ def shrink(hessians: Tensor, tokens: Tensor, strength: float, prior: Tensor) -> 
 class InverseFactor:
     """Cholesky factor of a damped Hessian H + λI = RRᵀ with R upper, so that (H + λI)⁻¹ = UᵀU, U = R⁻¹."""
 
-    root: Tensor  # [..., in, in] R
     damped: Tensor  # [..., in, in] H + λI
     damping: Tensor  # [...] share of the mean diagonal that was added
     energy: Tensor  # [..., in] diagonal of H itself: zero where no input arrives
+    found: Tensor
+    """R of the matrix with its columns in `order` # [..., in, in]"""
+    order: Tensor | None = None
+    """Of the most energy first; None as they are # [..., in]"""
+
+    @functools.cached_property
+    def root(self) -> Tensor:
+        """R `[..., in, in]`."""
+        return self.found if self.order is None else _root(self.damped)[0]
 
     @functools.cached_property
     @timed("factor")
     def upper(self) -> Tensor:
         """U `[..., in, in]`, whose rows tell how later columns make up for an error."""
-        identity = torch.eye(self.root.shape[-1], dtype=self.root.dtype, device=self.root.device)
-        inverse: Tensor = torch.linalg.solve_triangular(
-            self.root, identity.expand_as(self.root), upper=True
-        )
-        return inverse
+        return upper_inverse(self.root)
 
     @property
     def conditional_variance(self) -> Tensor:
@@ -183,19 +190,30 @@ class InverseFactor:
         return self.root.diagonal(dim1=-2, dim2=-1).square()
 
     @functools.cached_property
+    @timed("factor")
     def by_energy(self) -> tuple[Tensor, Tensor]:
         """The columns with the most energy first `[..., in]`, and U of the matrix in that order `[..., in, in]`."""
-        order = self.energy.argsort(dim=-1, descending=True, stable=True)
-        return order, self.permuted(order).upper
+        if self.order is not None:
+            return self.order, upper_inverse(self.found)
+        order = _by_energy(self.energy)
+        return order, upper_inverse(_root(self.damped, order)[0])
 
-    @timed("factor")
-    def permuted(self, order: Tensor) -> InverseFactor:
-        """The factor of the same matrix with its columns in `order [..., in]`."""
-        matrix = self.damped.gather(-2, order[..., :, None].expand_as(self.damped))
-        matrix = matrix.gather(-1, order[..., None, :].expand_as(matrix))
-        lower = torch.linalg.cholesky(matrix.flip(-2, -1))
-        energy = self.energy.gather(-1, order)
-        return InverseFactor(lower.flip(-2, -1), matrix, self.damping, energy)
+
+def _by_energy(energy: Tensor) -> Tensor:
+    return energy.argsort(dim=-1, descending=True, stable=True)
+
+
+@timed("factor")
+def _root(matrix: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """R of a matrix `[..., in, in]` with its columns in `order`, and for every matrix whether there is none `[...]`."""
+    if order is None:
+        backward = matrix.flip(-2, -1)
+    else:
+        last = order.flip(-1)
+        backward = matrix.gather(-2, last[..., :, None].expand_as(matrix))
+        backward = backward.gather(-1, last[..., None, :].expand_as(matrix))
+    lower, info = torch.linalg.cholesky_ex(backward)
+    return lower.flip(-2, -1), info > 0
 
 
 def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
@@ -210,8 +228,10 @@ def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
 
 
 @timed("factor")
-def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
-    """Factor of the inverse of a damped Hessian `[..., in, in]`, from one Cholesky.
+def inverse_factor(
+    hessian: Tensor, damping: float = 0.01, *, by_energy: bool = False
+) -> InverseFactor:
+    """Factor of the inverse of a damped Hessian `[..., in, in]`, from one Cholesky: `by_energy` for who walks columns so.
 
     Damping is raised threefold for the entries whose factor does not exist. Raises ValueError when the
     Hessian holds NaN or infinity.
@@ -221,25 +241,29 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
             "the Hessian holds NaN or infinite values: the calibration inputs overflowed"
         )
     if hessian.dim() == 3 and _repeated(hessian):
-        one, count = inverse_factor(hessian[0], damping), len(hessian)
+        one, count = inverse_factor(hessian[0], damping, by_energy=by_energy), len(hessian)
         return InverseFactor(
-            one.root.expand(count, -1, -1),
             one.damped.expand(count, -1, -1),
             one.damping.expand(count),
             one.energy.expand(count, -1),
+            one.found.expand(count, -1, -1),
+            None if one.order is None else one.order.expand(count, -1),
         )
     share = torch.full(hessian.shape[:-2], damping, dtype=hessian.dtype, device=hessian.device)
-    energy = _diagonal(hessian)
-    if energy is not None and bool(((damping > 0) | (energy > 0)).all() & (energy >= 0).all()):
+    diagonal = _diagonal(hessian)
+    if diagonal is not None and bool(
+        ((damping > 0) | (diagonal > 0)).all() & (diagonal >= 0).all()
+    ):
         damped = damp(hessian, share)
-        return InverseFactor(damped.sqrt(), damped, share, energy)
+        return InverseFactor(damped, share, diagonal, damped.sqrt())
+    energy = hessian.diagonal(dim1=-2, dim2=-1)
+    order = _by_energy(energy) if by_energy else None
     while True:
         damped = damp(hessian, share)
-        lower, info = torch.linalg.cholesky_ex(damped.flip(-2, -1))
-        if not bool(info.any()):
-            energy = hessian.diagonal(dim1=-2, dim2=-1)
-            return InverseFactor(lower.flip(-2, -1), damped, share, energy)
-        share = torch.where(info > 0, (share * _RAISE).clamp(min=1e-4), share)
+        found, failed = _root(damped, order)
+        if not bool(failed.any()):
+            return InverseFactor(damped, share, energy, found, order)
+        share = torch.where(failed, (share * _RAISE).clamp(min=1e-4), share)
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:

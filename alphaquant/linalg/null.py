@@ -25,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 DRAWN_SIDE = 512
 """Matrices with a longer short side are extrapolated from this size, or more for a tiny tail."""
 DRAWS = 128
+_FLUCTUATION = 16
+"""Rows by which the turning point of a drawn matrix may lie behind that of the law."""
 
 
 @lru_cache(maxsize=1024)
@@ -50,9 +52,9 @@ def alpha_null(
     side = min(short, max(DRAWN_SIDE, math.ceil(MIN_TAIL * short / size)))
     shrink = side / short
     drawn_long, drawn_size = round(long * shrink), round(size * shrink)
-    alphas = np.array(
-        [_alpha(gaussian_spectrum(side, drawn_long, random), drawn_size) for _ in range(DRAWS)]
-    )
+    rows_drawn = rows_of_tail(side, drawn_long, min(drawn_size + 1, side))
+    spectra = (gaussian_spectrum(side, drawn_long, random, rows=rows_drawn) for _ in range(DRAWS))
+    alphas = np.array([_alpha(values, drawn_size) for values in spectra])
     mean, spread = float(alphas.mean()), float(alphas.std(ddof=1))
     if side == short:
         return mean, spread
@@ -61,14 +63,38 @@ def alpha_null(
     return limit + remainder * shrink, spread * shrink * math.sqrt(math.log(short) / math.log(side))
 
 
-def gaussian_spectrum(short: int, long: int, random: np.random.Generator) -> Floats:
-    """Eigenvalues `[short]`, ascending, of GGᵀ for a standard Gaussian G `[short, long]`."""
+def gaussian_spectrum(
+    short: int, long: int, random: np.random.Generator, *, rows: int | None = None
+) -> Floats:
+    """Eigenvalues `[short]`, ascending, of GGᵀ for a standard Gaussian G `[short, long]`.
+
+    With `rows`, see `rows_of_tail`, those of so many rows of the factor alone `[rows]`.
+    """
     diagonal = np.sqrt(random.chisquare(long - np.arange(short)))
     below = np.sqrt(random.chisquare(short - 1 - np.arange(short - 1)))
     squares = diagonal**2
     squares[1:] += below**2
-    values: Floats = eigvalsh_tridiagonal(squares, diagonal[:-1] * below, lapack_driver="sterf")
+    beside, kept = diagonal[:-1] * below, slice(rows)
+    values: Floats = eigvalsh_tridiagonal(
+        squares[kept], beside[: squares[kept].size - 1], lapack_driver="sterf"
+    )
     return values
+
+
+def rows_of_tail(short: int, long: int, size: int) -> int:
+    """Rows of the factor of `gaussian_spectrum` that its `size` largest eigenvalues depend on in fp64.
+
+    Behind row i lies a Gaussian `[short - i, long - i]`, whose largest eigenvalue is (√(short - i) + √(long - i))². Where that
+    sinks below an eigenvalue, its eigenvector turns into an Airy function, which falls by 1e-12 within eight of its lengths.
+    """
+    smallest = marchenko_pastur(short, long)[-size]
+    behind = np.arange(short)
+    narrow, wide = np.sqrt(short - behind), np.sqrt(long - behind)
+    within = (narrow + wide) ** 2 >= smallest
+    turn = int(within.sum()) - 1
+    slope = 2 + narrow[turn] / wide[turn] + wide[turn] / narrow[turn]
+    length = (narrow[turn] * wide[turn] / slope) ** (1 / 3)
+    return min(short, turn + math.ceil(8 * float(length)) + _FLUCTUATION)
 
 
 def marchenko_pastur(short: int, long: int) -> Floats:

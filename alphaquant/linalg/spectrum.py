@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.formats.grid import fused
+from alphaquant.linalg.gram import gram
 from alphaquant.linalg.hill import tail_count
 
 FP32_REACH = 1e-5
@@ -60,7 +61,7 @@ def _normalized(flat: Tensor) -> tuple[Tensor, Tensor]:
 def _gram_eigenvalues(unit: Tensor, dtype: torch.dtype) -> Tensor:
     """Eigenvalues `[..., short]` in float64 of the Gram matrix of the shorter side."""
     matrix = unit.to(dtype)
-    values = _eigenvalues(matrix @ matrix.mT).double()
+    values = _eigenvalues(gram(matrix)).double()
     noise = values[..., -1:] * values.shape[-1] * torch.finfo(torch.float64).eps
     return torch.where(values > noise, values, 0.0)
 

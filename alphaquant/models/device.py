@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.errors import ConfigError
+from alphaquant.linalg.products import capabilities
 from alphaquant.resident import resident, return_at_once
 
 _SMALL_MODEL = 50_000_000
@@ -81,17 +82,14 @@ def calibration_dtype(device: torch.device, width: int) -> torch.dtype:
     Rounding calibration inputs to the dtype that the model was stored in costs their Hessians nothing that
     matters, and others do the same; scores are computed in `compute_dtype`.
     """
-    if device.type == "cpu" and width >= _WIDE and _multiplies_bf16():
+    if device.type == "cpu" and width >= _WIDE and multiplies_bf16():
         return torch.bfloat16
     return compute_dtype(device)
 
 
-def _multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """Whether the CPU has instructions for products of bf16; emulated they are slower than fp32."""
-    try:
-        able = torch.cpu.get_capabilities()
-    except AttributeError:  # torch before 2.13 does not tell
-        return False
+    able = capabilities()
     return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
@@ -160,7 +158,7 @@ def training_products(hidden: Tensor) -> contextlib.AbstractContextManager[objec
         and hidden.device.type == "cpu"
         and hidden.dtype == torch.float32
         and hidden.shape[-1] >= WIDE_IN_PASSES
-        and _multiplies_bf16()
+        and multiplies_bf16()
     ):
         return torch.autocast("cpu", torch.bfloat16)
     return contextlib.nullcontext()

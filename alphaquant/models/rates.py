@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from alphaquant.models.device import available_cores, torch_threads
+from alphaquant.linalg.products import quick_products
+from alphaquant.models.device import available_cores, multiplies_bf16, torch_threads
 from alphaquant.work import Rates
 
 _PATIENCE = 0.06  # seconds of each measurement
@@ -26,7 +27,7 @@ _COPIED = {"cpu": 1 << 26, "cuda": 1 << 28}  # bytes, more than caches hold
 
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
-    """The best of several tries on a device; fp32 without TF32, as the library multiplies.
+    """The best of several tries on a device; fp32 without TF32, as the library multiplies, and bf16 where passes are in it.
 
     A CPU multiplies on one core, and all are taken to be as fast: other programs seldom leave all of them alone at
     once, and floors may not lie above what was done. Written is what a file that is forced to the disk takes, in the folder
@@ -34,9 +35,9 @@ def measured_rates(device: torch.device) -> Rates:
     """
     kind = device.type
     side, count = _SIDES[kind], _COPIED[kind]
-    halves = torch.bfloat16 if kind == "cuda" else torch.float32
+    halves = torch.bfloat16 if kind == "cuda" or multiplies_bf16() else torch.float32
     cores = available_cores() if kind == "cpu" else 1
-    with torch_threads(1):
+    with torch_threads(1), quick_products():
         flops = []
         for dtype in dict.fromkeys((torch.float32, halves)):
             matrix = torch.randn(side, side, device=device).to(dtype)

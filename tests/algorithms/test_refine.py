@@ -41,7 +41,22 @@ def test_refinement_is_idempotent_where_nothing_moves(text: str) -> None:
     start = quantize_weight(weight, Scheme.parse(text), search="mse")
     found, wanted = refine(weight, hessian, start, sweeps=2, refit=False)
     assert torch.equal(found.dequantize(), start.dequantize())
+    assert wanted is not None
     torch.testing.assert_close(wanted, weight)
+
+
+@pytest.mark.parametrize("text", ["int3-g16", "int4-perchannel", "mxfp4"])
+@pytest.mark.parametrize("refit", [False, True])
+def test_who_will_not_tune_gets_the_same_for_less(text: str, refit: bool) -> None:
+    weight, hessian = problem(rows=16, cols=300, batch=(2,))
+    factor = inverse_factor(hessian)
+    start = gptq(weight, factor, Scheme.parse(text)).weight
+    whole, wanted = refine(weight, factor.damped, start, sweeps=2, refit=refit)
+    found, nothing = refine(weight, factor.damped, start, sweeps=2, refit=refit, wanted=False)
+    assert wanted is not None
+    assert nothing is None
+    assert torch.equal(found.codes, whole.codes)
+    torch.testing.assert_close(found.dequantize(), whole.dequantize())
 
 
 def test_no_single_code_can_be_bettered_after_many_sweeps() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alphaquant.linalg import hessian
-from alphaquant.linalg.gram import add_gram, bf16_products, mirror, quadratic
+from alphaquant.linalg.gram import add_gram, gram, mirror, quadratic
 from alphaquant.linalg.hessian import HessianAccumulator
 
 
@@ -45,8 +45,9 @@ def test_sums_of_either_dtype_are_those_of_fp32(dtype: torch.dtype, cols: int) -
     assert (accumulator.total - exact).abs().max() < 1e-5 * exact.diagonal().mean()
 
 
+@pytest.mark.parametrize("faster", [False, True])
 def test_few_numbers_of_rows_reach_the_products_that_compile_a_kernel_for_each(
-    monkeypatch: pytest.MonkeyPatch,
+    faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     seen: list[tuple[int, bool]] = []
@@ -55,24 +56,21 @@ def test_few_numbers_of_rows_reach_the_products_that_compile_a_kernel_for_each(
         seen.append((len(x), matmul.fp32_precision == "bf16"))
 
     monkeypatch.setattr(hessian, "add_gram", watched)
+    monkeypatch.setattr(hessian, "onednn_is_faster", lambda: faster)
     accumulator = HessianAccumulator(8, torch.device("cpu"))
     for rows in (96, 1024, 2500):
         accumulator.update(torch.ones(rows, 8, dtype=torch.bfloat16))
     accumulator.update(torch.ones(2500, 8))
-    assert seen == [(96, False), (1024, True), (2048, True), (452, False), (2500, False)]
+    in_fp32 = [(2048, True), (452, False)] if faster else [(2500, False)]
+    assert seen == [(96, False), (1024, True), (2048, True), (452, False), *in_fp32]
 
 
-def test_other_products_are_left_as_they_were() -> None:
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    inside = []
-
-    def fail() -> None:
-        with bf16_products():
-            inside.append(matmul.fp32_precision)
-            raise RuntimeError("meanwhile")
-
-    with pytest.raises(RuntimeError, match="meanwhile"):
-        fail()
-    assert inside == ["bf16"]
-    assert matmul.fp32_precision == before
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (2, 300, 700), (3, 700, 300), (2, 1, 40, 60)])
+def test_the_gram_matrix_of_rows_is_their_product(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.randn(*shape, dtype=dtype)
+    exact = x.double() @ x.double().mT
+    torch.testing.assert_close(gram(x).double(), exact, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(gram(x.mT.contiguous().mT), gram(x))

@@ -119,6 +119,19 @@ def test_diagonal_hessians_take_the_short_way_to_the_same_numbers() -> None:
         inverse_factor(torch.full((2, 2), float("nan")))
 
 
+def test_who_walks_by_energy_gets_the_same_factor_from_one_cholesky() -> None:
+    hessian = torch.stack([gram(64, 12, seed) for seed in range(3)])
+    for one in (hessian, hessian[:1].expand(2, -1, -1)):
+        plain, ordered = inverse_factor(one), inverse_factor(one, by_energy=True)
+        assert plain.order is None
+        assert ordered.order is not None
+        assert torch.equal(ordered.order, plain.energy.argsort(-1, descending=True))
+        for ours, theirs in zip(ordered.by_energy, plain.by_energy, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ordered.root, plain.root)
+        torch.testing.assert_close(ordered.upper, plain.upper)
+
+
 def test_a_repeated_hessian_is_factored_once() -> None:
     hessian = gram(20, 6)
     difference = torch.randn(3, 5, 6, dtype=hessian.dtype)

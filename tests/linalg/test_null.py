@@ -8,7 +8,12 @@ import torch
 
 from alphaquant.linalg.farms import farms_alpha
 from alphaquant.linalg.hill import hill_alpha
-from alphaquant.linalg.null import alpha_null, gaussian_spectrum, marchenko_pastur
+from alphaquant.linalg.null import (
+    alpha_null,
+    gaussian_spectrum,
+    marchenko_pastur,
+    rows_of_tail,
+)
 from alphaquant.linalg.spectrum import spectrum
 
 
@@ -68,6 +73,25 @@ def test_drawn_spectra_have_the_moments_of_a_gaussian_matrix() -> None:
     assert np.mean([values.sum() for values in traces]) == pytest.approx(20 * 50, rel=0.01)
     squares = np.mean([(values**2).sum() for values in traces])
     assert squares == pytest.approx(20 * 50 * (20 + 50 + 1), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 2), (3, 900), (64, 1000), (256, 300), (512, 512), (512, 100_000)]
+)
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.5, 1.0])
+def test_the_tail_is_that_of_few_rows(shape: tuple[int, int], share: float) -> None:
+    short, long = shape
+    size = max(1, round(share * short))
+    rows = rows_of_tail(short, long, size)
+    assert rows <= short
+    for seed in range(10):
+        whole, few = (
+            gaussian_spectrum(short, long, np.random.default_rng(seed), rows=count)[-size:]
+            for count in (None, rows)
+        )
+        np.testing.assert_allclose(few, whole, rtol=0, atol=1e-12 * whole[-1])
+    if share <= 0.1 and short >= 256:
+        assert rows < 0.7 * short
 
 
 def test_the_law_lies_within_its_edges_and_has_the_right_mean() -> None:

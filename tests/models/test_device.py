@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from alphaquant.models import device
 from alphaquant.models.device import (
     WIDE_IN_PASSES,
     all_cores,
@@ -53,7 +54,7 @@ def test_waiting_threads_soon_sleep_unless_somebody_chose(
 def test_calibration_is_bf16_where_it_is_wide_and_the_cpu_multiplies_it(
     able: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    monkeypatch.setattr(device, "capabilities", lambda: {"avx512_bf16": able})
     expected = torch.bfloat16 if able and width == 512 else torch.float32
     assert calibration_dtype(CPU, width) == expected
 
@@ -78,7 +79,7 @@ def test_products_for_gradients_are_bf16_where_that_repays(
     expected: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
+    monkeypatch.setattr(device, "capabilities", lambda: {"avx512_bf16": able})
     hidden = torch.randn(4, width, dtype=stored)
     with training_products(hidden):
         assert (hidden @ hidden.T).dtype == expected
