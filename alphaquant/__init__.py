@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from alphaquant.resident import keep_freed
+
 if TYPE_CHECKING:
     from alphaquant.api import (
         CalibrationDataLoader,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 # chose. Spinning for long costs tenfold CPU seconds as soon as something else wants the cores, sleeping at once a fifth more time.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+keep_freed()
 
 __all__ = [
     "EXPERT_INDEX_PLACEHOLDER",

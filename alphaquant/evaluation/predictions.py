@@ -6,6 +6,7 @@ window's positions at a time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alphaquant.linalg.products import passes_of, quick_products
 from alphaquant.models.head import Head
 from alphaquant.progress import track
 
@@ -36,6 +38,9 @@ class WholeModel:
     def __init__(self, model: nn.Module, device: torch.device | str, batch_size: int) -> None:
         self._model: Any = model.eval()
         self._device, self._batch_size = device, batch_size
+        self._like = next(model.parameters())
+        # experts get every number of tokens
+        self._routed = any(name.endswith("experts") for name, _ in model.named_modules())
 
     def predictions(self, windows: Tensor, what: str | None = None) -> Predictions:
         """For int64 `[windows, length]`, computed as the hidden states are asked for; `what` names the progress."""
@@ -45,14 +50,17 @@ class WholeModel:
     def _hidden(self, windows: Tensor, what: str | None) -> Iterator[Tensor]:
         batches = windows.split(self._batch_size)
         for batch in track(batches, what, len(batches)) if what else batches:
-            output = self._model.model(input_ids=batch.to(self._device), use_cache=False)
+            with contextlib.nullcontext() if self._routed else passes_of(batch.numel(), self._like):
+                output = self._model.model(input_ids=batch.to(self._device), use_cache=False)
             yield from output.last_hidden_state
 
 
 def log_probabilities(head: nn.Module, hidden: Tensor) -> Tensor:
     """fp32 log-probabilities `[..., vocabulary]` of the next tokens, where the head is."""
     like = next(head.parameters(), hidden)
-    return torch.log_softmax(head(hidden.to(like.device, like.dtype)).float(), -1)
+    with quick_products():
+        logits = head(hidden.to(like.device, like.dtype))
+    return torch.log_softmax(logits.float(), -1)
 
 
 def position_slices(length: int) -> list[slice]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_EVEN = 32  # of whose multiples there are few numbers of tokens
 _PIECE = 512  # rows of a product that is taken away: oneDNN keeps .6 MB of code for every shape
 _DEEP = 64  # columns of what is multiplied from which that repays
 
@@ -61,6 +62,12 @@ _switch = _Switch()
 def quick_products() -> contextlib.AbstractContextManager[None]:
     """While open, a CPU multiplies any fp32 matrices by the faster library, as exactly: for few shapes, as each is compiled."""
     return bf16_products() if onednn_is_faster() else contextlib.nullcontext()
+
+
+def passes_of(tokens: int, like: Tensor) -> contextlib.AbstractContextManager[None]:
+    """`quick_products` for passes of so many tokens in the dtype of what is `like` them, where few passes have another number."""
+    quick = tokens % _EVEN == 0 and like.dtype == torch.float32 and not like.is_cuda
+    return quick_products() if quick else contextlib.nullcontext()
 
 
 @cache

@@ -7,6 +7,7 @@ architecture needs no attention or mask code here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from torch.func import functional_call
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
+from alphaquant.linalg.products import passes_of
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import WIDE_IN_PASSES, all_cores, training_products
 from alphaquant.models.experts import ExpertLinear, unfuse
@@ -61,6 +63,7 @@ class BlockModel:
         self._compute_buffers: Callable[[nn.Module], None] = skeleton._init_weights
         skeleton.model = nn.Identity()
         self._causal: nn.Module = skeleton
+        self._routed = any(spec.expert is not None for spec in checkpoint.specs)
         architecture = checkpoint.architecture
         self._outside = outside = f"{architecture.blocks.rpartition('.')[0]}."
         self._table = f"{architecture.embedding}.weight"
@@ -180,8 +183,14 @@ class BlockModel:
             f"{self._module(index, linear)}.weight": weight.to(self.dtype)
             for linear, weight in (weights or {}).items()
         }
-        with all_cores(hidden.shape[-1], WIDE_IN_PASSES):
+        with all_cores(hidden.shape[-1], WIDE_IN_PASSES), self.products_for(hidden):
             return functional_call(block, replaced, (hidden,), kwargs)  # type: ignore[no-any-return]
+
+    def products_for(self, hidden: Tensor) -> contextlib.AbstractContextManager[None]:
+        """While open, products for such hidden states, forward or backward, come from the CPU's faster library."""
+        if self._routed:  # experts get every number of tokens
+            return contextlib.nullcontext()
+        return passes_of(hidden.shape[:-1].numel(), hidden)
 
     def learn(
         self,
