@@ -67,5 +67,6 @@ def walk_tile(
             torch.sub(here, found, out=step).mul_(inverse)
         else:
             torch.sub(found, before[column], out=step)
-        later = slice(column + 1, None)
-        local[..., later, :].addcmul_(rows[column][..., later, :], step[..., None, :], value=-1)
+        if later := len(rows) - column - 1:
+            felt, row = (x.narrow(-2, column + 1, later) for x in (local, rows[column]))
+            felt.addcmul_(row, step.unsqueeze(-2), value=-1)

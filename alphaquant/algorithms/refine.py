@@ -16,7 +16,7 @@ from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scales import nearest_scale
-from alphaquant.formats.weight import QuantizedWeight, encode, expand
+from alphaquant.formats.weight import QuantizedWeight, encode
 from alphaquant.linalg.products import quick_products, take_product
 
 _BLOCK = 128  # columns that move before the rest of the gradient is updated
@@ -79,7 +79,7 @@ class _Descent:
                 inside = slice(start, min(start + self._width, cols))
                 now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
                 square = self._hessian[..., inside, inside]
-                self._move_scales(inside, now, slope, square, alone=True)
+                self._move_scales(inside, now, slope, square, felt=False)
                 self._place(inside, now, last and not codes)
         size = _BLOCK // self._width * self._width if fits else _BLOCK
         for start in range(0, cols if fits or codes else 0, size):
@@ -87,49 +87,55 @@ class _Descent:
             now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :].clone()
             square = self._hessian[..., inside, inside]
             if self.refits and fits:
-                self._move_scales(inside, now, slope, square)
+                self._move_scales(inside, now, slope, square, felt=codes)
             if codes:
-                self._move_codes(inside, now, slope, square)
+                now = self._moved_codes(inside, now, slope, square)
             self._place(inside, now, last)
 
     def _move_scales(
-        self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, alone: bool = False
+        self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, felt: bool
     ) -> None:
-        """Refit the groups of the columns `inside`; their values `now` follow, and unless it is one alone `slope`."""
+        """Refit the groups of the columns `inside`; their values `now` follow, and `slope` where that is `felt` later on."""
         shared = self.scales.global_scale
         factor = 1.0 if shared is None else shared[..., None]
-        for start in range(0, now.shape[-2], self._width):
-            group = slice(start, min(start + self._width, now.shape[-2]))
+        columns = now.shape[-2]
+        for start in range(0, columns, self._width):
+            group = slice(start, min(start + self._width, columns))
             index = (inside.start + start) // self._width
             scale = self.scales.scale[..., index]  # [..., out]
             elements = now[..., group, :] / (scale * factor)[..., None, :]
+            with quick_products():
+                pull = square[..., group, group] @ elements
             rise = (elements * slope[..., group, :]).sum(-2)
-            curvature = ((square[..., group, group] @ elements) * elements).sum(-2)
+            curvature = (pull * elements).sum(-2)
             found = nearest_scale(scale + rise / (curvature * factor), self._format)
             found = torch.where(curvature > 0, found, scale)
+            change = ((found - scale) * factor)[..., None, :]
             self.scales.scale[..., index] = found
-            moved = elements * (found * factor)[..., None, :]
-            if not alone:
-                slope -= square[..., :, group] @ (moved - now[..., group, :])
-            now[..., group, :] = moved
+            torch.mul(elements, (found * factor)[..., None, :], out=now[..., group, :])
+            if self._width < columns:
+                slope -= square[..., :, group] @ elements.mul_(change)
+            elif felt:  # what the one group does to its slope is known
+                slope.addcmul_(pull, change, value=-1)
 
-    def _move_codes(self, inside: slice, now: Tensor, slope: Tensor, square: Tensor) -> None:
-        """Move the elements of the columns `inside` in `now`, led by `slope`, which is used up."""
-        first, last = inside.start // self._width, -(-inside.stop // self._width)
+    def _moved_codes(self, inside: slice, now: Tensor, slope: Tensor, square: Tensor) -> Tensor:
+        """What the elements `now` of the columns `inside` move to, led by `slope`, which is used up."""
         zeros = self.scales.zero
-        part = replace(
-            self.scales,
-            scale=self.scales.scale[..., first:last],
-            zero=None if zeros is None else zeros[..., first:last],
-            group_size=self._width,
+        rounding = Rounding(
+            self._format,
+            self._of_columns(self.scales.effective, inside),
+            None if zeros is None else self._of_columns(zeros, inside),
+            self._inverse[..., inside],
+            now,
         )
-        skipped = inside.start - first * self._width  # a block may begin inside a wide group
-        wide = expand(part, skipped + now.shape[-2])
-        scale = wide[0][..., skipped:].mT.contiguous()
-        zero = None if wide[1] is None else wide[1][..., skipped:].mT.contiguous()
-        rounding = Rounding(self._format, scale, zero, self._inverse[..., inside], now)
-        values, _ = walk_columns(slope, square, rounding)
-        now.copy_(values)
+        return walk_columns(slope, square, rounding)[0]
+
+    def _of_columns(self, values: Tensor, inside: slice) -> Tensor:
+        """What each of the columns `inside` has of `[..., out, groups]`, `[..., columns, out]`."""
+        first, last = inside.start // self._width, -(-inside.stop // self._width)
+        columns = torch.arange(inside.start, inside.stop, device=values.device)
+        rows = values[..., first:last].mT.contiguous()
+        return rows.index_select(-2, columns // self._width - first)
 
     def _place(self, inside: slice, now: Tensor, last: bool) -> None:
         """Put a block's new values in, and take what they change from the gradient of all columns or those behind it."""

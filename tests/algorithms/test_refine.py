@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.refine import refine
+from alphaquant.formats.grid import fake_quantize
 from alphaquant.formats.scales import nearest_scale
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import format_named
-from alphaquant.formats.weight import QuantizedWeight, Scales, quantize_weight
+from alphaquant.formats.weight import QuantizedWeight, Scales, encode, quantize_weight
 from alphaquant.linalg.hessian import inverse_factor, output_error
 from tests.algorithms.test_gptq import SCHEMES, problem
 
 
-def loss(weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor) -> torch.Tensor:
+def loss(weight: Tensor, quantized: QuantizedWeight, hessian: Tensor) -> Tensor:
     return output_error(weight - quantized.dequantize(), hessian)
 
 
@@ -57,6 +60,65 @@ def test_who_will_not_tune_gets_the_same_for_less(text: str, refit: bool) -> Non
     assert nothing is None
     assert torch.equal(found.codes, whole.codes)
     torch.testing.assert_close(found.dequantize(), whole.dequantize())
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("text", ["int3-g128", "int4-g32", "int2-g16-asym", "mxfp4", "int3-g256"])
+def test_finds_what_going_down_one_by_one_finds(text: str, refit: bool) -> None:
+    weight, hessian = problem(rows=12, cols=300)
+    factor, scheme = inverse_factor(hessian), Scheme.parse(text)
+    start = gptq(weight, factor, scheme).weight
+    found, wanted = refine(weight, factor.damped, start, sweeps=2, refit=refit)
+    slow, least = _one_by_one(weight, factor.damped, start, sweeps=2, refit=refit)
+    exact = loss(weight, found, factor.damped)
+    assert float(exact) == pytest.approx(float(loss(weight, slow, factor.damped)), rel=1e-4)
+    assert float((found.dequantize() == slow.dequantize()).float().mean()) > 0.99
+    assert wanted is not None
+    assert float(((wanted - least).abs() < 1e-3 * weight.abs().max()).float().mean()) > 0.99
+
+
+def _one_by_one(
+    weight: Tensor, hessian: Tensor, start: QuantizedWeight, *, sweeps: int, refit: bool
+) -> tuple[QuantizedWeight, Tensor]:
+    """The same in fp64, with a gradient that is computed anew for every group and column."""
+    fmt, cols = start.scheme.number_format, weight.shape[-1]
+    width = start.scheme.group_width(cols)
+    weight, hessian = weight.double(), hessian.double()
+    scale, values = start.scales.scale.double(), start.dequantize().double()
+    zero = None if start.scales.zero is None else start.scales.zero.double()
+
+    def move_scale(group: int) -> None:
+        inside = slice(group * width, min((group + 1) * width, cols))
+        elements = values[:, inside] / scale[:, group, None]
+        gradient = ((weight - values) @ hessian)[:, inside]
+        curvature = ((elements @ hessian[inside, inside]) * elements).sum(-1)
+        raw = scale[:, group] + (elements * gradient).sum(-1) / curvature
+        scale[:, group] = nearest_scale(raw.float(), fmt).double()
+        values[:, inside] = elements * scale[:, group, None]
+
+    def move_code(column: int) -> None:
+        gradient = (weight - values) @ hessian[:, column]
+        least = values[:, column] + gradient / hessian[column, column]
+        group = column // width
+        shift = None if zero is None else zero[:, group].float()
+        stored = fake_quantize(least.float(), scale[:, group].float(), shift, fmt)
+        values[:, column] = stored.double()
+
+    size = 128 // width * width or 128
+    for codes in [True] * sweeps + [False]:
+        if refit and width > 128:
+            for group in range(scale.shape[-1]):
+                move_scale(group)
+        for block in range(0, cols, size):
+            stop = min(block + size, cols)
+            if refit and width <= 128:
+                for group in range(block // width, -(-stop // width)):
+                    move_scale(group)
+            for column in range(block, stop) if codes else ():
+                move_code(column)
+    least = values + (weight - values) @ hessian / hessian.diagonal()
+    scales = replace(start.scales, scale=scale.float())
+    return encode(values.float(), scales, start.scheme), least.float()
 
 
 def test_no_single_code_can_be_bettered_after_many_sweeps() -> None:
