@@ -15,14 +15,20 @@ _CLEAR = Path("/proc/self/clear_refs")
 _PEAK = "5"  # what clear_refs takes to start the peak anew, see proc(5)
 _MUCH = 1 << 27
 _least = 0  # bytes that the process has had at the least since memory was given back, where somebody looked
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # what mallopt(3) calls them
-_LARGE = (
-    1 << 20
-)  # bytes from which an allocation is a mapping of its own where memory returns at once
-_LARGEST = 1 << 25  # the same where it is kept: glibc takes no more
-_END = (
-    1 << 17
-)  # freed bytes at the end of the heap that are returned, as glibc has it until something large is freed
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What mallopt(3) calls them."""
+_LARGE = 1 << 20
+"""Bytes from which an allocation is a mapping of its own where memory returns at once."""
+_LARGEST = 1 << 25
+"""The same where it is kept: glibc takes no more."""
+_END = 1 << 17
+"""Freed bytes at the end of the heap that are returned, as glibc has it until something large is freed."""
+_CHOICES = (
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_MMAP_MAX_",
+)
 
 
 def resident() -> int | None:
@@ -95,12 +101,13 @@ def return_at_once() -> None:
 
 
 def keep_freed() -> None:
-    """Let the allocator keep what is freed, up to 64 MB of it, unless somebody chose: what glibc does once it has seen 32 MB freed.
+    """Let the allocator keep 64 MB of what is freed at the end of a heap, unless somebody chose: glibc does once it has seen 32 MB freed.
 
-    Activations of a small model are some MB. Freed at the end of the heap, they would go back to the system, and every
-    page of the next ones would have to be cleared again: two fifths of a forward pass in fp32.
+    Activations of a small model are some MB. Freed there, they would go back to the system, and every page of the
+    next ones would have to be cleared again: two fifths of a forward pass in fp32.
     """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    chosen = "glibc.malloc" in tunables or any(name in os.environ for name in _CHOICES)
     if not chosen and (option := _from_libc("mallopt")):
         option(_MMAP_THRESHOLD, _LARGEST)
         option(_TRIM_THRESHOLD, 2 * _LARGEST)

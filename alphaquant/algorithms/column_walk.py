@@ -16,7 +16,7 @@ from alphaquant.models.device import torch_threads
 
 Enter = Callable[[int], None]
 _ALONE = 8192
-"""Elements of a column up to which one core of a CPU walks: there a second one costs more than it does, up to twice the time."""
+"""Elements of a column, in all matrices, up to which one core of a CPU walks: a second one makes it slower."""
 
 
 def walk_columns(
@@ -37,16 +37,16 @@ def walk_columns(
     values, steps = torch.empty_like(local), torch.empty_like(local)
     columns = local.shape[-2]
     walk_tile, tile = _walker(local, rounding)
-    small = not local.is_cuda and local.numel() <= _ALONE * columns
+    alone = not local.is_cuda and local.numel() <= _ALONE * columns
     start = 0
-    with torch_threads(1) if small else contextlib.nullcontext():
-        while start < columns:
-            stop = min(start + tile, columns)
-            if group is not None and enter is not None:
-                stop = min(stop, (start // group + 1) * group)
-                if start % group == 0:
-                    enter(start)
-            inside = slice(start, stop)
+    while start < columns:
+        stop = min(start + tile, columns)
+        if group is not None and enter is not None:
+            stop = min(stop, (start // group + 1) * group)
+            if start % group == 0:
+                enter(start)
+        inside, later = slice(start, stop), slice(stop, columns)
+        with torch_threads(1) if alone else contextlib.nullcontext():
             walk_tile(
                 local[..., inside, :],
                 coupling[..., inside, inside],
@@ -55,11 +55,10 @@ def walk_columns(
                 steps[..., inside, :],
             )
             if stop < columns:
-                later = slice(stop, columns)
                 take_product(
                     local[..., later, :], coupling[..., inside, later].mT, steps[..., inside, :]
                 )
-            start = stop
+        start = stop
     return values, steps
 
 

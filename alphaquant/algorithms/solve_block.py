@@ -78,11 +78,11 @@ def solve_block(
             del one  # or it would be in memory while the next stacks are made
     tuning = None
     if lesson is not None and to_tune:
-        starts = [
-            Start([spec.name for spec in one.stack.specs], one.quantized, one.compensated)
-            for one in to_tune
-            if one.compensated is not None
-        ]
+        starts = []
+        for one in to_tune:
+            assert one.compensated is not None, "refinement was told that nobody tunes"
+            names = [spec.name for spec in one.stack.specs]
+            starts.append(Start(names, one.quantized, one.compensated))
         weights, tuning = tune_block(_within(moved, lesson), starts, config)
         for one, weight in zip(to_tune, weights, strict=True):
             done.add(one, weight)

@@ -39,7 +39,7 @@ class Solved:
     """Share of the Hessian's mean diagonal that was added # [n]"""
     quantized: QuantizedWeight
     compensated: Tensor | None
-    """What each element would be without rounding, given all others; None unless it will be tuned # [n, out, in]"""
+    """What each element would be without rounding, given all others; None where refinement leaves it out # [n, out, in]"""
 
 
 def solve_stacks(

@@ -71,8 +71,8 @@ class QuantizationConfig(Section):
 
     @property
     def walks_by_energy(self) -> bool:
-        """Whether columns are rounded in the order of their inputs' energy."""
-        return self.method == "gptq" and self.act_order
+        """Whether Hessians are factored in the order of their inputs' energy alone; corrections need their own order, too."""
+        return self.method == "gptq" and self.act_order and not self.corrects
 
     @property
     def looks_at_inputs(self) -> bool:

@@ -25,7 +25,8 @@ def add_gram(total: Tensor, x: Tensor) -> None:
 
 def gram(rows: Tensor) -> Tensor:
     """XXᵀ `[..., rows, rows]` of X `[..., rows, cols]`."""
-    if rows.is_cuda or rows.dtype != torch.float32:
+    small = rows.shape[-2] <= _WHOLE or rows.shape[-1] < _WORTH  # nothing to halve
+    if small or rows.is_cuda or rows.dtype != torch.float32:
         return rows @ rows.mT
     total = rows.new_zeros(*rows.shape[:-1], rows.shape[-2])
     with quick_products():

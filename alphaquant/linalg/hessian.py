@@ -90,8 +90,8 @@ class HessianAccumulator:
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
             # the library compiles a kernel for every number of rows and keeps it: of experts' tokens there are hundreds
-            exact = flat.dtype == torch.bfloat16 or onednn_is_faster()
-            even = len(flat) // _EVEN * _EVEN if exact else 0
+            better = flat.dtype == torch.bfloat16 or (not flat.is_cuda and onednn_is_faster())
+            even = len(flat) // _EVEN * _EVEN if better else 0
             if even:
                 with bf16_products():
                     add_gram(total, flat[:even].float())
@@ -168,7 +168,7 @@ class InverseFactor:
     damped: Tensor  # [..., in, in] H + λI
     damping: Tensor  # [...] share of the mean diagonal that was added
     energy: Tensor  # [..., in] diagonal of H itself: zero where no input arrives
-    found: Tensor
+    factor: Tensor
     """R of the matrix with its columns in `order` # [..., in, in]"""
     order: Tensor | None = None
     """Of the most energy first; None as they are # [..., in]"""
@@ -176,7 +176,7 @@ class InverseFactor:
     @functools.cached_property
     def root(self) -> Tensor:
         """R `[..., in, in]`."""
-        return self.found if self.order is None else _root(self.damped)[0]
+        return self.factor if self.order is None else _sure_root(self.damped)
 
     @functools.cached_property
     @timed("factor")
@@ -194,12 +194,12 @@ class InverseFactor:
     def by_energy(self) -> tuple[Tensor, Tensor]:
         """The columns with the most energy first `[..., in]`, and U of the matrix in that order `[..., in, in]`."""
         if self.order is not None:
-            return self.order, upper_inverse(self.found)
-        order = _by_energy(self.energy)
-        return order, upper_inverse(_root(self.damped, order)[0])
+            return self.order, upper_inverse(self.factor)
+        order = _most_first(self.energy)
+        return order, upper_inverse(_sure_root(self.damped, order))
 
 
-def _by_energy(energy: Tensor) -> Tensor:
+def _most_first(energy: Tensor) -> Tensor:
     return energy.argsort(dim=-1, descending=True, stable=True)
 
 
@@ -214,6 +214,12 @@ def _root(matrix: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         backward = backward.gather(-1, last[..., None, :].expand_as(matrix))
     lower, info = torch.linalg.cholesky_ex(backward)
     return lower.flip(-2, -1), info > 0
+
+
+def _sure_root(matrix: Tensor, order: Tensor | None = None) -> Tensor:
+    """R of a matrix that is known to have one in another order: what fp32's rounding forbids in this one, fp64 finds."""
+    found, failed = _root(matrix, order)
+    return _root(matrix.double(), order)[0].to(matrix.dtype) if bool(failed.any()) else found
 
 
 def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
@@ -246,7 +252,7 @@ def inverse_factor(
             one.damped.expand(count, -1, -1),
             one.damping.expand(count),
             one.energy.expand(count, -1),
-            one.found.expand(count, -1, -1),
+            one.factor.expand(count, -1, -1),
             None if one.order is None else one.order.expand(count, -1),
         )
     share = torch.full(hessian.shape[:-2], damping, dtype=hessian.dtype, device=hessian.device)
@@ -257,7 +263,7 @@ def inverse_factor(
         damped = damp(hessian, share)
         return InverseFactor(damped, share, diagonal, damped.sqrt())
     energy = hessian.diagonal(dim1=-2, dim2=-1)
-    order = _by_energy(energy) if by_energy else None
+    order = _most_first(energy) if by_energy else None
     while True:
         damped = damp(hessian, share)
         found, failed = _root(damped, order)

@@ -22,8 +22,7 @@ _DEEP = 64  # columns of what is multiplied from which that repays
 
 @contextlib.contextmanager
 def bf16_products() -> Iterator[None]:
-    """While open, a CPU multiplies fp32 matrices by oneDNN with fp32 sums, and by bf16 instructions where those are
-    faster: exact where numbers are bf16.
+    """While open, a CPU multiplies fp32 matrices by oneDNN with fp32 sums, as bf16 where it has AMX units: exact where numbers are bf16.
 
     torch has no product of bf16 with sums in fp32 on a CPU, and this switch is one for the process: no other thread
     may multiply other numbers meanwhile. Stages that compute take turns on a machine.
@@ -83,7 +82,7 @@ def onednn_is_faster() -> bool:
 
 @cache
 def capabilities() -> Mapping[str, Any]:
-    """What torch knows of the CPU, empty where it does not tell: before 2.13, and on other kinds."""
+    """What torch knows of the CPU; nothing before 2.13."""
     try:
         return torch.cpu.get_capabilities()
     except AttributeError:

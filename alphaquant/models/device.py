@@ -168,11 +168,13 @@ def training_products(hidden: Tensor) -> contextlib.AbstractContextManager[objec
 def torch_threads(count: int) -> Iterator[None]:
     """While open, this thread's torch uses so many cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if before != count:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if before != count:
+            torch.set_num_threads(before)
 
 
 def available_cores() -> int:

@@ -27,7 +27,7 @@ _COPIED = {"cpu": 1 << 26, "cuda": 1 << 28}  # bytes, more than caches hold
 
 @functools.cache
 def measured_rates(device: torch.device) -> Rates:
-    """The best of several tries on a device; fp32 without TF32, as the library multiplies, and bf16 where passes are in it.
+    """The best of several tries on a device; fp32 without TF32, as the library multiplies, and bf16 where that is multiplied.
 
     A CPU multiplies on one core, and all are taken to be as fast: other programs seldom leave all of them alone at
     once, and floors may not lie above what was done. Written is what a file that is forced to the disk takes, in the folder

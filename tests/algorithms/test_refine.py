@@ -63,7 +63,9 @@ def test_who_will_not_tune_gets_the_same_for_less(text: str, refit: bool) -> Non
 
 
 @pytest.mark.parametrize("refit", [False, True])
-@pytest.mark.parametrize("text", ["int3-g128", "int4-g32", "int2-g16-asym", "mxfp4", "int3-g256"])
+@pytest.mark.parametrize(
+    "text", ["int3-g128", "int4-g32", "int2-g16-asym", "mxfp4", "nvfp4", "int3-g256"]
+)
 def test_finds_what_going_down_one_by_one_finds(text: str, refit: bool) -> None:
     weight, hessian = problem(rows=12, cols=300)
     factor, scheme = inverse_factor(hessian), Scheme.parse(text)
@@ -86,22 +88,23 @@ def _one_by_one(
     weight, hessian = weight.double(), hessian.double()
     scale, values = start.scales.scale.double(), start.dequantize().double()
     zero = None if start.scales.zero is None else start.scales.zero.double()
+    shared = 1.0 if start.scales.global_scale is None else float(start.scales.global_scale)
 
     def move_scale(group: int) -> None:
         inside = slice(group * width, min((group + 1) * width, cols))
-        elements = values[:, inside] / scale[:, group, None]
+        elements = values[:, inside] / (shared * scale[:, group, None])
         gradient = ((weight - values) @ hessian)[:, inside]
         curvature = ((elements @ hessian[inside, inside]) * elements).sum(-1)
-        raw = scale[:, group] + (elements * gradient).sum(-1) / curvature
+        raw = scale[:, group] + (elements * gradient).sum(-1) / (curvature * shared)
         scale[:, group] = nearest_scale(raw.float(), fmt).double()
-        values[:, inside] = elements * scale[:, group, None]
+        values[:, inside] = elements * (shared * scale[:, group, None])
 
     def move_code(column: int) -> None:
         gradient = (weight - values) @ hessian[:, column]
         least = values[:, column] + gradient / hessian[column, column]
         group = column // width
         shift = None if zero is None else zero[:, group].float()
-        stored = fake_quantize(least.float(), scale[:, group].float(), shift, fmt)
+        stored = fake_quantize(least.float(), (shared * scale[:, group]).float(), shift, fmt)
         values[:, column] = stored.double()
 
     size = 128 // width * width or 128

@@ -77,18 +77,22 @@ def test_sharing_changes_nothing(
 ) -> None:
     schemes = {spec.name: Scheme.parse(text) for spec in SPECS}
     factored = _factors(monkeypatch)
-    together = _solved(SPECS, inputs, schemes)
+    together = _solved(SPECS, inputs, schemes, tune="block")
     # q/k/v, o, router, gate/up and down of all experts
     assert len(factored) == 5
     monkeypatch.setattr(module, "_TOGETHER", 1)
-    apart = _solved(SPECS, inputs, schemes)
+    apart = _solved(SPECS, inputs, schemes, tune="block")
     for spec in SPECS:
         (one, at), (other, there) = together[spec.name], apart[spec.name]
         assert one.quantized.shape[-2:] == (spec.rows, spec.cols)
         assert torch.equal(one.weight[at], _Weights().weight(spec.name))
         same = one.quantized[at].dequantize() == other.quantized[there].dequantize()
         assert float(same.float().mean()) > 0.999  # products of other shapes sum in another order
-        assert one.compensated is None  # which tuning alone asks for
+        assert one.compensated is not None
+        assert other.compensated is not None
+        torch.testing.assert_close(one.compensated[at], other.compensated[there], atol=0.5, rtol=0)
+    untuned = _solved(SPECS, inputs, schemes)
+    assert all(solved.compensated is None for solved, _ in untuned.values())
 
 
 def test_schemes_may_differ_and_what_is_kept_is_left_out(

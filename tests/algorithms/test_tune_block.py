@@ -75,7 +75,7 @@ def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
 
 
 def test_steps_may_be_rounded_and_what_they_brought_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("alphaquant.models.device.capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("alphaquant.models.device.WIDE_IN_PASSES", WIDTH)
     seen: set[tuple[bool, bool]] = set()
 

@@ -132,6 +132,22 @@ def test_who_walks_by_energy_gets_the_same_factor_from_one_cholesky() -> None:
         torch.testing.assert_close(ordered.upper, plain.upper)
 
 
+def test_a_factor_in_another_order_exists_where_fp32_finds_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factor = inverse_factor(gram(64, 12, dtype=torch.float32), by_energy=True)
+    expected = inverse_factor(factor.damped, 0.0).root
+    exact = torch.linalg.cholesky_ex
+
+    def fails(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        lower, info = exact(matrix)
+        return lower, info + (matrix.dtype == torch.float32)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fails)
+    assert factor.root.dtype == torch.float32
+    torch.testing.assert_close(factor.root, expected)
+
+
 def test_a_repeated_hessian_is_factored_once() -> None:
     hessian = gram(20, 6)
     difference = torch.randn(3, 5, 6, dtype=hessian.dtype)

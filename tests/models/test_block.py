@@ -61,7 +61,7 @@ def test_specs_cover_every_matrix_of_the_blocks(tmp_path: Path, model_type: str)
 def test_a_block_that_learns_multiplies_in_bf16_and_is_exact_without_a_gradient(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("alphaquant.models.device.capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("alphaquant.models.device.WIDE_IN_PASSES", 1)
     checkpoint = Checkpoint(make_model(tmp_path / "model", model_type))
     model = BlockModel(checkpoint, torch.device("cpu"), torch.float32)
