@@ -27,7 +27,7 @@ from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import quantize_weight
 from alphaquant.linalg.hessian import InverseFactor, inverse_factor, output_error
-from alphaquant.linalg.products import quick_products
+from alphaquant.linalg.products import passes_of
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import compute_dtype
@@ -233,7 +233,7 @@ def _head_gradient(model: BlockModel, head: nn.Module, batch: Tensor, seed: int)
     for number, window in enumerate(batch):
         generator = torch.Generator().manual_seed(seed + number)
         hidden = window.detach().to(model.device).requires_grad_(True)
-        with torch.enable_grad(), quick_products():
+        with torch.enable_grad(), passes_of(len(window), hidden):
             log_p = torch.log_softmax(head(model.final_norm(hidden)).float(), -1)
             labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
             loss = -log_p.gather(1, labels.to(log_p.device)).sum()

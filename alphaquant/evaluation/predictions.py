@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alphaquant.linalg.products import passes_of, quick_products
+from alphaquant.linalg.products import passes_of
 from alphaquant.models.head import Head
 from alphaquant.progress import track
 
@@ -58,8 +58,9 @@ class WholeModel:
 def log_probabilities(head: nn.Module, hidden: Tensor) -> Tensor:
     """fp32 log-probabilities `[..., vocabulary]` of the next tokens, where the head is."""
     like = next(head.parameters(), hidden)
-    with quick_products():
-        logits = head(hidden.to(like.device, like.dtype))
+    hidden = hidden.to(like.device, like.dtype)
+    with passes_of(POSITIONS, hidden):  # slices have few sizes
+        logits = head(hidden)
     return torch.log_softmax(logits.float(), -1)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _EVEN = 32  # of whose multiples there are few numbers of tokens
+_WIDE = 128  # hidden states from which passes gain by it
 _PIECE = 512  # rows of a product that is taken away: oneDNN keeps .6 MB of code for every shape
 _DEEP = 64  # columns of what is multiplied from which that repays
 
@@ -64,9 +65,9 @@ def quick_products() -> contextlib.AbstractContextManager[None]:
 
 
 def passes_of(tokens: int, like: Tensor) -> contextlib.AbstractContextManager[None]:
-    """`quick_products` for passes of so many tokens in the dtype of what is `like` them, where few passes have another number."""
-    quick = tokens % _EVEN == 0 and like.dtype == torch.float32 and not like.is_cuda
-    return quick_products() if quick else contextlib.nullcontext()
+    """`quick_products` for passes of so many tokens `like` these `[..., hidden]`, where few passes have another number and it repays."""
+    wide = like.dtype == torch.float32 and not like.is_cuda and like.shape[-1] >= _WIDE
+    return quick_products() if wide and tokens % _EVEN == 0 else contextlib.nullcontext()
 
 
 @cache

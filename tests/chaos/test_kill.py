@@ -38,8 +38,8 @@ CONFIG = """
 model: {path: null}
 calibration: {dataset: builtin, samples: 8, sequence_length: 128, generated: 0.25, balance: 2}
 rotation: {kind: hadamard}
-allocation: {target_bits: 2.75} # so few that tuning the whole model finds something to do
-quantization: {tune: model, tune_steps: 4, tune_model_steps: 8}
+allocation: {target_bits: 2.5} # so few that tuning the whole model finds something to do
+quantization: {tune: model, tune_steps: 4, tune_model_steps: 16}
 router: {method: kl, epochs: 1, batch_size: 4}
 evaluation: {sequence_length: 128, tasks: [builtin_rolling, builtin_cloze], limit: 10}
 comparison: {uniform: [int4], methods: [rtn]}
