@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)  ## compress the shipped model end to end
-	@echo "the pipeline takes three to four minutes on two cores, most of them for the 30 plans it compares itself with"
+	@echo "the pipeline takes two to four minutes on two cores, most of them for the 30 plans it compares itself with"
 	$(BIN)/alphaquant run
 
 test: $(READY) check  ## lint, types and every test this machine can run
