@@ -120,7 +120,7 @@ def test_this_machine_is_measured_once_and_left_as_it_was() -> None:
     finally:
         torch.set_num_threads(threads)
     assert measured_rates(CPU) is found
-    assert found.flop > 1e8
+    assert min(found.flop, found.tensor_flop) > 1e8
     assert (found.tensor_flop == found.flop) == (not multiplies_bf16())
     assert found.moved > 1e8
     assert found.read > 1e7

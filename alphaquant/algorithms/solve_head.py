@@ -36,7 +36,7 @@ def solve_head(
     with timed("load weights"):
         stored = finite(checkpoint.head_weight(), f"{spec.name}.weight")
     stack = Stack([spec], observed.hessian[None], [observed.tokens])
-    factor = inverse_factor(stack.hessian, config.damping, by_energy=config.walks_by_energy)
+    factor = inverse_factor(stack.hessian, config.damping, by_energy=config.factors_by_energy)
     rows = (
         spec.rows
         if scheme.number_format.kind == "nv"

@@ -60,7 +60,7 @@ def solve_stacks(
     by_scheme.pop(Scheme("bf16"), None)
     if not by_scheme:
         return []
-    factor = inverse_factor(sharing[0].hessian, config.damping, by_energy=config.walks_by_energy)
+    factor = inverse_factor(sharing[0].hessian, config.damping, by_energy=config.factors_by_energy)
     return [
         solved
         for scheme, alike in by_scheme.items()

@@ -70,7 +70,7 @@ class QuantizationConfig(Section):
         return self.method == "gptq" and self.correction != "none"
 
     @property
-    def walks_by_energy(self) -> bool:
+    def factors_by_energy(self) -> bool:
         """Whether Hessians are factored in the order of their inputs' energy alone; corrections need their own order, too."""
         return self.method == "gptq" and self.act_order and not self.corrects
 

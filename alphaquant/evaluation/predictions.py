@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.linalg.products import passes_of
+from alphaquant.models.experts import has_experts
 from alphaquant.models.head import Head
 from alphaquant.progress import track
 
@@ -39,8 +40,7 @@ class WholeModel:
         self._model: Any = model.eval()
         self._device, self._batch_size = device, batch_size
         self._like = next(model.parameters())
-        # experts get every number of tokens
-        self._routed = any(name.endswith("experts") for name, _ in model.named_modules())
+        self._routed = has_experts(model)
 
     def predictions(self, windows: Tensor, what: str | None = None) -> Predictions:
         """For int64 `[windows, length]`, computed as the hidden states are asked for; `what` names the progress."""

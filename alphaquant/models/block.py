@@ -21,7 +21,7 @@ from alphaquant.errors import ModelError
 from alphaquant.linalg.products import passes_of
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import WIDE_IN_PASSES, all_cores, training_products
-from alphaquant.models.experts import ExpertLinear, unfuse
+from alphaquant.models.experts import ExpertLinear, has_experts, unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.read_ahead import in_order
 from alphaquant.models.skeleton import skeleton_of
@@ -57,13 +57,13 @@ class BlockModel:
         with timed("build"):
             skeleton = skeleton_of(checkpoint, dtype)
         inner = skeleton.model
+        self._routed = has_experts(inner)
         self._templates: list[nn.Module] = list(inner.layers)
         self._inner: Any = inner
         self._inner.layers = nn.ModuleList(_Recorder(block) for block in self._templates)
         self._compute_buffers: Callable[[nn.Module], None] = skeleton._init_weights
         skeleton.model = nn.Identity()
         self._causal: nn.Module = skeleton
-        self._routed = any(spec.expert is not None for spec in checkpoint.specs)
         architecture = checkpoint.architecture
         self._outside = outside = f"{architecture.blocks.rpartition('.')[0]}."
         self._table = f"{architecture.embedding}.weight"
@@ -188,7 +188,7 @@ class BlockModel:
 
     def products_for(self, hidden: Tensor) -> contextlib.AbstractContextManager[None]:
         """While open, products for such hidden states, forward or backward, come from the CPU's faster library."""
-        if self._routed:  # experts get every number of tokens
+        if self._routed:
             return contextlib.nullcontext()
         return passes_of(hidden.shape[:-1].numel(), hidden)
 

@@ -19,6 +19,11 @@ Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Outputs of gate and up `[tokens, inner]` to what down reads."""
 
 
+def has_experts(model: nn.Module) -> bool:
+    """Whether a model sends tokens to experts, who get a different number every time."""
+    return any(name.endswith("experts") for name, _ in model.named_modules())
+
+
 class ExpertLinear(nn.Linear):
     """A linear that a different number of tokens reaches every time.
 

@@ -57,6 +57,26 @@ def test_specs_cover_every_matrix_of_the_blocks(tmp_path: Path, model_type: str)
     assert {spec.name for spec in checkpoint.specs} == matrices
 
 
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_faster_library_is_for_passes_without_experts(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alphaquant.linalg.products.onednn_is_faster", lambda: True)
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    checkpoint = Checkpoint(make_model(tmp_path / "model", model_type))
+    model = BlockModel(checkpoint, torch.device("cpu"), torch.float32)
+    routed = any(spec.expert is not None for spec in checkpoint.specs)
+    with model.products_for(torch.zeros(2, 32, 128)):
+        assert (matmul.fp32_precision == "bf16") != routed
+    for other in (
+        torch.zeros(1, 33, 128),
+        torch.zeros(2, 32, 64),
+        torch.zeros(2, 32, 128).double(),
+    ):
+        with model.products_for(other):
+            assert matmul.fp32_precision != "bf16"
+
+
 @pytest.mark.parametrize("model_type", ["llama", "olmoe"])
 def test_a_block_that_learns_multiplies_in_bf16_and_is_exact_without_a_gradient(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
