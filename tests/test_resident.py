@@ -21,8 +21,7 @@ def faults():
 
 if "limited" in sys.argv:
     return_at_once()
-faults()
-print(faults())
+print(min(faults() for _ in range(5)))
 """
 
 
@@ -39,7 +38,10 @@ def _faults(argument: str = "", **chosen: str) -> int:
 
 @pytest.mark.skipif(resident._from_libc("mallopt") is None, reason="not glibc")
 def test_pages_of_what_is_freed_are_cleared_once_unless_somebody_chose() -> None:
-    """240 MB are 58,600 pages of 4 KB, or as few as 120 of 2 MB."""
+    """240 MB are 58,600 pages of 4 KB, or as few as 120 of 2 MB.
+
+    The least of several rounds counts: whatever the heap holds between two tensors can make it grow once more.
+    """
     kept = _faults()
     assert kept < 100
     assert _faults("limited") > kept + 100
