@@ -20,6 +20,7 @@ from alphaquant.algorithms.stacks import AtOnce, Stack, sharing_stacks
 from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.linalg.hessian import HessianAccumulator, InverseFactor
+from alphaquant.linalg.products import quick_products
 from alphaquant.linalg.shortfall import agreement, move, trusted_share
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.linear import LinearSpec, Role
@@ -67,7 +68,9 @@ def solve_in_order(
             del sharing  # or its Hessians would be in memory while the next ones are made
             while found:
                 values = found[0].quantized.dequantize()
-                weights |= {spec.name: values[i] for i, spec in enumerate(found[0].stack.specs)}
+                for spec, value in zip(found[0].stack.specs, values, strict=True):
+                    # as the checkpoint will store it
+                    weights[spec.name] = value.to(checkpoint.dtype(f"{spec.name}.weight"))
                 yield found.pop(0)
     if shares:
         reporter().note(
@@ -107,7 +110,8 @@ class _Mover:
         lacking = [s.halves * h.scale for s, h in zip(short, hessians, strict=True)]
         halves = torch.stack(lacking, dim=1)
         if short[0].of_inputs:
-            halves = weight @ halves
+            with quick_products():
+                halves = weight @ halves
         found, share = move(halves, self.most, factor)
         tokens = torch.tensor(stack.tokens, device=share.device)
         share = share * trusted_share(tokens, cols, self.config.correction_prior)

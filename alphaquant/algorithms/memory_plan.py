@@ -62,6 +62,8 @@ class MemoryPlan:
     """Weights that are solved together, unless those of one expert are more."""
     asked: int | None = None
     """Windows per pass that were asked for, where `batch_size` is more."""
+    recalls: bool = True
+    """Whether correction keeps what attention hands on, instead of attending once more."""
 
     @classmethod
     def on(cls, device: torch.device, batch_size: int, method: Method) -> MemoryPlan:
@@ -161,7 +163,7 @@ def memory_within(
     """
     shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
     needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype, backward)
-    chosen = plan_memory(needs, room, whole)
+    chosen = plan_memory(needs, room, replace(whole, recalls=False))
     blocks = [checkpoint.block_specs(index) for index in range(checkpoint.blocks)]
     reporter().note(
         f"memory limit {size_text(limit)}, {size_text(room)} of it for work: {chosen.described(blocks)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,6 +17,7 @@ from alphaquant.clock import Step, timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.floor import Tokens, quantized_block
 from alphaquant.linalg.hessian import HessianAccumulator, white
+from alphaquant.models.attended import Attended, attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.hidden_states import HiddenStates
@@ -54,6 +55,8 @@ class ModelWalk:
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
         self._next = 0
         self._latest: tuple[int, Original] | None = None  # of the original's blocks
+        self._recalls, self._tunes = config.corrects and memory.recalls, config.tune != "none"
+        self._attended: Attended | None = None  # of the block that is being corrected
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -125,14 +128,18 @@ class ModelWalk:
 
     def pass_on(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Go on behind block `index` with its `weights`, where that is the next one."""
+        attended, self._attended = self._attended, None
         if self._model is not None and self._next == index:
-            self._step(weights)
+            self._step(weights, attended)
 
     @timed("forward")
-    def _step(self, weights: Mapping[str, Tensor]) -> None:
+    def _step(self, weights: Mapping[str, Tensor], attended: Attended | None = None) -> None:
         model = self._opened()
         block = model.block(self._next, weights, narrow=True)
-        self._hidden.advance(partial(model.outputs, block, self._next))
+        run: Callable[[Tensor], Tensor] = partial(model.outputs, block, self._next)
+        if attended is not None and attended.known:
+            run = attended.recalling(block, run)
+        self._hidden.advance(run)
         self._next += 1
         del block
         give_back_much()  # many blocks are passed without anything else in between when a run is resumed
@@ -144,12 +151,15 @@ class ModelWalk:
         block = model.block(index)
         inputs, targets = torch.cat(list(self._hidden)).to(self._device), original.answers
         together = self._memory.taught_at_once
+        known = attended(model, block, index, inputs) if self._recalls else None
+        if not self._tunes:  # behind which q, k and v are others
+            self._attended = known
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Observed:
-            streams = Streams(inputs, original, together)
+            streams = Streams(inputs, original, together, known)
             return observe_shortfalls(
                 model, block, index, specs, weights, streams, self._routing_weight
             )

@@ -8,6 +8,7 @@ experts' loads are even.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch import Tensor
 from alphaquant.clock import timed
 from alphaquant.errors import ConfigError, ModelError
 from alphaquant.evaluation.room import Room
+from alphaquant.linalg.products import passes_of
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype
+from alphaquant.models.device import WIDE_IN_PASSES, all_cores, calibration_dtype
+from alphaquant.models.experts import has_experts
 from alphaquant.models.footprint import embedding_entry
 from alphaquant.models.loading import load_whole
+from alphaquant.models.roomy_cache import make_room
 from alphaquant.progress import reporter, track
 
 PIECE = 128
@@ -45,7 +49,7 @@ def with_written(
     places, mixed = replaced(len(windows), share), windows.clone()
     if places:
         room.check_writing(checkpoint)
-        at_once = room.beside_whole(
+        at_once = room.beside_writing(
             checkpoint, _PIECES * room.batch_size, _piece_bytes(checkpoint, room)
         )
         mixed[places] = written_windows(
@@ -82,7 +86,10 @@ def written_windows(
     from the model's predictions as they are. The seed decides every draw, whatever number of pieces is written `at_once`.
     The whole model is in memory. Raises ModelError where it does not load, or keeps no keys and values.
     """
-    model = load_whole(checkpoint, device)
+    dtype = calibration_dtype(device, checkpoint.config.hidden_size)
+    model = load_whole(checkpoint, device, dtype)
+    like = torch.empty(0, checkpoint.config.hidden_size, dtype=dtype, device=device)
+    routed = has_experts(model)  # who get a different number of tokens every time
     begin, words = _openings(checkpoint)
     piece = min(PIECE, max(length, len(begin) + 2))
     pieces, steps = math.ceil(count * length / piece), piece - len(begin) - 1
@@ -96,12 +103,16 @@ def written_windows(
         if step == 0:
             latest, cache = openings[batch].to(device), None
             written.append([latest])
-        found = model(input_ids=latest, past_key_values=cache, use_cache=True)
+        faster = contextlib.nullcontext() if routed else passes_of(len(latest), like)
+        with all_cores(like.shape[-1], WIDE_IN_PASSES), faster:
+            found = model(input_ids=latest, past_key_values=cache, use_cache=True)
         cache = getattr(found, "past_key_values", None)
         if cache is None:
             raise ModelError(
                 f"{checkpoint.path} keeps no keys and values from which it could go on writing; set calibration.generated=0"
             )
+        if step == 0:
+            make_room(cache, piece)
         latest = _drawn(found.logits[:, -1], draws[batch][:, step].to(device))
         written[-1].append(latest)
     tokens = torch.cat([torch.cat(batch, dim=1) for batch in written])
@@ -133,5 +144,6 @@ def _openings(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
 def _piece_bytes(checkpoint: Checkpoint, room: Room) -> int:
     """What a piece takes beside the model: keys and values of all blocks, from above, and predictions of its next token."""
     vocabulary, hidden = embedding_entry(checkpoint).shape
-    kept = 2 * checkpoint.blocks * hidden * PIECE * compute_dtype(room.device).itemsize
+    size = calibration_dtype(room.device, checkpoint.config.hidden_size).itemsize
+    kept = 2 * checkpoint.blocks * hidden * PIECE * size
     return kept + _LOGITS * 8 * vocabulary

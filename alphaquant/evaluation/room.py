@@ -9,7 +9,7 @@ import torch
 from alphaquant.errors import ConfigError
 from alphaquant.evaluation.passes import EVALUATING, Pass, PassNeeds, pass_needs, slice_bytes
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import compute_dtype, free_within
+from alphaquant.models.device import calibration_dtype, compute_dtype, free_within
 from alphaquant.models.footprint import embedding_entry, routed_experts, window_bytes
 from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
@@ -32,7 +32,7 @@ class Room:
 
     def holds(self, checkpoint: Checkpoint, beside: int = 0) -> bool:
         """Whether the whole model fits, and so many bytes `beside` it; loading it leads through the CPU's memory."""
-        return self._too_little(checkpoint, beside) is None
+        return self._too_little(self._scoring_bytes(checkpoint) + beside) is None
 
     def check_tasks(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError where the whole model does not fit, which lm-eval needs."""
@@ -40,21 +40,28 @@ class Room:
             checkpoint,
             "evaluation.tasks need",
             "evaluation.tasks=[] (perplexity and KL are then computed block by block)",
+            self._scoring_bytes(checkpoint),
         )
 
     def check_writing(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError where the whole model does not fit: block by block, it would be read once for every token."""
-        self._require_whole(checkpoint, "calibration.generated needs", "calibration.generated=0")
+        needed = self._writing_bytes(checkpoint)
+        self._require_whole(
+            checkpoint, "calibration.generated needs", "calibration.generated=0", needed
+        )
 
-    def beside_whole(self, checkpoint: Checkpoint, wanted: int, each: int) -> int:
-        """How many things of `each` so many bytes fit beside the whole model, which is not loaded yet: at least one."""
-        weights = checkpoint.whole_bytes(compute_dtype(self.device))
-        return _most(wanted, self._free(self.device), each, weights)
+    def beside_writing(self, checkpoint: Checkpoint, wanted: int, each: int) -> int:
+        """How many things of `each` so many bytes fit beside the whole model that writes, not loaded yet: at least one."""
+        return _most(wanted, self._free(self.device), each, self._writing_bytes(checkpoint))
 
-    def _require_whole(self, checkpoint: Checkpoint, who_needs: str, instead: str) -> None:
-        if found := self._too_little(checkpoint):
+    def _writing_bytes(self, checkpoint: Checkpoint) -> int:
+        return checkpoint.whole_bytes(calibration_dtype(self.device, checkpoint.config.hidden_size))
+
+    def _require_whole(
+        self, checkpoint: Checkpoint, who_needs: str, instead: str, needed: int
+    ) -> None:
+        if found := self._too_little(needed):
             place, free = found
-            needed = checkpoint.whole_bytes(compute_dtype(self.device))
             limit = "free memory"
             if self.memory_limit is not None:
                 limit = f"free memory within execution.memory_limit={size_text(self.memory_limit)}"
@@ -64,9 +71,11 @@ class Room:
                 f"Set {instead}, or take a larger device."
             )
 
-    def _too_little(self, checkpoint: Checkpoint, beside: int = 0) -> tuple[str, int] | None:
-        """Where weights do not fit, and what is free there."""
-        needed = checkpoint.whole_bytes(compute_dtype(self.device)) + beside
+    def _scoring_bytes(self, checkpoint: Checkpoint) -> int:
+        return checkpoint.whole_bytes(compute_dtype(self.device))
+
+    def _too_little(self, needed: int) -> tuple[str, int] | None:
+        """Where so many bytes do not fit, and what is free there."""
         for place in {self.device.type: self.device, "cpu": torch.device("cpu")}.values():
             free = self._free(place)
             if free is not None and needed > _FILLED * free:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from alphaquant.clock import timed
 from alphaquant.linalg.gram import add_gram, mirror, quadratic
-from alphaquant.linalg.products import bf16_products, onednn_is_faster
+from alphaquant.linalg.products import bf16_products, even_rows, onednn_is_faster, quick_products
 from alphaquant.linalg.triangular import upper_inverse
 
 _RAISE = 3.0  # factor between two tries of the damping
-_EVEN = 1024  # rows, of which multiples are multiplied by oneDNN
 
 
 class TokenWeights:
@@ -89,9 +88,8 @@ class HessianAccumulator:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
         else:
-            # the library compiles a kernel for every number of rows and keeps it: of experts' tokens there are hundreds
             better = flat.dtype == torch.bfloat16 or (not flat.is_cuda and onednn_is_faster())
-            even = len(flat) // _EVEN * _EVEN if better else 0
+            even = even_rows(len(flat)) if better else 0
             if even:
                 with bf16_products():
                     add_gram(total, flat[:even].float())
@@ -183,6 +181,28 @@ class InverseFactor:
     def upper(self) -> Tensor:
         """U `[..., in, in]`, whose rows tell how later columns make up for an error."""
         return upper_inverse(self.root)
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """Coordinates `[..., out, in]` of `rows` in which r (H + λI)⁻¹ rᵀ is a plain square."""
+        order, upper = self._at_hand
+        if order is not None:
+            rows = rows.gather(-1, order[..., None, :].expand_as(rows))
+        with quick_products():
+            return rows @ upper.mT
+
+    def solve_white(self, white: Tensor) -> Tensor:
+        """r (H + λI)⁻¹ `[..., out, in]` of rows that are `whiten`ed."""
+        order, upper = self._at_hand
+        with quick_products():
+            found = white @ upper
+        if order is None:
+            return found
+        return torch.empty_like(found).scatter_(-1, order[..., None, :].expand_as(found), found)
+
+    @property
+    def _at_hand(self) -> tuple[Tensor | None, Tensor]:
+        """The order of columns in which there is a factor, None as they are, and U in it."""
+        return self.by_energy if self.order is not None else (None, self.upper)
 
     @property
     def conditional_variance(self) -> Tensor:

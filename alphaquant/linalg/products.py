@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _EVEN = 32  # of whose multiples there are few numbers of tokens
+_ROWS = 1024  # of whose multiples sums over tokens have few
 _WIDE = 128  # hidden states from which passes gain by it
 _PIECE = 512  # rows of a product that is taken away: oneDNN keeps .6 MB of code for every shape
 _DEEP = 64  # columns of what is multiplied from which that repays
@@ -99,6 +100,21 @@ def take_product(target: Tensor, left: Tensor, right: Tensor) -> None:
         for start in range(0, target.shape[-2], _PIECE):
             rows = slice(start, start + _PIECE)
             _take(target[..., rows, :], left[..., rows, :], right)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ `[n, tokens]` times `right` `[tokens, m]`, fp32, to `total` `[n, m]`."""
+    even = even_rows(len(left)) if not left.is_cuda and onednn_is_faster() else 0
+    if even:
+        with quick_products():
+            total.addmm_(left[:even].T, right[:even])
+    if even < len(left):
+        total.addmm_(left[even:].T, right[even:])
+
+
+def even_rows(rows: int) -> int:
+    """As many of so many rows as oneDNN may multiply in a sum over tokens, of which an expert gets every number."""
+    return rows // _ROWS * _ROWS
 
 
 def _take(target: Tensor, left: Tensor, right: Tensor) -> None:

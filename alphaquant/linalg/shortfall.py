@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.linalg.hessian import InverseFactor, TokenWeights
+from alphaquant.linalg.products import add_product
 
 
 class Shortfall:
@@ -38,15 +39,12 @@ class Shortfall:
         gap, now = (x.reshape(-1, x.shape[-1]).float() for x in (gap, now))
         if weights is not None:
             gap = gap * weights.values.float()[:, None]
-        self.halves[half].addmm_(gap.T, now)
+        add_product(self.halves[half], gap, now)
 
 
 def agreement(halves: Tensor, factor: InverseFactor) -> tuple[Tensor, Tensor]:
     """<A, B> / |A + B|² `[...]` of two `halves` `[2, ..., out, in]` in the metric of the inverse, and A + B in its coordinates."""
-    first, second = (
-        torch.linalg.solve_triangular(factor.root.mT, half, upper=False, left=False)
-        for half in halves
-    )
+    first, second = factor.whiten(halves[0]), factor.whiten(halves[1])
     product = (first * second).sum((-2, -1))
     whole = first.add_(second)
     return product / whole.square().sum((-2, -1)), whole
@@ -59,8 +57,7 @@ def move(halves: Tensor, most: Tensor, factor: InverseFactor) -> tuple[Tensor, T
     Where a half has no token, nothing is known to be more than chance.
     """
     agreed, whole = agreement(halves, factor)
-    found: Tensor = torch.linalg.solve_triangular(factor.root, whole, upper=True, left=False)
-    return found, (agreed / most).nan_to_num(0, 0, 0).clamp(0, 1)
+    return factor.solve_white(whole), (agreed / most).nan_to_num(0, 0, 0).clamp(0, 1)
 
 
 def trusted_share(tokens: Tensor, cols: int, prior: float) -> Tensor:

@@ -103,10 +103,12 @@ def load_model(
     return loaded
 
 
-def load_whole(checkpoint: Checkpoint, device: torch.device) -> Any:
+def load_whole(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
+) -> Any:
     """A checkpoint that was opened as `load_model` has it. Raises as that does."""
     kind = checkpoint.architecture.kind
-    return load_model(checkpoint.path, device, checkpoint.trust_remote_code, architecture=kind)
+    return load_model(checkpoint.path, device, checkpoint.trust_remote_code, dtype, kind)
 
 
 def _from_tensors(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

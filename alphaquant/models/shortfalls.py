@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.linalg.shortfall import Shortfall
+from alphaquant.models.attended import READERS, Attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
 from alphaquant.models.hooks import Enough, given
@@ -31,16 +32,31 @@ class Streams:
     original: Original
     batch_size: int
     """Windows that are computed at once."""
+    attended: Attended | None = None
+    """What attention has handed on, which is kept in the first pass behind quantized q, k and v; None where it runs in every pass."""
 
-    def batches(self) -> Iterator[tuple[int, Tensor, dict[str | None, Tensor]]]:
-        """The half of the windows that a batch is of, 0 or 1, and its part of both."""
+    def batches(self) -> Iterator[tuple[int, slice]]:
+        """The half of the windows that a batch is of, 0 or 1, and which windows it has."""
         windows = len(self.now)
         middle = windows // 2
         for half, begin, end in ((0, 0, middle), (1, middle, windows)):
             for start in range(begin, end, self.batch_size):
-                part = slice(start, min(start + self.batch_size, end))
-                there = {at: x[part] for at, x in self.original.there.items()}
-                yield half, self.now[part], there
+                yield half, slice(start, min(start + self.batch_size, end))
+
+    @contextlib.contextmanager
+    def attending(self, block: nn.Module, part: slice, *, settled: bool) -> Iterator[None]:
+        """While open, a pass of these windows attends, or recalls it; what is `settled` is kept for that."""
+        known = self.attended
+        if known is None or not settled:
+            yield
+        elif known.known:
+            with known.recalled(block, part):
+                yield
+        else:
+            with given({"o": block.get_submodule(known.projection)}) as seen:
+                yield
+            if "o" in seen:  # else enough was seen before attention ran
+                known.keep(part, seen["o"])
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,13 @@ def observe_shortfalls(
     # nothing behind the last place need be computed
     answered = any(place.at is None for place in places.values())
     enough = not answered and not experts
+    settled = all(spec.role not in READERS for spec in specs)
+    if (known := streams.attended) is not None and known.known:
+        settled = settled and not any(known.inside(at) for at in points)
     with contextlib.ExitStack() as left_out:
         if not answered and all(spec.role != "down" for spec in specs):
             left_out.enter_context(unread_left_out(model, block, index, specs))
-        for half, now, wanted in streams.batches():
+        for half, part in streams.batches():
             if half and not found.first:
                 found.first.update({key: found.hessians[key].total.clone() for key in places})
             with (
@@ -103,12 +122,14 @@ def observe_shortfalls(
                 ) as counts,
                 given(containers, lambda args: args[1:3]) as sent,
                 given(linears | points, enough=enough) as seen,
+                streams.attending(block, part, settled=settled),
                 contextlib.suppress(Enough),
             ):
-                seen[None] = model.run(block, index, now, weights)
+                seen[None] = model.run(block, index, streams.now[part], weights)
             for key in by_key:
                 if (key,) in seen:
                     found.hessians[key].update(seen[key,], counts.get(key))
+            wanted = {at: x[part] for at, x in streams.original.there.items()}
             for key, gap in _gaps(places, experts, wanted, seen, sent):
                 found.shortfalls[key].update(half, gap, seen[key,], counts.get(key))
     return found

@@ -16,6 +16,7 @@ from alphaquant.evaluation import generated
 from alphaquant.evaluation.generated import replaced, with_written, written_windows
 from alphaquant.evaluation.room import Room
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.loading import load_whole
 from tests.tiny import make_model
 
 CPU = torch.device("cpu")
@@ -120,6 +121,26 @@ def test_less_memory_means_fewer_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     for batch_size in (8, 1):  # which a machine that has run out of memory halves
         with_written(checkpoint, windows, 0.5, 0, Room(CPU, batch_size))
     assert at_once == [5, 512, 64]
+
+
+def test_a_model_writes_in_what_calibration_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: in bf16 where that is fast, for wide models on a CPU too."""
+    checkpoint = Checkpoint(make_model(tmp_path / "llama", "llama"))
+    loaded: list[torch.dtype] = []
+
+    def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+        model = load_whole(checkpoint, device, dtype)
+        loaded.extend({weight.dtype for weight in model.parameters()})
+        return model
+
+    monkeypatch.setattr(generated, "load_whole", load)
+    fp32 = written_windows(checkpoint, 2, 16, 0, CPU, 4)
+    monkeypatch.setattr(generated, "calibration_dtype", lambda *_: torch.bfloat16)
+    bf16 = written_windows(checkpoint, 2, 16, 0, CPU, 4)
+    assert loaded == [torch.float32, torch.bfloat16]
+    assert fp32.shape == bf16.shape
 
 
 def test_a_model_without_a_cache_is_refused(
