@@ -4,7 +4,7 @@ With a weight `[r, c]`, T tokens that reach it and G groups of linears that read
 
     forward             2 r c T
     Hessian             2 c² T for every distinct input
-    factor              c³/3 for every distinct input, and as much for its inverse; corrections with act_order once more, in another order
+    factor              c³/3 for every distinct input, and as much for its inverse
     scale search        8 r c for every scale that is tried: divide, round, clamp, multiply, subtract, square, weigh, add
     columns             r c²: every column's error goes to those behind it
     refinement          2 r c² for the gradient, and as much for every sweep
@@ -33,7 +33,7 @@ from alphaquant.linalg.farms import WINDOW, block_corners
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.footprint import routed_experts
 from alphaquant.models.joins import WRITERS
-from alphaquant.models.linear import ATTENTION_ROLES, LinearSpec
+from alphaquant.models.linear import ATTENDING_ROLES, ATTENTION_ROLES, LinearSpec
 from alphaquant.work import Work
 
 _FP32 = 4  # bytes
@@ -151,8 +151,7 @@ def quantized_block(
         "write": Work(written=bits / 8),
     }
     inverse = config.method == "gptq"
-    # a correction is solved for in the linear's own order
-    found["factor"] = factor(rounded, 1 + inverse + (config.corrects and config.act_order))
+    found["factor"] = factor(rounded, 1 + inverse)
     if config.method == "gptq":
         found["columns"] = quadratic(rounded, 1)
         passes = config.sweeps + 1 if config.sweeps or config.refit else 0
@@ -167,7 +166,8 @@ def quantized_block(
         inner = forward([s for s in specs if s.role != "down"], tokens)
         found["forward and Hessians"] = inner + hessians(specs, tokens)
     if index:
-        found["forward"] = one
+        recalls = config.corrects and config.tune == "none"
+        found["forward"] = forward(_behind_attention(specs), tokens) if recalls else one
     if config.corrects or config.tune != "none":
         found["original's blocks"] = one
     if config.tune != "none":
@@ -181,14 +181,20 @@ def quantized_block(
 def _looks(specs: Sequence[LinearSpec], tokens: Tokens) -> Work:
     """What correction gathers: every input's Hessian, and what is lacking of outputs that join the stream and inputs elsewhere.
 
-    The block runs as far as attention, with routed experts as far as those, then whole.
+    The block runs as far as attention, with routed experts as far as those, then from there.
     """
     routed = any(spec.expert is not None for spec in specs)
     first = [s for s in specs if (s.role != "down" if routed else s.role in ATTENTION_ROLES)]
     joining = [spec for spec in specs if spec.role in WRITERS]
     others = [spec for spec in specs if spec.role not in WRITERS]
     lacking = hessians(others, tokens) + forward(joining, tokens)
-    return forward(first, tokens) + forward(specs, tokens) + hessians(specs, tokens) + lacking
+    passes = forward(first, tokens) + forward(_behind_attention(specs), tokens)
+    return passes + hessians(specs, tokens) + lacking
+
+
+def _behind_attention(specs: Iterable[LinearSpec]) -> list[LinearSpec]:
+    """What is left of a block where it is known what attention hands to its output projection."""
+    return [spec for spec in specs if spec.role not in ATTENDING_ROLES]
 
 
 def sensitivity(

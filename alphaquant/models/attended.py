@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.hooks import given, hooked, remember
-from alphaquant.models.linear import Role
 
-READERS: tuple[Role, ...] = ("q", "k", "v", "qkv", "q_a", "kv_a", "q_b", "kv_b")
-"""Roles of linears that attention runs before it hands anything on."""
 _TOKENS = 8
 _OFF = 1e-2
 """Relative difference that sums in another order leave in 16 bits."""

@@ -27,10 +27,9 @@ Role = Literal[
 the block's input, q_b and kv_b read them. `other` is what a generic row cannot tell."""
 ROLES: tuple[Role, ...] = get_args(Role)
 """In the order in which a block uses them."""
-ATTENTION_ROLES: frozenset[Role] = frozenset(
-    {"q", "k", "v", "qkv", "q_a", "kv_a", "q_b", "kv_b", "o"}
-)
-
+ATTENDING_ROLES: frozenset[Role] = frozenset({"q", "k", "v", "qkv", "q_a", "kv_a", "q_b", "kv_b"})
+"""What attention runs before it hands anything on."""
+ATTENTION_ROLES: frozenset[Role] = ATTENDING_ROLES | {"o"}
 
 HEAD = "lm_head"
 """Name of the output projection."""

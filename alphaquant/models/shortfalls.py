@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.linalg.shortfall import Shortfall
-from alphaquant.models.attended import READERS, Attended
+from alphaquant.models.attended import Attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
 from alphaquant.models.hooks import Enough, given
 from alphaquant.models.joins import Place, experts_by_part
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.linear import ATTENDING_ROLES, LinearSpec
 from alphaquant.models.observe import RoutingWeight, token_weights
 from alphaquant.models.original import Original
 from alphaquant.models.unread import unread_left_out
@@ -106,7 +106,7 @@ def observe_shortfalls(
     # nothing behind the last place need be computed
     answered = any(place.at is None for place in places.values())
     enough = not answered and not experts
-    settled = all(spec.role not in READERS for spec in specs)
+    settled = all(spec.role not in ATTENDING_ROLES for spec in specs)
     if (known := streams.attended) is not None and known.known:
         settled = settled and not any(known.inside(at) for at in points)
     with contextlib.ExitStack() as left_out:
