@@ -128,6 +128,11 @@ def kept_weight(checkpoint: Checkpoint, linear: str, folder: Path) -> Tensor:
     return kept(checkpoint.weight(linear)) if moved is None else moved
 
 
+def kept_weights(checkpoint: Checkpoint, linears: Sequence[str]) -> Mapping[str, Tensor]:
+    """Linears that are not quantized as the checkpoint will store them, each made when it is asked for."""
+    return OnDemand(linears, lambda linear: kept(checkpoint.weight(linear)))
+
+
 def block_weights(
     checkpoint: Checkpoint, index: int, folder: Path, device: torch.device = _CPU
 ) -> Mapping[str, Tensor]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
 from alphaquant.algorithms.memory_plan import MemoryPlan
-from alphaquant.algorithms.quantized_block import block_weights
+from alphaquant.algorithms.quantized_block import block_weights, kept_weights
 from alphaquant.clock import Step, timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.floor import Tokens, quantized_block
@@ -20,11 +20,12 @@ from alphaquant.linalg.hessian import HessianAccumulator, white
 from alphaquant.models.attended import Attended, attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
+from alphaquant.models.device import free_memory
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, gather
 from alphaquant.models.original import Original, watch
-from alphaquant.models.shortfalls import Observed, Streams, observe_shortfalls
+from alphaquant.models.shortfalls import Observed, Streams, batches, observe_shortfalls
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.plan import QuantPlan
 from alphaquant.resident import give_back, give_back_much
@@ -55,8 +56,11 @@ class ModelWalk:
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
         self._next = 0
         self._latest: tuple[int, Original] | None = None  # of the original's blocks
-        self._recalls, self._tunes = config.corrects and memory.recalls, config.tune != "none"
-        self._attended: Attended | None = None  # of the block that is being corrected
+        # where a block is run in the same batches by whoever looks at it and whoever passes it
+        self._in_halves = config.corrects and memory.taught_at_once == memory.batch_size
+        # tuning changes q, k and v, and with them what attention hands on
+        self._recalls = config.corrects and memory.recalls and config.tune == "none"
+        self._handed_on: Attended | None = None  # by attention of the block that is being corrected
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -128,38 +132,41 @@ class ModelWalk:
 
     def pass_on(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Go on behind block `index` with its `weights`, where that is the next one."""
-        attended, self._attended = self._attended, None
+        handed_on, self._handed_on = self._handed_on, None
         if self._model is not None and self._next == index:
-            self._step(weights, attended)
+            self._step(weights, handed_on if self._in_halves else None)
 
     @timed("forward")
-    def _step(self, weights: Mapping[str, Tensor], attended: Attended | None = None) -> None:
+    def _step(self, weights: Mapping[str, Tensor], handed_on: Attended | None = None) -> None:
         model = self._opened()
         block = model.block(self._next, weights, narrow=True)
         run: Callable[[Tensor], Tensor] = partial(model.outputs, block, self._next)
-        if attended is not None and attended.known:
-            run = attended.recalling(block, run)
+        if handed_on is not None and handed_on.whole:
+            run = handed_on.recalling(block, run)
         self._hidden.advance(run)
         self._next += 1
         del block
         give_back_much()  # many blocks are passed without anything else in between when a run is resumed
 
-    def lesson(self, index: int, folders: Sequence[Path], *, ahead: bool) -> Lesson:
-        """What reaches block `index` behind the finished blocks in `folders`, and what the original's answers to its own input."""
+    def lesson(
+        self, index: int, folders: Sequence[Path], kept: Sequence[str], *, ahead: bool
+    ) -> Lesson:
+        """What reaches block `index` behind the finished blocks in `folders`, and what the original's answers to its own input.
+
+        Its linears `kept` are not quantized.
+        """
         model = self._advanced(index, folders)
         original = self._original(index)
-        block = model.block(index)
+        block = model.block(index, kept_weights(self._checkpoint, kept))
         inputs, targets = torch.cat(list(self._hidden)).to(self._device), original.answers
         together = self._memory.taught_at_once
-        known = attended(model, block, index, inputs) if self._recalls else None
-        if not self._tunes:  # behind which q, k and v are others
-            self._attended = known
+        handed_on = self._handed_on = self._recallable(model, block, index, inputs)
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Observed:
-            streams = Streams(inputs, original, together, known)
+            streams = Streams(inputs, original, together, handed_on)
             return observe_shortfalls(
                 model, block, index, specs, weights, streams, self._routing_weight
             )
@@ -172,6 +179,17 @@ class ModelWalk:
             following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._original(index + 1).answers)
         return Lesson(run, inputs, targets, observe, sequel, last, together)
+
+    def _recallable(
+        self, model: BlockModel, block: nn.Module, index: int, inputs: Tensor
+    ) -> Attended | None:
+        """What attention of block `index` will hand on, where it may be kept and half of the free memory holds it."""
+        found = attended(model, block, index, inputs) if self._recalls else None
+        free = free_memory(inputs.device)
+        if found is None or free is None:
+            return found
+        taken = inputs.shape[:2].numel() * found.width * inputs.element_size()
+        return found if taken <= free // 2 else None
 
     @timed("original's blocks")
     def _original(self, index: int) -> Original:
@@ -196,9 +214,12 @@ class ModelWalk:
         """The model, not built before a block has to be computed."""
         if self._model is None:
             self._model = model = BlockModel(self._checkpoint, self._device, self._dtype)
-            batches = cast(Tensor, self._tokens).split(self._batch_size)
+            tokens = cast(Tensor, self._tokens)
+            parts = list(tokens.split(self._batch_size))
+            if self._in_halves:
+                parts = [tokens[part] for _, part in batches(len(tokens), self._batch_size)]
             self._hidden = HiddenStates(
-                (model.embed(batch, self._batch_size)[0] for batch in batches),
+                (model.embed(batch, self._batch_size)[0] for batch in parts),
                 TensorFile(self._scratch) if self._memory.hidden_on_disk else None,
             )
             model.release_embedding()

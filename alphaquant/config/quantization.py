@@ -71,8 +71,8 @@ class QuantizationConfig(Section):
 
     @property
     def factors_by_energy(self) -> bool:
-        """Whether Hessians are factored in the order of their inputs' energy alone; corrections need their own order, too."""
-        return self.method == "gptq" and self.act_order and not self.corrects
+        """Whether Hessians are factored in the order of their inputs' energy, in which GPTQ walks columns."""
+        return self.method == "gptq" and self.act_order
 
     @property
     def looks_at_inputs(self) -> bool:

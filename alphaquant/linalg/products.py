@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 _EVEN = 32  # of whose multiples there are few numbers of tokens
-_ROWS = 1024  # of whose multiples sums over tokens have few
+_ROWS = 1024  # of whose multiples there are few numbers of tokens in a sum
 _WIDE = 128  # hidden states from which passes gain by it
 _PIECE = 512  # rows of a product that is taken away: oneDNN keeps .6 MB of code for every shape
 _DEEP = 64  # columns of what is multiplied from which that repays
@@ -113,7 +113,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def even_rows(rows: int) -> int:
-    """As many of so many rows as oneDNN may multiply in a sum over tokens, of which an expert gets every number."""
+    """As many of so many rows as oneDNN may multiply: it compiles for every number of rows, and experts get hundreds of numbers."""
     return rows // _ROWS * _ROWS
 
 

@@ -26,8 +26,7 @@ WRITERS: tuple[Role, ...] = ("o", "down")
 """Roles of linears that may join the stream."""
 TOKENS = 8
 """Of the first window: what trying takes."""
-_OFF, _OFF_HALF = 1e-3, 3e-2
-"""Relative difference that rounding leaves, in 32 and in 16 bits."""
+_OFF, _OFF_HALF = 1e-3, 3e-2  # in 32 and in 16 bits
 _ELSE = 0.05
 """Share of the stream from which on it is more than what a linear wrote."""
 
@@ -129,9 +128,14 @@ def _plus(noise: Tensor) -> Callable[..., Tensor]:
     return hook
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Relative difference that may be rounding."""
+    return _OFF_HALF if dtype.itemsize < 4 else _OFF
+
+
 def _factor(change: Tensor, noise: Tensor) -> float | None:
     """What `change` is a multiple of `noise` by; None where it is none."""
-    allowed = _OFF_HALF if change.dtype.itemsize < 4 else _OFF
+    allowed = rounding(change.dtype)
     change, noise = change.float(), noise.float()
     factor = float((change * noise).sum() / noise.square().sum())
     off = torch.linalg.vector_norm(change - factor * noise)

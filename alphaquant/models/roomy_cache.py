@@ -9,11 +9,15 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer of up to `room` tokens, which goes on from `keys` and `values` `[windows, heads, tokens, width]`."""
+    """A cache layer of up to `room` tokens, which goes on from `keys` and `values` `[windows, heads, tokens, width]`.
+
+    For writing on alone: whoever reorders or selects windows is not followed.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(keys, values)
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._tokens = 0
         self._places = tuple(x.new_empty(*x.shape[:-2], room, x.shape[-1]) for x in (keys, values))
         self.update(keys, values)
 
@@ -21,11 +25,10 @@ class RoomyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add tokens; returns the keys and values of all that there are."""
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
+        begin, self._tokens = self._tokens, self._tokens + key_states.shape[-2]
         for place, new in zip(self._places, (key_states, value_states), strict=True):
-            place[..., begin:end, :] = new
-        self.keys, self.values = (place[..., :end, :] for place in self._places)
+            place[..., begin : self._tokens, :] = new
+        self.keys, self.values = (place[..., : self._tokens, :] for place in self._places)
         return self.keys, self.values
 
 

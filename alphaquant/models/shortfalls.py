@@ -32,31 +32,31 @@ class Streams:
     original: Original
     batch_size: int
     """Windows that are computed at once."""
-    attended: Attended | None = None
-    """What attention has handed on, which is kept in the first pass behind quantized q, k and v; None where it runs in every pass."""
+    handed_on: Attended | None = None
+    """By attention, which is kept in the first pass behind quantized q, k and v; None where it runs in every pass."""
 
     def batches(self) -> Iterator[tuple[int, slice]]:
-        """The half of the windows that a batch is of, 0 or 1, and which windows it has."""
-        windows = len(self.now)
-        middle = windows // 2
-        for half, begin, end in ((0, 0, middle), (1, middle, windows)):
-            for start in range(begin, end, self.batch_size):
-                yield half, slice(start, min(start + self.batch_size, end))
+        """As `batches` has them."""
+        return batches(len(self.now), self.batch_size)
 
     @contextlib.contextmanager
-    def attending(self, block: nn.Module, part: slice, *, settled: bool) -> Iterator[None]:
-        """While open, a pass of these windows attends, or recalls it; what is `settled` is kept for that."""
-        known = self.attended
-        if known is None or not settled:
+    def keeping(self, block: nn.Module, part: slice) -> Iterator[None]:
+        """While open, what attention hands on in a pass of these windows is kept."""
+        if self.handed_on is None or self.handed_on.whole:
             yield
-        elif known.known:
-            with known.recalled(block, part):
-                yield
-        else:
-            with given({"o": block.get_submodule(known.projection)}) as seen:
-                yield
-            if "o" in seen:  # else enough was seen before attention ran
-                known.keep(part, seen["o"])
+            return
+        with given({"o": block.get_submodule(self.handed_on.projection)}) as seen:
+            yield
+        if "o" in seen:  # else enough was seen before attention ran
+            self.handed_on.keep(part, seen["o"])
+
+
+def batches(windows: int, batch_size: int) -> Iterator[tuple[int, slice]]:
+    """The half of the windows that a batch is of, 0 or 1, and which windows it has."""
+    middle = windows // 2
+    for half, begin, end in ((0, 0, middle), (1, middle, windows)):
+        for start in range(begin, end, batch_size):
+            yield half, slice(start, min(start + batch_size, end))
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def observe_shortfalls(
     answered = any(place.at is None for place in places.values())
     enough = not answered and not experts
     settled = all(spec.role not in ATTENDING_ROLES for spec in specs)
-    if (known := streams.attended) is not None and known.known:
-        settled = settled and not any(known.inside(at) for at in points)
+    known = streams.handed_on if settled and streams.handed_on and streams.handed_on.whole else None
+    if known is not None and any(known.inside(at) for at in points):
+        known = None
     with contextlib.ExitStack() as left_out:
         if not answered and all(spec.role != "down" for spec in specs):
             left_out.enter_context(unread_left_out(model, block, index, specs))
@@ -122,7 +123,8 @@ def observe_shortfalls(
                 ) as counts,
                 given(containers, lambda args: args[1:3]) as sent,
                 given(linears | points, enough=enough) as seen,
-                streams.attending(block, part, settled=settled),
+                known.recalled(block, part) if known else contextlib.nullcontext(),
+                streams.keeping(block, part) if settled else contextlib.nullcontext(),
                 contextlib.suppress(Enough),
             ):
                 seen[None] = model.run(block, index, streams.now[part], weights)

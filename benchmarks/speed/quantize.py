@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alphaquant.config.recipes import assignments_of
 from benchmarks.rivals.catalogue import CONTESTANTS, OWN, Contestant
 from benchmarks.rivals.cells import Cell
 from benchmarks.rivals.formats import FORMATS
@@ -28,12 +29,19 @@ _ONE_PASS = Contestant(
         "quantization.sweeps": 0,
     },
 )
+_BALANCED = Contestant(
+    OWN,
+    "balanced",
+    "the recipe: rotated and corrected, half of the windows written by the model, whose writing counts",
+    assignments_of("balanced"),
+)
 _BLOCK = Contestant(
     OWN, "tuned blocks", "defaults and `quantization.tune=block`", {"quantization.tune": "block"}
 )
 PLAIN = (
     replace(_BY_KEY[f"{OWN}:default"], words="`alphaquant quantize` with its defaults"),
     _ONE_PASS,
+    _BALANCED,
     _BY_KEY["gptqmodel:default"],
     _BY_KEY["llmcompressor:default"],
 )

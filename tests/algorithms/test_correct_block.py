@@ -135,9 +135,20 @@ def test_the_size_of_batches_decides_nothing(tmp_path: Path) -> None:
     assert float(same) > 0.97  # sums in another order flip ties
 
 
-@pytest.mark.parametrize("model_type", ["llama", "olmoe", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("model_type", "passes"),
+    [
+        ("llama", 5),  # down of three blocks, and two are passed on
+        ("olmoe", 5),
+        ("gpt_oss", 5),
+        (
+            "deepseek_v3",
+            7,
+        ),  # two blocks have a shared expert's down before those of the routed ones
+    ],
+)
 def test_attention_runs_once_behind_quantized_inputs(
-    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_type: str, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it hands on is recalled from there, also where the block is passed, and nothing comes out different."""
     source = make_model(tmp_path / "m", model_type, num_hidden_layers=3)
@@ -151,14 +162,27 @@ def test_attention_runs_once_behind_quantized_inputs(
 
     monkeypatch.setattr(Attended, "recalled", note)
     once, _ = quantize(source, tmp_path / "once", "int4-g16", **settings)
-    # to try it, for down (and shared experts before), and to pass on behind all but the last
-    downs = 2 if model_type == "deepseek_v3" else 1
-    dense = 1 if model_type == "deepseek_v3" else 0
-    assert len(recalled) == 3 + (downs * (3 - dense) + dense) * 16 + 2 * 16
+    assert len(recalled) == 3 + 16 * passes  # every block is tried first
     monkeypatch.setattr(walk_model, "attended", lambda *_: None)
     always, _ = quantize(source, tmp_path / "always", "int4-g16", **settings)
     for ours, theirs in zip(once, always, strict=True):
         assert torch.equal(codes(ours), codes(theirs))
+
+
+def test_a_hessian_is_factored_once_for_its_correction_and_its_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_model(tmp_path / "m", "llama")
+    factored: list[torch.Size] = []
+    whole = torch.linalg.cholesky_ex
+
+    def count(matrix: Tensor) -> Any:
+        factored.append(matrix.shape)
+        return whole(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", count)
+    folders, _ = quantize(source, tmp_path / "out", correction="stream")
+    assert len(factored) == len(folders) * 4  # what q, o, gate and down read
 
 
 @dataclass

@@ -91,7 +91,9 @@ def test_codes_are_the_same_under_the_smallest_split(
 ) -> None:
     checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
     free = quantize(checkpoint, tmp_path / "free", None, **changes)
-    split = MemoryPlan(2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0)
+    split = MemoryPlan(
+        2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0, recalls=False
+    )
     specs = [spec for spec in checkpoint.block_specs(1) if spec.role != "router"]
     assert len(list(split.passes(specs))) == len({spec.input_key for spec in specs})
     assert {split.at_once([spec]) for spec in specs} == {1}

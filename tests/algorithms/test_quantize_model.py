@@ -244,6 +244,40 @@ def test_finished_blocks_are_reused_and_give_the_same_bits(
     assert first == (resumed[2] / "block.safetensors").read_bytes()
 
 
+def test_a_corrected_run_that_is_resumed_gives_the_same_bits(tmp_path: Path) -> None:
+    """Whoever passes a finished block attends, and whoever corrects it recalls: in the same batches, whatever CPU libraries go by,
+    with kept linears as they are stored.
+    """
+    source = make_model(
+        tmp_path / "m",
+        "qwen3",
+        num_hidden_layers=3,
+        hidden_size=256,
+        dtype=torch.float32,
+    )
+    checkpoint = Checkpoint(source)
+    plan = uniform(checkpoint, "int4-g16")
+    for spec in plan.specs:
+        if spec.role == "k":
+            plan.schemes[spec.name] = Scheme.parse("bf16")
+    config = QuantizationConfig(group_size=16, correction="stream")
+    tokens = windows(11, 20)
+
+    def run(cache: FolderCache) -> list[Path]:
+        return quantize_blocks(
+            checkpoint, plan, tokens, config, device=CPU, batch_size=8, blocks=cache
+        )
+
+    whole = run(FolderCache(tmp_path / "whole"))
+    (tmp_path / "whole" / "2").rename(tmp_path / "undisturbed")
+    resumed = run(again := FolderCache(tmp_path / "whole"))
+    assert again.ran == [2]
+    assert resumed == whole
+    for file in ("block.safetensors", "errors.parquet"):
+        first = (tmp_path / "undisturbed" / file).read_bytes()
+        assert first == (resumed[2] / file).read_bytes()
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_every_architecture_is_tuned_below_the_error_of_gptq(
     tmp_path: Path, model_type: str

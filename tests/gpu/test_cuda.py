@@ -194,18 +194,20 @@ def test_the_fused_kernel_loses_no_more_than_torch(
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
 
 
-def test_a_gpu_quantizes_as_well_as_a_cpu_and_tunes(
+def test_a_gpu_quantizes_as_well_as_a_cpu_and_corrects_and_tunes(
     tmp_path: Path, checkpoint: Checkpoint, tokens: torch.Tensor
 ) -> None:
     found = {}
     for name, device, keys in (
         ("cpu", CPU, {}),
         ("gpu", GPU, {}),
+        ("corrected", GPU, {"correction": "stream"}),
         ("tuned", GPU, {"tune": "block"}),
     ):
         folders = _quantize(checkpoint, tokens, tmp_path / name, device, **keys)
         found[name] = _divergence(checkpoint, folders, tmp_path / f"{name}-out")
     assert abs(found["gpu"] / found["cpu"] - 1) < 0.1
+    assert found["corrected"] < 0.95 * found["gpu"]
     assert found["tuned"] < 0.95 * found["gpu"]
     assert all((load_tuning(f) or {})["after"] < 1 for f in (tmp_path / "tuned").iterdir())
 

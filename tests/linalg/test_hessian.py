@@ -132,6 +132,17 @@ def test_who_walks_by_energy_gets_the_same_factor_from_one_cholesky() -> None:
         torch.testing.assert_close(ordered.upper, plain.upper)
 
 
+@pytest.mark.parametrize("by_energy", [False, True])
+def test_white_rows_are_plain_squares_in_the_metric_of_the_inverse(by_energy: bool) -> None:
+    hessian = torch.stack([gram(64, 12, seed) for seed in range(3)])
+    factor = inverse_factor(hessian, by_energy=by_energy)
+    rows = torch.randn(3, 5, 12, dtype=hessian.dtype, generator=torch.Generator().manual_seed(0))
+    expected = rows @ torch.linalg.inv(factor.damped)
+    white = factor.whiten(rows)
+    torch.testing.assert_close(white @ white.mT, expected @ rows.mT)
+    torch.testing.assert_close(factor.solve_white(white), expected)
+
+
 def test_a_factor_in_another_order_exists_where_fp32_finds_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

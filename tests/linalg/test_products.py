@@ -7,7 +7,9 @@ import torch
 
 from alphaquant.linalg import products
 from alphaquant.linalg.products import (
+    add_product,
     bf16_products,
+    even_rows,
     onednn_is_faster,
     quick_products,
     take_product,
@@ -33,6 +35,25 @@ def test_quick_products_are_those_of_fp32(
     take_product(target[..., :cols], left, right)
     assert (target[..., :cols] - (before[..., :cols] - exact)).abs().max() < 1e-5 * inner**0.5
     assert torch.equal(target[..., cols:], before[..., cols:])
+
+
+@pytest.mark.parametrize("tokens", [1, 1024, 2500])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_sums_over_tokens_are_those_of_fp32(
+    tokens: int, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN would round, it is not asked to multiply."""
+    able = onednn_is_faster() and onednn
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: able)
+    left, right, total = torch.randn(tokens, 40), torch.randn(tokens, 70), torch.randn(40, 70)
+    expected = total.double() + left.double().T @ right.double()
+    add_product(total, left, right)
+    assert (total - expected).abs().max() < 1e-5 * tokens**0.5
+
+
+def test_sums_over_tokens_come_in_few_shapes() -> None:
+    """What is left goes to the library that keeps no code."""
+    assert {even_rows(tokens) for tokens in range(4096)} == {0, 1024, 2048, 3072}
 
 
 def test_what_is_taken_away_comes_in_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
