@@ -27,6 +27,7 @@ from alphaquant.models.linear import LinearSpec, Role
 from alphaquant.models.shortfalls import Observed
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
+from alphaquant.resident import give_back_much
 
 _DEPTHS: tuple[frozenset[Role], ...] = (
     frozenset({"q", "k", "v", "qkv", "q_a", "kv_a"}),
@@ -71,7 +72,9 @@ def solve_in_order(
                 for spec, value in zip(found[0].stack.specs, values, strict=True):
                     # as the checkpoint will store it
                     weights[spec.name] = value.to(checkpoint.dtype(f"{spec.name}.weight"))
+                del values
                 yield found.pop(0)
+            give_back_much()
     if shares:
         reporter().note(
             f"correction: {len(shares)} linears go {min(shares):.0%} to {max(shares):.0%} of the way to all that they lack"
@@ -105,8 +108,11 @@ class _Mover:
         hessians = [self.seen.hessians[key] for key in keys]
         short = [self.seen.shortfalls[key] for key in keys]
         if self.most is None:
-            inputs = [_halves(h, self.seen.first[k]) for h, k in zip(hessians, keys, strict=True)]
-            self.most, _ = agreement(torch.stack(inputs, dim=1), factor)
+            inputs = torch.empty(2, len(keys), cols, cols, device=weight.device)
+            for both, hessian, key in zip(inputs.unbind(1), hessians, keys, strict=True):
+                _fill(both, hessian, self.seen.first[key])
+            self.most, _ = agreement(inputs, factor)
+            del inputs, both
         lacking = [s.halves * h.scale for s, h in zip(short, hessians, strict=True)]
         halves = torch.stack(lacking, dim=1)
         if short[0].of_inputs:
@@ -122,6 +128,8 @@ class _Mover:
         return found * share[:, None, None]
 
 
-def _halves(hessian: HessianAccumulator, first: Tensor) -> Tensor:
-    """2/n X̃X̃ᵀ of either half `[2, in, in]`."""
-    return torch.stack([first, hessian.total - first]) * hessian.scale
+def _fill(halves: Tensor, hessian: HessianAccumulator, first: Tensor) -> None:
+    """Let `halves` `[2, in, in]` be 2/n X̃X̃ᵀ of either half of the windows."""
+    halves[0] = first
+    torch.sub(hessian.total, first, out=halves[1])
+    halves *= hessian.scale

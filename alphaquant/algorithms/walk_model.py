@@ -158,7 +158,7 @@ class ModelWalk:
         model = self._advanced(index, folders)
         original = self._original(index)
         block = model.block(index, kept_weights(self._checkpoint, kept))
-        inputs, targets = torch.cat(list(self._hidden)).to(self._device), original.answers
+        inputs, targets = self._hidden.together().to(self._device), original.answers
         together = self._memory.taught_at_once
         handed_on = self._handed_on = self._recallable(model, block, index, inputs)
 

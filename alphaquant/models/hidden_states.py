@@ -37,6 +37,14 @@ class HiddenStates:
             else:
                 self._batches[at] = new
 
+    def together(self) -> Tensor:
+        """All of them `[windows, length, hidden]`; those in memory become parts of it, so that nothing is held twice."""
+        sizes = [len(batch) for batch in self]
+        whole = torch.cat(list(self))
+        if not any(isinstance(batch, Waiting) for batch in self._batches):
+            self._batches = list(whole.split(sizes))
+        return whole
+
     def clear(self) -> None:
         """Let go of the batches."""
         self._batches.clear()

@@ -33,3 +33,18 @@ def test_batches_are_replaced_one_by_one(tmp_path: Path, on_disk: bool) -> None:
     hidden.advance(lambda batch: batch + 1)
     assert len(hidden) == 3
     assert all(torch.equal(a, b) for a, b in zip(hidden, expected, strict=True))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_hidden_states_put_together_are_not_held_twice(tmp_path: Path, on_disk: bool) -> None:
+    batches = [torch.randn(2, 3, 4), torch.randn(1, 3, 4)]
+    hidden = HiddenStates(batches, TensorFile(tmp_path) if on_disk else None)
+    whole = hidden.together()
+    assert torch.equal(whole, torch.cat(batches))
+    parts = list(hidden)
+    assert all(torch.equal(part, batch) for part, batch in zip(parts, batches, strict=True))
+    shared = parts[0].untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    assert shared != on_disk
+    hidden.advance(lambda batch: batch + 1)
+    assert torch.equal(whole, torch.cat(batches))  # whoever has it may go on
+    assert torch.equal(torch.cat(list(hidden)), whole + 1)
