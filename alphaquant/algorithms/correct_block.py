@@ -72,9 +72,9 @@ def solve_in_order(
                 for spec, value in zip(found[0].stack.specs, values, strict=True):
                     # as the checkpoint will store it
                     weights[spec.name] = value.to(checkpoint.dtype(f"{spec.name}.weight"))
-                del values
+                del values, value
                 yield found.pop(0)
-            give_back_much()
+        give_back_much()
     if shares:
         reporter().note(
             f"correction: {len(shares)} linears go {min(shares):.0%} to {max(shares):.0%} of the way to all that they lack"
