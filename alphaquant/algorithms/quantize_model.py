@@ -118,7 +118,7 @@ def quantize_blocks(
                 read_ahead(checkpoint, index + 1)
             taught = specs and (config.tune != "none" or config.corrects)
             ahead = config.tune_ahead and config.tune != "none"
-            kept = [spec.name for spec in every if spec not in specs]
+            kept = [spec.name for spec in every if plan.schemes[spec.name].format == "bf16"]
             lesson = walker.lesson(index, folders, kept, ahead=ahead) if taught else None
             block = solve_block(
                 checkpoint, solved, plan, observed, device, config, lesson, memory.at_once

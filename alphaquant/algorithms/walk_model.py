@@ -215,9 +215,10 @@ class ModelWalk:
         if self._model is None:
             self._model = model = BlockModel(self._checkpoint, self._device, self._dtype)
             tokens = cast(Tensor, self._tokens)
-            parts = list(tokens.split(self._batch_size))
             if self._in_halves:
                 parts = [tokens[part] for _, part in batches(len(tokens), self._batch_size)]
+            else:
+                parts = list(tokens.split(self._batch_size))
             self._hidden = HiddenStates(
                 (model.embed(batch, self._batch_size)[0] for batch in parts),
                 TensorFile(self._scratch) if self._memory.hidden_on_disk else None,

@@ -8,7 +8,6 @@ experts' loads are even.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from alphaquant.clock import timed
 from alphaquant.errors import ConfigError, ModelError
 from alphaquant.evaluation.room import Room
-from alphaquant.linalg.products import passes_of
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import WIDE_IN_PASSES, all_cores, calibration_dtype
-from alphaquant.models.experts import has_experts
+from alphaquant.models.experts import dense_passes, has_experts
 from alphaquant.models.footprint import embedding_entry
 from alphaquant.models.loading import load_whole
 from alphaquant.models.roomy_cache import make_room
@@ -89,7 +87,7 @@ def written_windows(
     dtype = calibration_dtype(device, checkpoint.config.hidden_size)
     model = load_whole(checkpoint, device, dtype)
     like = torch.empty(0, checkpoint.config.hidden_size, dtype=dtype, device=device)
-    routed = has_experts(model)  # who get a different number of tokens every time
+    routed = has_experts(model)
     begin, words = _openings(checkpoint)
     piece = min(PIECE, max(length, len(begin) + 2))
     pieces, steps = math.ceil(count * length / piece), piece - len(begin) - 1
@@ -103,8 +101,10 @@ def written_windows(
         if step == 0:
             latest, cache = openings[batch].to(device), None
             written.append([latest])
-        faster = contextlib.nullcontext() if routed else passes_of(len(latest), like)
-        with all_cores(like.shape[-1], WIDE_IN_PASSES), faster:
+        with (
+            all_cores(like.shape[-1], WIDE_IN_PASSES),
+            dense_passes(routed, latest.numel(), like),
+        ):
             found = model(input_ids=latest, past_key_values=cache, use_cache=True)
         cache = getattr(found, "past_key_values", None)
         if cache is None:

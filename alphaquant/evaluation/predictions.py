@@ -6,7 +6,6 @@ window's positions at a time.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alphaquant.linalg.products import passes_of
-from alphaquant.models.experts import has_experts
+from alphaquant.models.experts import dense_passes, has_experts
 from alphaquant.models.head import Head
 from alphaquant.progress import track
 
@@ -50,7 +49,7 @@ class WholeModel:
     def _hidden(self, windows: Tensor, what: str | None) -> Iterator[Tensor]:
         batches = windows.split(self._batch_size)
         for batch in track(batches, what, len(batches)) if what else batches:
-            with contextlib.nullcontext() if self._routed else passes_of(batch.numel(), self._like):
+            with dense_passes(self._routed, batch.numel(), self._like):
                 output = self._model.model(input_ids=batch.to(self._device), use_cache=False)
             yield from output.last_hidden_state
 

@@ -18,10 +18,9 @@ from torch.func import functional_call
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
-from alphaquant.linalg.products import passes_of
 from alphaquant.models.checkpoint import Checkpoint, finite
 from alphaquant.models.device import WIDE_IN_PASSES, all_cores, training_products
-from alphaquant.models.experts import ExpertLinear, has_experts, unfuse
+from alphaquant.models.experts import ExpertLinear, dense_passes, has_experts, unfuse
 from alphaquant.models.head import Head
 from alphaquant.models.read_ahead import in_order
 from alphaquant.models.skeleton import skeleton_of
@@ -188,9 +187,7 @@ class BlockModel:
 
     def products_for(self, hidden: Tensor) -> contextlib.AbstractContextManager[None]:
         """While open, products for such hidden states, forward or backward, come from the CPU's faster library."""
-        if self._routed:
-            return contextlib.nullcontext()
-        return passes_of(hidden.shape[:-1].numel(), hidden)
+        return dense_passes(self._routed, hidden.shape[:-1].numel(), hidden)
 
     def learn(
         self,

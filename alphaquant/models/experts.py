@@ -6,11 +6,14 @@ address one expert at a time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from alphaquant.linalg.products import passes_of
 
 _ROWS = 32  # tokens of an expert are filled up to a multiple of it
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -22,6 +25,13 @@ Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def has_experts(model: nn.Module) -> bool:
     """Whether a model sends tokens to experts, who get a different number every time."""
     return any(name.endswith("experts") for name, _ in model.named_modules())
+
+
+def dense_passes(
+    routed: bool, tokens: int, like: Tensor
+) -> contextlib.AbstractContextManager[None]:
+    """`passes_of` for a model that is not `routed`: of one that has experts, every number of tokens would be compiled."""
+    return contextlib.nullcontext() if routed else passes_of(tokens, like)
 
 
 class ExpertLinear(nn.Linear):

@@ -35,10 +35,6 @@ class Streams:
     handed_on: Attended | None = None
     """By attention, which is kept in the first pass behind quantized q, k and v; None where it runs in every pass."""
 
-    def batches(self) -> Iterator[tuple[int, slice]]:
-        """As `batches` has them."""
-        return batches(len(self.now), self.batch_size)
-
     @contextlib.contextmanager
     def keeping(self, block: nn.Module, part: slice) -> Iterator[None]:
         """While open, what attention hands on in a pass of these windows is kept."""
@@ -113,7 +109,7 @@ def observe_shortfalls(
     with contextlib.ExitStack() as left_out:
         if not answered and all(spec.role != "down" for spec in specs):
             left_out.enter_context(unread_left_out(model, block, index, specs))
-        for half, part in streams.batches():
+        for half, part in batches(len(streams.now), streams.batch_size):
             if half and not found.first:
                 found.first.update({key: found.hessians[key].total.clone() for key in places})
             with (

@@ -141,10 +141,7 @@ def test_the_size_of_batches_decides_nothing(tmp_path: Path) -> None:
         ("llama", 5),  # down of three blocks, and two are passed on
         ("olmoe", 5),
         ("gpt_oss", 5),
-        (
-            "deepseek_v3",
-            7,
-        ),  # two blocks have a shared expert's down before those of the routed ones
+        ("deepseek_v3", 7),  # of two blocks, a shared expert's down before those of the others
     ],
 )
 def test_attention_runs_once_behind_quantized_inputs(
