@@ -33,7 +33,7 @@ from alphaquant.linalg.farms import WINDOW, block_corners
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.footprint import routed_experts
 from alphaquant.models.joins import WRITERS
-from alphaquant.models.linear import ATTENDING_ROLES, ATTENTION_ROLES, LinearSpec
+from alphaquant.models.linear import LinearSpec
 from alphaquant.work import Work
 
 _FP32 = 4  # bytes
@@ -159,15 +159,15 @@ def quantized_block(
     if not tokens.count:
         return found
     one = forward(specs, tokens)
+    # nothing that the linears see depends on the outputs of the last ones
+    last = forward([s for s in specs if s.role == "down"], tokens)
+    inner = forward([s for s in specs if s.role != "down"], tokens)
+    found["forward and Hessians"] = inner + hessians(specs, tokens)
     if config.corrects:
-        found["forward and Hessians"] = _looks(specs, tokens)
-    else:
-        # nothing that the linears see depends on the outputs of the last ones
-        inner = forward([s for s in specs if s.role != "down"], tokens)
-        found["forward and Hessians"] = inner + hessians(specs, tokens)
+        found["forward and Hessians"] += _lacking(specs, tokens)
     if index:
-        recalls = config.corrects and config.tune == "none"
-        found["forward"] = forward(_behind_attention(specs), tokens) if recalls else one
+        # the rest of a block whose linears are solved in order has been computed by who looked at it
+        found["forward"] = last if config.takes_shortcuts else one
     if config.corrects or config.tune != "none":
         found["original's blocks"] = one
     if config.tune != "none":
@@ -178,23 +178,11 @@ def quantized_block(
     return found
 
 
-def _looks(specs: Sequence[LinearSpec], tokens: Tokens) -> Work:
-    """What correction gathers: every input's Hessian, and what is lacking of outputs that join the stream and inputs elsewhere.
-
-    The block runs as far as attention, with routed experts as far as those, then from there.
-    """
-    routed = any(spec.expert is not None for spec in specs)
-    first = [s for s in specs if (s.role != "down" if routed else s.role in ATTENTION_ROLES)]
+def _lacking(specs: Sequence[LinearSpec], tokens: Tokens) -> Work:
+    """What correction gathers besides: what outputs lack that join the stream, and inputs elsewhere."""
     joining = [spec for spec in specs if spec.role in WRITERS]
     others = [spec for spec in specs if spec.role not in WRITERS]
-    lacking = hessians(others, tokens) + forward(joining, tokens)
-    passes = forward(first, tokens) + forward(_behind_attention(specs), tokens)
-    return passes + hessians(specs, tokens) + lacking
-
-
-def _behind_attention(specs: Iterable[LinearSpec]) -> list[LinearSpec]:
-    """What is left of a block where it is known what attention hands to its output projection."""
-    return [spec for spec in specs if spec.role not in ATTENDING_ROLES]
+    return hessians(others, tokens) + forward(joining, tokens)
 
 
 def sensitivity(

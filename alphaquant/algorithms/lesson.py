@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from alphaquant.algorithms.correct_block import Observe
+from alphaquant.algorithms.block_order import Observe
 from alphaquant.algorithms.router_kl import full_kl
 
 RunBlock: TypeAlias = Callable[[Mapping[str, Tensor], Tensor], Tensor]

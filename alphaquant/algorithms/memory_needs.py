@@ -68,6 +68,8 @@ class Needs:
     codes: int
     solving: int
     """Of the linears of one input that take the most."""
+    solved: int = 0
+    """Codes that are there while the rest of their block is looked at."""
     lesson: int = 0
     """What tuning or correction keeps besides until a block is done."""
     embedding: int = 0
@@ -83,7 +85,7 @@ class Needs:
         """What the smallest split takes: one window, one Hessian, one linear, everything else in files."""
         solving = self.solving + self.codes + self.lesson
         return max(
-            self.weights + self.window + max(self.hessian, self.codes),
+            self.weights + self.window + max(self.hessian + self.solved, self.codes),
             solving,
             self.embedding + self.window,
             self.weights + self.gradients + self.backward,
@@ -123,6 +125,7 @@ def needs_of(
         blocks_compared = 2 if config.tune != "none" and config.tune_ahead else 1
         joining = max(sum(s.size for s in block if s.role in WRITERS) for block in blocks)
         lesson += PLACES * blocks_compared * states + 8 * joining + 4 * hessians
+    codes = max(sum(_codes(spec) for spec in block) for block in blocks)
     weights = block_bytes(checkpoint, itemsize, narrow=True) + 8 * max(s.size for s in specs)
     return Needs(
         weights=weights if windows else 0,
@@ -130,7 +133,8 @@ def needs_of(
         hidden=states,
         hessians=hessians,
         hessian=max(max(sizes.values(), default=0) for sizes in inputs),
-        codes=max(sum(_codes(spec) for spec in block) for block in blocks),
+        codes=codes,
+        solved=codes if config.in_order and windows and not backward else 0,
         solving=max(
             solving_bytes(readers, config.method) for block in blocks for readers in sharing(block)
         ),

@@ -1,14 +1,16 @@
 """How a model is quantized inside a memory limit: what is held at once, and what is split where it is too much.
 
-Watching a block takes weights, activations, Hessians and hidden states; solving it takes Hessians, codes, hidden states and
-solving; going on behind it weights, activations, codes and hidden states. Hidden states go to a file first, then Hessians: those of a block are then gathered in as many passes as it takes
-and read again as they are solved. Neither changes a bit of the result, nor does the number of experts that are solved
-at once. Fewer windows per forward pass come last: they change the order of sums, as `execution.batch_size` does.
+Watching a block takes weights, activations, Hessians, hidden states and codes of what is solved already; solving it takes Hessians,
+codes, hidden states and solving; going on behind it weights, activations, codes and hidden states. Hidden states go to a file first,
+then Hessians: those of a block are then gathered in as many passes as it takes and read again as they are solved. Neither changes a bit
+of the result, nor does the number of experts that are solved at once. Fewer windows per forward pass come last: they change the order
+of sums, as `execution.batch_size` does.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,8 +64,8 @@ class MemoryPlan:
     """Weights that are solved together, unless those of one expert are more."""
     asked: int | None = None
     """Windows per pass that were asked for, where `batch_size` is more."""
-    recalls: bool = True
-    """Whether correction keeps what attention hands on, instead of attending once more."""
+    limited: bool = False
+    """Whether there is a limit: shortcuts through a block wait in a file, and blocks are not held while linears are solved."""
 
     @classmethod
     def on(cls, device: torch.device, batch_size: int, method: Method) -> MemoryPlan:
@@ -99,6 +101,18 @@ class MemoryPlan:
         )
         return max(1, int(most))
 
+    def beside_shortcuts(self, needs: Needs, block: Sequence[LinearSpec]) -> int:
+        """Bytes that looking at a block and solving it take besides, of a model that `needs` so much."""
+        groups = list(sharing(block))
+        kinds = [tuple((spec.role, spec.rows, spec.cols) for spec in one) for one in groups]
+        alike = Counter(kinds)
+        solving = max(
+            min(self.at_once(one), alike[kind]) * solving_bytes(one, self.method)
+            for one, kind in zip(groups, kinds, strict=True)
+        )
+        watching = needs.weights + self.batch_size * needs.window
+        return max(solving, watching) + needs.hessians + needs.codes + needs.lesson
+
     def weights_at_once(self, head: LinearSpec) -> float:
         """How many weights of a head are solved together, beside its stored form and its codes; none are less than a row."""
         copies, hessians = SOLVING[self.method]
@@ -107,7 +121,8 @@ class MemoryPlan:
 
     def described(self, blocks: Sequence[Sequence[LinearSpec]]) -> str:
         """What was split, for people; `blocks` are the linears of each."""
-        passes = max(len(list(self.passes(specs))) for specs in blocks)
+        passes = [part for specs in blocks for part in self.passes(specs)]
+        held = max(sum(hessian_bytes(one[0]) for one in sharing(part)) for part in passes)
         experts = [
             readers
             for specs in blocks
@@ -117,7 +132,7 @@ class MemoryPlan:
         parts = [
             f"batches of {self.batch_size} windows",
             f"hidden states {'in a file' if self.hidden_on_disk else 'in memory'}",
-            f"Hessians of a block in {passes} pass{'es' if passes > 1 else ''}"
+            f"{size_text(held)} of Hessians at a time"
             + (" and in a file" if self.hessians_on_disk else ""),
         ]
         if experts:
@@ -163,7 +178,7 @@ def memory_within(
     """
     shape = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
     needs, room = needs_and_room(limit, checkpoint, shape, config, device, dtype, backward)
-    chosen = plan_memory(needs, room, replace(whole, recalls=False))
+    chosen = plan_memory(needs, room, replace(whole, limited=True))
     blocks = [checkpoint.block_specs(index) for index in range(checkpoint.blocks)]
     reporter().note(
         f"memory limit {size_text(limit)}, {size_text(room)} of it for work: {chosen.described(blocks)}"
@@ -218,13 +233,13 @@ def plan_memory(needs: Needs, room: int, plan: MemoryPlan) -> MemoryPlan:
     if in_memory > room // _HIDDEN or in_memory + needs.least() > room:
         chosen, in_memory = replace(chosen, hidden_on_disk=True), 0
     batch = chosen.batch_size
-    beside = needs.weights + max(needs.hessian, needs.codes) + in_memory
+    beside = needs.weights + max(needs.hessian + needs.solved, needs.codes) + in_memory
     behind = needs.weights + needs.gradients + in_memory
     while batch > 1 and (
         beside + batch * needs.window > room or behind + batch * needs.backward > room
     ):
         batch //= 2
-    gathered = room - in_memory - needs.weights - batch * needs.window
+    gathered = room - in_memory - needs.weights - batch * needs.window - needs.solved
     solving = room - in_memory - needs.codes - needs.lesson - needs.hessians
     fits = gathered >= needs.hessians and solving >= _FEW * needs.solving
     return replace(
@@ -244,6 +259,7 @@ def require_room(needs: Needs, room: int, limit: int) -> None:
             f"execution.memory_limit is {size_text(limit)}, and this model's blocks need {size_text(least + held, least=True)}: "
             f"{size_text(held)} for what is there already, {size_text(needs.weights)} for the largest block, "
             f"{size_text(max(needs.window, needs.backward))} for a window, {size_text(needs.hessian)} for a Hessian, "
+            f"{size_text(needs.codes)} for codes, "
             f"{size_text(needs.solving)} to solve a linear, {size_text(max(needs.embedding, needs.head))} for the embedding or head. "
             "Raise the limit, or lower calibration.sequence_length."
         )

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.memory_plan import (
-    MemoryPlan,
-    busy,
-    memory_within,
-)
+from alphaquant.algorithms.block_order import Observe
+from alphaquant.algorithms.memory_plan import MemoryPlan, busy, memory_within
 from alphaquant.algorithms.quantized_block import save_block, solved_weights
-from alphaquant.algorithms.solve_block import solve_block
+from alphaquant.algorithms.solve_block import SolvedBlock, solve_block
 from alphaquant.algorithms.solve_head import solve_head
 from alphaquant.algorithms.walk_model import ModelWalk
 from alphaquant.clock import note_work, timed
@@ -32,8 +28,6 @@ from alphaquant.models.read_ahead import read_ahead
 from alphaquant.plan import QuantPlan
 from alphaquant.progress import reporter
 from alphaquant.resident import give_back, give_back_much
-
-Result = TypeVar("Result")
 
 
 class BlockCache(Protocol):
@@ -96,49 +90,42 @@ def quantize_blocks(
     elif tokens is not None:
         memory = busy(memory, checkpoint, tokens.shape[1], device, computed)
     walker = ModelWalk(checkpoint, tokens, device, computed, memory, config, scratch)
+    solve = partial(_solve, walker, checkpoint, plan, config, device, memory)
     folders: list[Path] = []
-    seen: dict[int, Mapping[str, HessianAccumulator]] = {}  # by the next block, if it was looked at
     head = next((spec for spec in plan.quantized if spec.role == "lm_head"), None)
     units = checkpoint.blocks + (head is not None)
-    for index in range(checkpoint.blocks):
-        reporter().update("block", index, units)
-        every = checkpoint.block_specs(index)
-        specs = _quantized(plan, every)
-        ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
-        folder = blocks.get(index, ingredients)
-        if folder is not None:
-            seen.clear()
-        else:
-            solved = _looked_at(plan, every)
-            observed = seen.pop(index, {})
-            if not observed and not config.corrects:  # which looks for itself
-                observed = walker.observe(index, solved, folders)
-            give_back_much()
-            if index + 1 < checkpoint.blocks:
-                read_ahead(checkpoint, index + 1)
-            taught = specs and (config.tune != "none" or config.corrects)
-            ahead = config.tune_ahead and config.tune != "none"
-            kept = [spec.name for spec in every if plan.schemes[spec.name].format == "bf16"]
-            lesson = walker.lesson(index, folders, kept, ahead=ahead) if taught else None
-            block = solve_block(
-                checkpoint, solved, plan, observed, device, config, lesson, memory.at_once
-            )
-            note_work(partial(walker.work, index, every, plan, config))
-            walker.forget()
-            del observed, lesson
-            put = partial(blocks.put, index, ingredients, partial(save_block, block=block))
-            with _meanwhile(put) as written:
+    written: Future[Path] | None = None  # the block before, if it is being written still
+    with ThreadPoolExecutor(1) as writer:
+        for index in range(checkpoint.blocks):
+            reporter().update("block", index, units)
+            specs = _quantized(plan, checkpoint.block_specs(index))
+            ingredients = {spec.name: str(plan.schemes[spec.name]) for spec in specs}
+            early: SolvedBlock | None = None
+            if written:
+                try:
+                    early = solve(index, folders) if walker.stands_before(index) else None
+                except Exception:
+                    _folder(written)  # what went wrong there went wrong first
+                    raise
+                folders.append(_folder(written))
+                written = None
+            folder = blocks.get(index, ingredients)
+            if folder is None:
+                block = early or solve(index, folders)
+                put = partial(blocks.put, index, ingredients, partial(save_block, block=block))
+                written = writer.submit(contextvars.copy_context().run, put)
+                del put
                 if index + 1 < units:
                     walker.pass_on(index, solved_weights(checkpoint, index, block, device))
-                looks = not config.corrects and _looks_ahead(device, memory_limit)
-                if looks and walker.stands_before(index + 1):
-                    following = _looked_at(plan, checkpoint.block_specs(index + 1))
-                    seen[index + 1] = walker.observe(index + 1, following, folders)
-                with timed("write"):
-                    folder = written.result()
-            del block, put, written  # or two blocks would be in memory while the next one is solved
-            give_back()
-        folders.append(folder)
+                del block, early  # or two blocks would be in memory while the next one is solved
+                if _writes_behind(device, memory_limit):
+                    continue
+                folder = _folder(written)
+                written = None
+                give_back()
+            folders.append(folder)
+        if written:
+            folders.append(_folder(written))
     if head is not None:
         reporter().update("block", checkpoint.blocks, units)
         scheme = plan.schemes[head.name]
@@ -157,6 +144,40 @@ def quantize_blocks(
     return folders
 
 
+def _solve(
+    walker: ModelWalk,
+    checkpoint: Checkpoint,
+    plan: QuantPlan,
+    config: QuantizationConfig,
+    device: torch.device,
+    memory: MemoryPlan,
+    index: int,
+    folders: Sequence[Path],
+) -> SolvedBlock:
+    """Look at block `index` behind the finished ones in `folders`, and quantize it."""
+    every = checkpoint.block_specs(index)
+    solved = _looked_at(plan, every)
+    kept = [spec.name for spec in every if plan.schemes[spec.name].format == "bf16"]
+    in_order = walker.calibrated and config.in_order and bool(solved)
+    observed: Mapping[str, HessianAccumulator] | Observe = {}
+    if in_order and not config.corrects:
+        observed = walker.observer(index, kept, folders)
+    elif not in_order:
+        observed = walker.observe(index, solved, folders)
+    give_back_much()
+    if index + 1 < checkpoint.blocks:
+        read_ahead(checkpoint, index + 1)
+    lesson = None
+    if solved and (config.tune != "none" or config.corrects):
+        ahead = config.tune_ahead and config.tune != "none"
+        lesson = walker.lesson(index, folders, kept, ahead=ahead)
+        observed = lesson.observe or observed
+    block = solve_block(checkpoint, solved, plan, observed, device, config, lesson, memory.at_once)
+    note_work(partial(walker.work, index, every, plan, config))
+    walker.forget()
+    return block
+
+
 def _quantized(plan: QuantPlan, specs: Sequence[LinearSpec]) -> list[LinearSpec]:
     """Those that the plan does not keep."""
     return [spec for spec in specs if plan.schemes[spec.name].format != "bf16"]
@@ -171,16 +192,15 @@ def _looked_at(plan: QuantPlan, every: Sequence[LinearSpec]) -> list[LinearSpec]
     return specs
 
 
-def _looks_ahead(device: torch.device, memory_limit: int | None) -> bool:
-    """Whether the next block is looked at while one is written: a GPU is through with that before the file is.
+def _writes_behind(device: torch.device, memory_limit: int | None) -> bool:
+    """Whether a block is written while the next one is solved, with both in memory: a GPU would wait for the file otherwise.
 
-    It is in vain where that block is found finished, which is only where this one was lost.
+    It is in vain where that block is found finished: where this one was lost, or where another process is at the same blocks.
     """
     return device.type == "cuda" and memory_limit is None
 
 
-@contextlib.contextmanager
-def _meanwhile(work: Callable[[], Result]) -> Iterator[Future[Result]]:
-    """Let a thread do something while the context is open; it ends when both are done."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(contextvars.copy_context().run, work)
+@timed("write")
+def _folder(written: Future[Path]) -> Path:
+    """Where a block is, once it is there."""
+    return written.result()

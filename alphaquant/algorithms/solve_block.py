@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms.awq import ScaledBlock, scale_block
-from alphaquant.algorithms.correct_block import solve_in_order
+from alphaquant.algorithms.block_order import Observe, solve_in_order
 from alphaquant.algorithms.lesson import Lesson
 from alphaquant.algorithms.solve_stack import Solved, solve_stacks
 from alphaquant.algorithms.stacks import AtOnce, Stack, sharing_stacks
@@ -46,27 +46,26 @@ def solve_block(
     checkpoint: Checkpoint,
     specs: Sequence[LinearSpec],
     plan: QuantPlan,
-    observed: Mapping[str, HessianAccumulator],
+    observed: Mapping[str, HessianAccumulator] | Observe,
     device: torch.device,
     config: QuantizationConfig,
     lesson: Lesson | None = None,
     at_once: AtOnce | None = None,
 ) -> SolvedBlock:
-    """Quantize a block's linears by the plan, and tune them when there is a `lesson`.
+    """Quantize a block's linears by the plan, in order where who observes them is asked for that, and tune them when there is a `lesson`.
 
     `at_once` says how many experts of a shape are solved together at most.
     """
     scaled = None
     if config.method == "awq" and specs and specs[0].block is not None:
+        assert isinstance(observed, Mapping), "scales are folded into what has been solved already"
         scaled = scale_block(checkpoint, specs[0].block, plan, observed, config, device, at_once)
     moved = scaled.moved(plan) if scaled else {}
     done = _Done()
     to_tune: list[Solved] = []
     with all_cores(max((spec.cols for spec in specs), default=0)):
-        if config.corrects and lesson is not None and lesson.observe is not None:
-            solved = solve_in_order(
-                checkpoint, specs, plan, lesson.observe, device, config, at_once
-            )
+        if not isinstance(observed, Mapping):
+            solved = solve_in_order(checkpoint, specs, plan, observed, device, config, at_once)
         else:
             seen = sharing_stacks(specs, observed, config.expert_shrinkage, plan.schemes, at_once)
             solved = _solve_as_seen(seen, scaled or checkpoint, plan, device, config)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from alphaquant.algorithms.block_observer import BlockObserver
 from alphaquant.algorithms.lesson import Lesson, Sequel, next_block, predictions
+from alphaquant.algorithms.memory_needs import Needs, needs_of
 from alphaquant.algorithms.memory_plan import MemoryPlan
 from alphaquant.algorithms.quantized_block import block_weights, kept_weights
 from alphaquant.clock import Step, timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.floor import Tokens, quantized_block
 from alphaquant.linalg.hessian import HessianAccumulator, white
-from alphaquant.models.attended import Attended, attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
-from alphaquant.models.device import free_memory
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
 from alphaquant.models.observe import RoutingWeight, gather
 from alphaquant.models.original import Original, watch
+from alphaquant.models.shortcuts import Shortcut, by_shortcuts, shortcuts, worth_keeping
 from alphaquant.models.shortfalls import Observed, Streams, batches, observe_shortfalls
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.plan import QuantPlan
@@ -56,11 +57,19 @@ class ModelWalk:
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
         self._next = 0
         self._latest: tuple[int, Original] | None = None  # of the original's blocks
-        # where a block is run in the same batches by whoever looks at it and whoever passes it
-        self._in_halves = config.corrects and memory.taught_at_once == memory.batch_size
-        # tuning changes q, k and v, and with them what attention hands on
-        self._recalls = config.corrects and memory.recalls and config.tune == "none"
-        self._handed_on: Attended | None = None  # by attention of the block that is being corrected
+        alike = memory.taught_at_once == memory.batch_size
+        self._in_halves = config.corrects and alike
+        # whether whoever looks at a block runs it in the same batches as whoever passes it
+        self._same_batches = alike or not config.corrects
+        self._config = config
+        self._ways: list[Shortcut] = []  # through the block that is being solved
+        between = memory.limited and config.takes_shortcuts and tokens is not None
+        self._between = TensorFile(scratch) if between else None
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is text to look at."""
+        return self._tokens is not None
 
     def observe(
         self, index: int, specs: Sequence[LinearSpec], folders: Sequence[Path]
@@ -85,12 +94,26 @@ class ModelWalk:
             magnitudes=self._magnitudes,
         )
 
+    def observer(self, index: int, kept: Sequence[str], folders: Sequence[Path]) -> BlockObserver:
+        """Looks at block `index` behind the finished blocks in `folders` as it is solved in order; linears `kept` are not quantized."""
+        model = self._advanced(index, folders)
+        return BlockObserver(
+            model,
+            index,
+            kept_weights(self._checkpoint, kept),
+            self._hidden,
+            partial(self._find_ways, model, index),
+            self._memory,
+            self._routing_weight,
+            self._sums,
+        )
+
     def stands_before(self, index: int) -> bool:
-        """Whether block `index`, which there is, can be looked at as things are."""
-        return index < self._checkpoint.blocks and self._model is not None and self._next == index
+        """Whether block `index` can be looked at as things are."""
+        return not self.calibrated or (self._model is not None and self._next == index)
 
     def forget(self) -> None:
-        """Let go of what the last `observe` has put into a file."""
+        """Let go of what was put into a file by who looked at the last block."""
         if self._sums:
             self._sums.clear()
 
@@ -125,6 +148,7 @@ class ModelWalk:
     def _advanced(self, blocks: int, folders: Sequence[Path]) -> BlockModel:
         """The model, with hidden states behind so many of the finished blocks."""
         model = self._opened()
+        self._ways = []  # through a block that was solved in vain
         while self._next < blocks:
             folder = folders[self._next]
             self._step(block_weights(self._checkpoint, self._next, folder, self._device))
@@ -132,17 +156,18 @@ class ModelWalk:
 
     def pass_on(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Go on behind block `index` with its `weights`, where that is the next one."""
-        handed_on, self._handed_on = self._handed_on, None
+        ways = self._ways if self._same_batches else []
+        self._ways = []
         if self._model is not None and self._next == index:
-            self._step(weights, handed_on if self._in_halves else None)
+            self._step(weights, ways)
+        if self._between:
+            self._between.clear()
 
     @timed("forward")
-    def _step(self, weights: Mapping[str, Tensor], handed_on: Attended | None = None) -> None:
+    def _step(self, weights: Mapping[str, Tensor], ways: Sequence[Shortcut] = ()) -> None:
         model = self._opened()
         block = model.block(self._next, weights, narrow=True)
-        run: Callable[[Tensor], Tensor] = partial(model.outputs, block, self._next)
-        if handed_on is not None and handed_on.whole:
-            run = handed_on.recalling(block, run)
+        run = by_shortcuts(ways, block, partial(model.outputs, block, self._next))
         self._hidden.advance(run)
         self._next += 1
         del block
@@ -160,15 +185,15 @@ class ModelWalk:
         block = model.block(index, kept_weights(self._checkpoint, kept))
         inputs, targets = self._hidden.together().to(self._device), original.answers
         together = self._memory.taught_at_once
-        handed_on = self._handed_on = self._recallable(model, block, index, inputs)
+        ways = self._find_ways(model, index, block)
 
         def run(weights: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
             return model.learn(block, index, hidden, weights)
 
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Observed:
-            streams = Streams(inputs, original, together, handed_on)
+            streams, stored = Streams(inputs, original, together, ways), dict(weights)
             return observe_shortfalls(
-                model, block, index, specs, weights, streams, self._routing_weight
+                model, block, index, specs, stored, streams, self._routing_weight
             )
 
         last = index + 1 == self._checkpoint.blocks
@@ -178,18 +203,28 @@ class ModelWalk:
         elif ahead:
             following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._original(index + 1).answers)
-        return Lesson(run, inputs, targets, observe, sequel, last, together)
+        looks = observe if self._corrects else None
+        return Lesson(run, inputs, targets, looks, sequel, last, together)
 
-    def _recallable(
-        self, model: BlockModel, block: nn.Module, index: int, inputs: Tensor
-    ) -> Attended | None:
-        """What attention of block `index` will hand on, where it may be kept and half of the free memory holds it."""
-        found = attended(model, block, index, inputs) if self._recalls else None
-        free = free_memory(inputs.device)
-        if found is None or free is None:
-            return found
-        taken = inputs.shape[:2].numel() * found.width * inputs.element_size()
-        return found if taken <= free // 2 else None
+    @timed("forward")
+    def _find_ways(self, model: BlockModel, index: int, block: nn.Module) -> list[Shortcut]:
+        """The shortcuts there may be through a block that is solved next; `pass_on` takes them."""
+        if self._config.takes_shortcuts:
+            roles = worth_keeping(self._device)
+            if not self._same_batches:  # then nobody runs the block behind its down projection
+                roles = ("o",)
+            windows = len(cast(Tensor, self._tokens))
+            sample = next(iter(self._hidden))[:1]
+            beside = self._memory.beside_shortcuts(self._needs, self._checkpoint.block_specs(index))
+            file = self._between
+            self._ways = shortcuts(model, block, index, sample, windows, roles, beside, file)
+        return self._ways
+
+    @cached_property
+    def _needs(self) -> Needs:
+        """What the model takes of memory."""
+        windows, length = cast(Tensor, self._tokens).shape
+        return needs_of(self._checkpoint, windows, length, self._config, self._dtype.itemsize)
 
     @timed("original's blocks")
     def _original(self, index: int) -> Original:

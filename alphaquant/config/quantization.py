@@ -70,6 +70,18 @@ class QuantizationConfig(Section):
         return self.method == "gptq" and self.correction != "none"
 
     @property
+    def in_order(self) -> bool:
+        """Whether a block's linears are solved behind each other, where text is looked at: not where scales are folded into what is
+        before them, nor where all of a block is tuned together from plain solutions.
+        """
+        return self.corrects or (self.method != "awq" and self.tune == "none")
+
+    @property
+    def takes_shortcuts(self) -> bool:
+        """Whether what a linear reads as it is looked at is what it reads when its block is passed; tuning changes what is before it."""
+        return self.in_order and self.tune == "none"
+
+    @property
     def factors_by_energy(self) -> bool:
         """Whether Hessians are factored in the order of their inputs' energy, in which GPTQ walks columns."""
         return self.method == "gptq" and self.act_order

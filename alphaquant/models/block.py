@@ -138,6 +138,15 @@ class BlockModel:
         self._load(block, state, prefix, f"block {index}")
         return block
 
+    @timed("load weights")
+    def put(self, block: nn.Module, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Let `weights`, by linear name and without NaN, be those of a block from now on, as `block` would have given them."""
+        for linear, weight in weights.items():
+            module = self.linear(block, index, linear)
+            narrow = isinstance(module, Widened) and weight.element_size() == 2
+            cast = weight.to(self.device, weight.dtype if narrow else self.dtype)
+            module.weight = nn.Parameter(cast, requires_grad=False)
+
     def _narrowed(self, block: nn.Module, index: int) -> set[str]:
         """Let the block's linears hold what is narrower than the products are; names of their weights."""
         if self.dtype.itemsize <= 2:

@@ -28,6 +28,13 @@ class HiddenStates:
         for batch in self._batches:
             yield batch() if isinstance(batch, Waiting) else batch
 
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Batches, and which windows each has."""
+        begin = 0
+        for batch in self:
+            yield slice(begin, begin + len(batch)), batch
+            begin += len(batch)
+
     def advance(self, run: Callable[[Tensor], Tensor]) -> None:
         """Replace each batch by what `run` makes of it, of the same shape and dtype."""
         for at, batch in enumerate(self):

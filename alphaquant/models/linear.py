@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -59,3 +60,11 @@ class LinearSpec:
     def size(self) -> int:
         """Number of weights."""
         return self.rows * self.cols
+
+
+def first_readers(specs: Iterable[LinearSpec]) -> dict[str, LinearSpec]:
+    """Of the linears that read one input, the one that a block runs first, by input key."""
+    found: dict[str, LinearSpec] = {}
+    for spec in specs:
+        found.setdefault(spec.input_key, spec)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -14,7 +15,9 @@ from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator, TokenWeights
 from alphaquant.models.block import BlockModel
 from alphaquant.models.hidden_states import HiddenStates
-from alphaquant.models.linear import LinearSpec
+from alphaquant.models.hooks import Enough
+from alphaquant.models.linear import LinearSpec, first_readers
+from alphaquant.models.shortcuts import Shortcut, along
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.models.unread import unread_left_out
 
@@ -41,9 +44,7 @@ def observing(
     accumulators: dict[str, HessianAccumulator] = {}
     counted: dict[nn.Module | None, TokenWeights | None] = {}  # by expert, of the batch in it
     with contextlib.ExitStack() as hooks:
-        for spec in specs:
-            if spec.input_key in accumulators:
-                continue
+        for spec in first_readers(specs).values():
             accumulator = HessianAccumulator(spec.cols, model.device, magnitudes=magnitudes)
             accumulators[spec.input_key] = accumulator
             expert = None
@@ -81,10 +82,13 @@ def gather(
     *,
     onward: bool = False,
     magnitudes: bool = False,
+    ways: Sequence[Shortcut] = (),
+    ends: bool = False,
 ) -> dict[str, HessianAccumulator]:
     """What `observing` gathers in `passes` of `hidden` through a block, each for some linears; with a `file` it waits there.
 
-    With `onward` the last pass replaces `hidden` by the block's outputs; in others, only what some linear reads is computed.
+    With `onward` the last pass replaces `hidden` by the block's outputs; others go by shortcuts among `ways`, or make them,
+    compute only what some linear reads, and, of a block that `calls_once`, may end where all of that was seen.
     """
     seen: dict[str, HessianAccumulator] = {}
     groups, run = list(passes), partial(model.outputs, block, index)
@@ -97,13 +101,62 @@ def gather(
                 hidden.advance(run)
             else:
                 with unread_left_out(model, block, index, specs):
-                    for batch in hidden:
-                        run(batch)
+                    for part, batch in hidden.parts():
+                        tokens = batch.shape[:2].numel() if ends else None
+                        with (
+                            along(ways, block, part, specs),
+                            _until_seen(model, block, index, specs, tokens),
+                        ):
+                            run(batch)
         if file:
             for accumulator in found.values():
                 accumulator.put_away(file.keep)
         seen |= found
     return seen
+
+
+@contextlib.contextmanager
+def _until_seen(
+    model: BlockModel,
+    block: nn.Module,
+    index: int,
+    specs: Sequence[LinearSpec],
+    tokens: int | None,
+) -> Iterator[None]:
+    """A pass of so many `tokens` that ends where the last of what `specs` read was seen; how many reach an expert nobody knows before."""
+    missing = set(first_readers(specs))
+
+    def look(key: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].shape[:-1].numel() == tokens:
+            missing.discard(key)
+        if not missing:
+            raise Enough
+
+    with contextlib.ExitStack() as hooks:
+        if tokens is not None and all(spec.expert is None for spec in specs):
+            for key, spec in first_readers(specs).items():
+                module = model.linear(block, index, spec.name)
+                hooks.callback(module.register_forward_pre_hook(partial(look, key)).remove)
+        with contextlib.suppress(Enough):
+            yield
+
+
+@torch.no_grad()
+def calls_once(model: BlockModel, block: nn.Module, index: int, window: Tensor) -> bool:
+    """Whether a block calls each of its linears, but for experts', once in a pass of a `window` `[1, length, hidden]`."""
+    calls = Counter[str]()
+
+    def count(name: str, *_: Any) -> None:
+        calls[name] += 1
+
+    with contextlib.ExitStack() as hooks:
+        for spec in model.checkpoint.block_specs(index):
+            if spec.expert is None:
+                module = model.linear(block, index, spec.name)
+                look = partial(count, spec.name)
+                hooks.callback(module.register_forward_pre_hook(look).remove)
+        model.outputs(block, index, window)
+    return max(calls.values(), default=1) == 1
 
 
 def token_weights(args: tuple[Tensor, ...], routing_weight: RoutingWeight) -> TokenWeights | None:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator
 from alphaquant.linalg.shortfall import Shortfall
-from alphaquant.models.attended import Attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.experts import UnfusedExperts
 from alphaquant.models.hooks import Enough, given
 from alphaquant.models.joins import Place, experts_by_part
-from alphaquant.models.linear import ATTENDING_ROLES, LinearSpec
+from alphaquant.models.linear import LinearSpec, first_readers
 from alphaquant.models.observe import RoutingWeight, token_weights
 from alphaquant.models.original import Original
+from alphaquant.models.shortcuts import Shortcut, along
 from alphaquant.models.unread import unread_left_out
 
 
@@ -32,19 +32,8 @@ class Streams:
     original: Original
     batch_size: int
     """Windows that are computed at once."""
-    handed_on: Attended | None = None
-    """By attention, which is kept in the first pass behind quantized q, k and v; None where it runs in every pass."""
-
-    @contextlib.contextmanager
-    def keeping(self, block: nn.Module, part: slice) -> Iterator[None]:
-        """While open, what attention hands on in a pass of these windows is kept."""
-        if self.handed_on is None or self.handed_on.whole:
-            yield
-            return
-        with given({"o": block.get_submodule(self.handed_on.projection)}) as seen:
-            yield
-        if "o" in seen:  # else enough was seen before attention ran
-            self.handed_on.keep(part, seen["o"])
+    ways: Sequence[Shortcut] = ()
+    """Through the block, made in the first pass that may keep them."""
 
 
 def batches(windows: int, batch_size: int) -> Iterator[tuple[int, slice]]:
@@ -82,7 +71,7 @@ def observe_shortfalls(
     Outputs that join the stream lack what the stream lacks there, and an expert's that over the weight which the block
     gives its experts; of others, their inputs tell.
     """
-    by_key = {spec.input_key: spec for spec in specs}
+    by_key = first_readers(specs)
     linears = {(key,): model.linear(block, index, spec.name) for key, spec in by_key.items()}
     experts = {
         key: model.expert(block, index, spec.name)
@@ -102,10 +91,8 @@ def observe_shortfalls(
     # nothing behind the last place need be computed
     answered = any(place.at is None for place in places.values())
     enough = not answered and not experts
-    settled = all(spec.role not in ATTENDING_ROLES for spec in specs)
-    known = streams.handed_on if settled and streams.handed_on and streams.handed_on.whole else None
-    if known is not None and any(known.inside(at) for at in points):
-        known = None
+    # what is looked at has to run
+    ways = [w for w in streams.ways if not (w.whole and any(w.inside(at) for at in points))]
     with contextlib.ExitStack() as left_out:
         if not answered and all(spec.role != "down" for spec in specs):
             left_out.enter_context(unread_left_out(model, block, index, specs))
@@ -118,9 +105,8 @@ def observe_shortfalls(
                     lambda args: token_weights(args, routing_weight),
                 ) as counts,
                 given(containers, lambda args: args[1:3]) as sent,
+                along(ways, block, part, specs),  # keeps what ends the pass, so it comes first
                 given(linears | points, enough=enough) as seen,
-                known.recalled(block, part) if known else contextlib.nullcontext(),
-                streams.keeping(block, part) if settled else contextlib.nullcontext(),
                 contextlib.suppress(Enough),
             ):
                 seen[None] = model.run(block, index, streams.now[part], weights)

@@ -35,6 +35,7 @@ class TensorFile:
     """A file without a name in `folder`; it is gone with the object, and with the process if that is killed."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.gettempdir())
         with tempfile.TemporaryFile(dir=folder) as handle:
             self._file = os.dup(handle.fileno())
         weakref.finalize(self, os.close, self._file)

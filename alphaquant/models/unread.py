@@ -16,16 +16,17 @@ from alphaquant.models.linear import LinearSpec
 def unread_left_out(
     model: BlockModel, block: nn.Module, index: int, specs: Sequence[LinearSpec]
 ) -> Iterator[None]:
-    """While open, zeros stand for what no input of `specs` depends on: outputs of down projections, and of experts that none
-    of `specs` is part of. They only join the stream behind all that is looked at, and the block's own output is then
-    of no use. Hooks run all the same.
+    """While open, zeros stand for what no input of `specs` depends on: outputs of down projections, of experts that none
+    of `specs` is part of, and of experts' linears where nobody looks at what down reads. They only join the stream behind all
+    that is looked at, and the block's own output is then of no use. Hooks run all the same.
     """
     wanted = {spec.expert for spec in specs}
+    inner = any(spec.role == "down" for spec in specs)
     left_out: set[nn.Module] = set()
     for spec in model.checkpoint.block_specs(index):
         if spec.expert is not None and spec.expert not in wanted:
             left_out.add(model.expert(block, index, spec.name))
-        elif spec.role == "down":
+        elif spec.role == "down" or (spec.expert is not None and not inner):
             left_out.add(model.linear(block, index, spec.name))
     try:
         for module in left_out:

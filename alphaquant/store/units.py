@@ -54,7 +54,8 @@ class BlockCache:
         self.seconds = 0.0
         self.spent: dict[str, Spent] = {}
         """By step, and in all `seconds`: what the blocks took that were computed here."""
-        self._began, self._before = time.perf_counter(), spent_so_far()
+        self._goes_on: bool
+        self._begin()
 
     def get(self, index: int, ingredients: dict[str, Any]) -> Path | None:
         """The finished block `index` for these ingredients, or None when it must be computed.
@@ -67,14 +68,18 @@ class BlockCache:
         found = self._find(key)
         if found is None:
             self.close()
+            waits = time.perf_counter()
             self._claim.enter_context(
                 self._store.locked(f"{self._kind}-{key}", f"{self._kind} {index}")
             )
+            self._began += time.perf_counter() - waits
             found = self._find(key)
         if found is None:
-            self._began, self._before = time.perf_counter(), spent_so_far()
+            if not self._goes_on:
+                self._begin()
             return None
         self.close()
+        self._goes_on = False
         self.cached += 1
         return self._append(key, found)
 
@@ -106,6 +111,7 @@ class BlockCache:
             self._made.add(key)
         self.close()
         self.ran += 1
+        self._begin(at_once=True)
         return self._append(key, draft.ref)
 
     def close(self) -> None:
@@ -115,6 +121,13 @@ class BlockCache:
     def as_refs(self) -> dict[str, dict[str, Any]]:
         """What a `refs.json` says about the finished blocks, in order."""
         return {f"block-{index:04d}": ref.model_dump() for index, ref in enumerate(self.refs)}
+
+    def _begin(self, *, at_once: bool = False) -> None:
+        """A block's time begins: where it is asked for, or at once behind one that was put, as it may be solved while that is written.
+
+        What it took until then counts for the other one.
+        """
+        self._began, self._before, self._goes_on = time.perf_counter(), spent_so_far(), at_once
 
     def _find(self, key: str) -> ArtifactRef | None:
         if self._made is not None and key not in self._made:

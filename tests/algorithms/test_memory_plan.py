@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from alphaquant.algorithms import memory_plan, quantize_model, sensitivity, solve_head
-from alphaquant.algorithms.memory_needs import Needs, needs_of
+from alphaquant.algorithms.memory_needs import Needs, needs_of, solving_bytes
 from alphaquant.algorithms.memory_plan import MemoryPlan, busy, plan_memory
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
 from alphaquant.config import QuantizationConfig
@@ -29,7 +29,7 @@ from tests.tiny import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
 NEEDS = Needs(
-    weights=100, window=10, hidden=40, hessians=200, hessian=20, codes=20, solving=30, lesson=0
+    weights=100, window=10, hidden=40, hessians=200, hessian=20, codes=20, solved=20, solving=30
 )
 
 
@@ -84,6 +84,8 @@ def same(one: Path, other: Path) -> bool:
         ("olmoe", {}),
         ("qwen2_moe", {"method": "awq"}),
         ("mixtral", {"correction": "stream"}),
+        ("deepseek_v3", {}),
+        ("deepseek_v3", {"correction": "stream"}),
     ],
 )
 def test_codes_are_the_same_under_the_smallest_split(
@@ -92,7 +94,7 @@ def test_codes_are_the_same_under_the_smallest_split(
     checkpoint = Checkpoint(make_model(tmp_path / "m", model_type))
     free = quantize(checkpoint, tmp_path / "free", None, **changes)
     split = MemoryPlan(
-        2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0, recalls=False
+        2, hidden_on_disk=True, hessians_on_disk=True, hessians=0, solving=0, limited=True
     )
     specs = [spec for spec in checkpoint.block_specs(1) if spec.role != "router"]
     assert len(list(split.passes(specs))) == len({spec.input_key for spec in specs})
@@ -137,12 +139,18 @@ def test_a_process_that_holds_more_than_the_limit_says_so(tmp_path: Path) -> Non
     ("room", "hidden_on_disk", "hessians_on_disk", "batch", "passes"),
     [
         (10_000, False, False, 8, 1),
-        (460, False, False, 8, 1),  # 40 + 200 + 20 + 4 * 30 to solve, 40 + 100 + 80 + 200 to watch
-        (330, False, True, 8, 2),  # 110 for Hessians
-        (250, True, True, 8, 4),  # 70 for Hessians, which is 3 of 20
-        (200, True, True, 8, 10),
-        (150, True, True, 2, 10),
-        (131, True, True, 1, 10),
+        (
+            460,
+            False,
+            False,
+            8,
+            1,
+        ),  # 40 + 200 + 20 + 4 * 30 to solve, 40 + 100 + 80 + 20 + 200 to watch
+        (330, False, True, 8, 3),  # 90 for Hessians, which is 4 of 20
+        (250, True, True, 8, 5),  # 50 for Hessians
+        (200, True, True, 4, 5),
+        (160, True, True, 2, 10),
+        (151, True, True, 1, 10),
     ],
 )
 def test_files_come_first_and_smaller_batches_last(
@@ -154,7 +162,7 @@ def test_files_come_first_and_smaller_batches_last(
     assert chosen.batch_size == batch
     held = 0 if hidden_on_disk else NEEDS.hidden
     gathered = min(NEEDS.hessians, max(chosen.hessians, NEEDS.hessian))
-    assert held + NEEDS.weights + batch * NEEDS.window + gathered <= room
+    assert held + NEEDS.weights + batch * NEEDS.window + NEEDS.codes + gathered <= room
     assert -(-NEEDS.hessians // (gathered // NEEDS.hessian * NEEDS.hessian)) == passes
     waiting = 0 if hessians_on_disk else NEEDS.hessians
     assert held + waiting + NEEDS.codes + max(chosen.solving, NEEDS.solving) <= room
@@ -257,3 +265,18 @@ def test_a_gpu_sees_as_many_windows_as_half_of_its_memory_holds(
     plan = MemoryPlan.on(torch.device("cuda"), 8, "gptq")
     assert busy(plan, mixture, 24, torch.device("cuda"), torch.bfloat16).batch_size == expected
     assert busy(plan, mixture, 24, CPU, torch.float32) is plan
+
+
+def test_shortcuts_leave_what_solving_and_looking_take(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(make_model(tmp_path / "m", "olmoe"))
+    block = checkpoint.block_specs(1)
+    down = [s for s in block if s.role == "down"]
+    plan = MemoryPlan.on(torch.device("cuda"), 8, "gptq")
+    each = [solving_bytes([spec], "gptq") for spec in down]
+    gate = [s for s in block if s.expert == 0 and s.role in ("gate", "up")]
+    together = max(sum(each), len(down) * solving_bytes(gate, "gptq"))
+    needs = replace(NEEDS, weights=0, window=0)
+    assert plan.beside_shortcuts(needs, block) == together + needs.hessians + needs.codes
+    large = replace(NEEDS, weights=10 * together, lesson=7)
+    expected = 10 * together + 8 * NEEDS.window + NEEDS.hessians + NEEDS.codes + 7
+    assert plan.beside_shortcuts(large, block) == expected

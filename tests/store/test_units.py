@@ -77,6 +77,31 @@ def test_a_damaged_block_is_computed_again(store: ArtifactStore) -> None:
     assert _run(_cache(store), ["a", "b", "c"], ["int4"] * 3) == "crc"
 
 
+def test_a_block_that_is_solved_while_another_is_written_keeps_its_seconds(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for behind that; the first one, and one behind a block that was found, begin where they are asked for."""
+    _run(_cache(store), ["a"], ["int4"])
+    clock = [0.0]
+    monkeypatch.setattr("alphaquant.store.units.time.perf_counter", lambda: clock[0])
+    cache = _cache(store)
+
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    wait(1)
+    assert cache.get(0, {"scheme": "int4"})
+    wait(10)
+    assert cache.get(1, {}) is None
+    wait(100)
+    cache.put(1, {}, lambda to: _write(to, "b"))
+    assert cache.seconds == 100
+    wait(1000)  # the next one is solved
+    assert cache.get(2, {}) is None
+    cache.put(2, {}, lambda to: _write(to, "c"))
+    assert cache.seconds == 1100
+
+
 def test_blocks_must_be_asked_for_in_order(store: ArtifactStore) -> None:
     with pytest.raises(ValueError, match="block 1 was asked for after 0 blocks"):
         _cache(store).get(1, {})

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from alphaquant.algorithms import walk_model
 from alphaquant.algorithms.quantize_model import quantize_blocks
 from alphaquant.algorithms.quantized_block import block_weights, load_block
 from alphaquant.config import QuantizationConfig
 from alphaquant.demo import demo_model_path
-from alphaquant.models.attended import Attended
 from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.experts import UnfusedExperts
@@ -133,37 +131,6 @@ def test_the_size_of_batches_decides_nothing(tmp_path: Path) -> None:
     )
     same = (codes(small) == codes(large)).float().mean()
     assert float(same) > 0.97  # sums in another order flip ties
-
-
-@pytest.mark.parametrize(
-    ("model_type", "passes"),
-    [
-        ("llama", 5),  # down of three blocks, and two are passed on
-        ("olmoe", 5),
-        ("gpt_oss", 5),
-        ("deepseek_v3", 7),  # of two blocks, a shared expert's down before those of the others
-    ],
-)
-def test_attention_runs_once_behind_quantized_inputs(
-    tmp_path: Path, model_type: str, passes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it hands on is recalled from there, also where the block is passed, and nothing comes out different."""
-    source = make_model(tmp_path / "m", model_type, num_hidden_layers=3)
-    settings: dict[str, Any] = {"tokens": windows(16), "correction": "stream", "batch_size": 1}
-    recalled: list[str] = []
-    whole = Attended.recalled
-
-    def note(self: Attended, block: nn.Module, part: slice) -> Any:
-        recalled.append(self.attention)
-        return whole(self, block, part)
-
-    monkeypatch.setattr(Attended, "recalled", note)
-    once, _ = quantize(source, tmp_path / "once", "int4-g16", **settings)
-    assert len(recalled) == 3 + 16 * passes  # every block is tried first
-    monkeypatch.setattr(walk_model, "attended", lambda *_: None)
-    always, _ = quantize(source, tmp_path / "always", "int4-g16", **settings)
-    for ours, theirs in zip(once, always, strict=True):
-        assert torch.equal(codes(ours), codes(theirs))
 
 
 def test_a_hessian_is_factored_once_for_its_correction_and_its_columns(
