@@ -1,9 +1,9 @@
 """A decoder block solved in the order of its data flow, each linear behind the quantized ones before it.
 
 First q/k/v (in latent attention what makes the latents, then what reads them), then o and what reads behind it, then down.
-So attention, and an MLP's gate and up, are computed once for what o and down see and for what the block hands on. Corrected linears
-need it, too: two that make up for the same loss at once would overshoot, so a shared expert comes before the routed ones. Only gate
-and up are looked at together with o, as if it were not rounded, which saves a pass and loses nothing that could be measured.
+So what attention hands to o, and an MLP to down, is as it will be when the block is passed, and can be kept. Corrected linears need
+the order for themselves: two that make up for the same loss at once would overshoot, so a shared expert comes before the routed ones.
+Only gate and up are looked at together with o, as if it were not rounded, which saves a pass and loses nothing that could be measured.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,20 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 Join: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Outputs of gate and up `[tokens, inner]` to what down reads."""
+
+
+@contextlib.contextmanager
+def experts_cut_short(block: nn.Module) -> Iterator[None]:
+    """While open, routed experts hand on what they read: for who looks how the rest of a block hangs together."""
+    with contextlib.ExitStack() as patches:
+        for module in block.modules():
+            if isinstance(module, UnfusedExperts):
+                patches.enter_context(patch.object(module, "forward", _weighted))
+        yield
+
+
+def _weighted(hidden: Tensor, _: Tensor, weights: Tensor) -> Tensor:
+    return hidden * weights.sum(-1, keepdim=True).to(hidden.dtype)
 
 
 def has_experts(model: nn.Module) -> bool:

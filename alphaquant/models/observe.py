@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alphaquant.clock import timed
 from alphaquant.linalg.hessian import HessianAccumulator, TokenWeights
 from alphaquant.models.block import BlockModel
+from alphaquant.models.experts import experts_cut_short
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.hooks import Enough
 from alphaquant.models.linear import LinearSpec, first_readers
@@ -141,6 +142,7 @@ def _until_seen(
             yield
 
 
+@timed("forward")
 @torch.no_grad()
 def calls_once(model: BlockModel, block: nn.Module, index: int, window: Tensor) -> bool:
     """Whether a block calls each of its linears, but for experts', once in a pass of a `window` `[1, length, hidden]`."""
@@ -149,7 +151,7 @@ def calls_once(model: BlockModel, block: nn.Module, index: int, window: Tensor) 
     def count(name: str, *_: Any) -> None:
         calls[name] += 1
 
-    with contextlib.ExitStack() as hooks:
+    with experts_cut_short(block), contextlib.ExitStack() as hooks:
         for spec in model.checkpoint.block_specs(index):
             if spec.expert is None:
                 module = model.linear(block, index, spec.name)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from alphaquant.models.block import BlockModel
 from alphaquant.models.device import free_memory
+from alphaquant.models.experts import experts_cut_short
 from alphaquant.models.hooks import given, hooked, remember
 from alphaquant.models.joins import TOKENS, rounding
 from alphaquant.models.linear import ATTENDING_ROLES, ROLES, LinearSpec, Role
@@ -58,6 +59,7 @@ class Shortcut:
     file: TensorFile | None = None
     """Where it waits, if not in memory."""
     _kept: dict[int, Tensor | Waiting] = field(init=False, default_factory=dict, repr=False)
+    _room: Tensor | None = field(init=False, default=None, repr=False)
     _missing: int = field(init=False, repr=False)
     _lost: bool = field(init=False, default=False, repr=False)
 
@@ -85,13 +87,22 @@ class Shortcut:
         whole = len(read) == part.stop - part.start and part.start not in self._kept
         try:
             if whole and not self._lost:
-                self._kept[part.start] = self.file.keep(read) if self.file else _alone(read)
+                self._kept[part.start] = self._put(part, read)
                 self._missing -= len(read)
                 return
         except OSError as error:
             reporter().note(f"what {self.module} hands on is not kept: {error}")
-        self._lost = True
+        self._lost, self._room = True, None
         self._kept.clear()
+
+    def _put(self, part: slice, read: Tensor) -> Tensor | Waiting:
+        """One tensor holds all that is in memory: parts that lie between what comes and goes would leave gaps."""
+        if self.file is not None:
+            return self.file.keep(read)
+        if self._room is None:
+            self._room = read.new_empty(self.windows, *read.shape[1:])
+        self._room[part] = read
+        return self._room[part]
 
     @contextlib.contextmanager
     def keeping(self, block: nn.Module, part: slice) -> Iterator[None]:
@@ -123,11 +134,6 @@ class Shortcut:
     def _answer(self, projection: nn.Module, kept: Tensor | Waiting, *_: Any, **__: Any) -> Any:
         found = projection(kept() if isinstance(kept, Waiting) else kept)
         return found if self.others is None else (found, *[None] * self.others)
-
-
-def _alone(read: Tensor) -> Tensor:
-    """The same, without what it may be a view of."""
-    return read if read.untyped_storage().nbytes() == read.nbytes else read.clone()
 
 
 def _as_it_is(read: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -175,7 +181,7 @@ def shortcuts(
     """What may be kept of so many windows like `sample` `[some, length, hidden]` for last linears of these roles: what half of the free
     memory holds, of which `beside` bytes have to be left, or, in a `file`, of the disk.
     """
-    found = []
+    found: list[Shortcut] = []
     if file is not None:
         room: int | None = shutil.disk_usage(file.folder).free // 2
     elif (free := free_memory(model.device)) is not None:
@@ -183,7 +189,8 @@ def shortcuts(
     else:
         room = None
     for role in roles:
-        way = shortcut(model, block, index, sample, role)
+        with experts_cut_short(block):  # hundreds of calls that tell nothing here
+            way = shortcut(model, block, index, sample, role)
         if way is None:
             continue
         taken = windows * sample.shape[1] * way.width * model.dtype.itemsize
@@ -217,9 +224,8 @@ def shortcut(
     path = paths[outputs[0]].rpartition(".")[0] if len(outputs) == 1 else ""
     inside = [spec for spec in specs if paths[spec].startswith(f"{path}.") and spec not in outputs]
     unknown = any(spec.role == "other" for spec in specs)  # it is solved last, wherever it stands
-    routed = role == "down" and any(
-        spec.expert is not None for spec in specs
-    )  # all are solved at once
+    # a shared expert is solved with the routed ones, behind nothing of the MLP
+    routed = role == "down" and any(spec.expert is not None for spec in specs)
     apart = any(spec.role not in _INSIDE[role] or spec.expert is not None for spec in inside)
     if not path or unknown or routed or apart:
         return None

@@ -119,6 +119,14 @@ def test_norms_that_a_shortcut_alone_reads_do_not_run(tmp_path: Path) -> None:
     assert found_in(model, block, hidden, "o").unread == []
 
 
+def test_a_norm_that_experts_read_runs(tmp_path: Path) -> None:
+    """Though they are cut short while that is looked at, and a router alone would hide it."""
+    model, block, hidden = opened(tmp_path, "olmoe")
+    last = model.checkpoint.blocks - 1
+    [way] = shortcuts(model, block, last, hidden, 5, ("o", "down"), 0)
+    assert way.unread == ["input_layernorm"]
+
+
 def test_a_pass_ends_where_the_last_input_was_seen(tmp_path: Path) -> None:
     model, block, hidden = opened(tmp_path, "llama")
     last = model.checkpoint.blocks - 1
