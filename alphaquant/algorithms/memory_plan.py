@@ -132,7 +132,7 @@ class MemoryPlan:
         parts = [
             f"batches of {self.batch_size} windows",
             f"hidden states {'in a file' if self.hidden_on_disk else 'in memory'}",
-            f"{size_text(held)} of Hessians at a time"
+            f"up to {size_text(held)} of Hessians at a time"
             + (" and in a file" if self.hessians_on_disk else ""),
         ]
         if experts:

@@ -103,10 +103,11 @@ def test_a_trial_without_room_for_the_whole_model_measures_its_plans(
     whole = pd.read_parquet(Path(entry["artifact"]) / "windows.parquet")
     monkeypatch.setattr("alphaquant.evaluation.room.Room.holds", lambda *_: False)
     inputs = _inputs(store)
-    other = inputs["quantization"].model_copy(update={"damping": 0.011})  # a key of its own
+    # a key of its own, and about the same codes
+    other = inputs["quantization"].model_copy(update={"damping": 0.010001})
     ran = run_stage(trial, store, inputs | {"quantization": other})
     by_block = pd.read_parquet(store.place(ran.ref) / "windows.parquet")
-    assert by_block["kl"].to_numpy() == pytest.approx(whole["kl"].to_numpy(), rel=0.2)
+    assert by_block["kl"].to_numpy() == pytest.approx(whole["kl"].to_numpy(), rel=0.01)
 
 
 def _inputs(store: ArtifactStore) -> dict[str, Any]:
