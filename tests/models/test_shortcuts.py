@@ -120,7 +120,7 @@ def test_norms_that_a_shortcut_alone_reads_do_not_run(tmp_path: Path) -> None:
 
 
 def test_a_norm_that_experts_read_runs(tmp_path: Path) -> None:
-    """Though they are cut short while that is looked at, and a router alone would hide it."""
+    """Experts are cut short while it is tried what attention alone reads, and still count among the readers."""
     model, block, hidden = opened(tmp_path, "olmoe")
     last = model.checkpoint.blocks - 1
     [way] = shortcuts(model, block, last, hidden, 5, ("o", "down"), 0)
