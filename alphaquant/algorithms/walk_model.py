@@ -23,7 +23,7 @@ from alphaquant.models.block import BlockModel
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.hidden_states import HiddenStates
 from alphaquant.models.linear import LinearSpec
-from alphaquant.models.observe import RoutingWeight, gather
+from alphaquant.models.observe import gather
 from alphaquant.models.original import Original, watch
 from alphaquant.models.shortcuts import Shortcut, by_shortcuts, shortcuts, worth_keeping
 from alphaquant.models.shortfalls import Observed, Streams, batches, observe_shortfalls
@@ -46,12 +46,9 @@ class ModelWalk:
         config: QuantizationConfig,
         scratch: Path | None,
     ) -> None:
-        self._checkpoint, self._tokens = checkpoint, tokens
+        self._checkpoint, self._tokens, self._config = checkpoint, tokens, config
         self._device, self._dtype, self._batch_size = device, dtype, memory.batch_size
         self._memory, self._scratch = memory, scratch
-        self._routing_weight: RoutingWeight = config.routing_weight
-        self._magnitudes = config.method == "awq"
-        self._corrects = config.corrects
         self._model: BlockModel | None = None
         self._hidden = HiddenStates([])
         self._sums = TensorFile(scratch) if memory.hessians_on_disk else None
@@ -61,7 +58,6 @@ class ModelWalk:
         self._in_halves = config.corrects and alike
         # whether whoever looks at a block runs it in the same batches as whoever passes it
         self._same_batches = alike or not config.corrects
-        self._config = config
         self._ways: list[Shortcut] = []  # through the block that is being solved
         between = memory.limited and config.takes_shortcuts and tokens is not None
         self._between = TensorFile(scratch) if between else None
@@ -89,9 +85,9 @@ class ModelWalk:
             index,
             passes,
             self._hidden,
-            self._routing_weight,
+            self._config.routing_weight,
             self._sums,
-            magnitudes=self._magnitudes,
+            magnitudes=self._config.method == "awq",
         )
 
     def observer(self, index: int, kept: Sequence[str], folders: Sequence[Path]) -> BlockObserver:
@@ -104,7 +100,7 @@ class ModelWalk:
             self._hidden,
             partial(self._find_ways, model, index),
             self._memory,
-            self._routing_weight,
+            self._config.routing_weight,
             self._sums,
         )
 
@@ -193,7 +189,7 @@ class ModelWalk:
         def observe(specs: Sequence[LinearSpec], weights: Mapping[str, Tensor]) -> Observed:
             streams, stored = Streams(inputs, original, together, ways), dict(weights)
             return observe_shortfalls(
-                model, block, index, specs, stored, streams, self._routing_weight
+                model, block, index, specs, stored, streams, self._config.routing_weight
             )
 
         last = index + 1 == self._checkpoint.blocks
@@ -203,7 +199,7 @@ class ModelWalk:
         elif ahead:
             following = partial(model.learn, model.block(index + 1), index + 1)
             sequel = next_block(following, self._original(index + 1).answers)
-        looks = observe if self._corrects else None
+        looks = observe if self._config.corrects else None
         return Lesson(run, inputs, targets, looks, sequel, last, together)
 
     @timed("forward")
@@ -239,7 +235,9 @@ class ModelWalk:
             at, hidden = at + 1, latest.answers
             self._latest = None
             del latest  # what it has besides is of no use behind its block
-            specs = self._checkpoint.block_specs(at) if self._corrects and at == index else []
+            specs = (
+                self._checkpoint.block_specs(at) if self._config.corrects and at == index else []
+            )
             latest = watch(model, model.block(at), at, specs, hidden, self._batch_size)
         self._latest = at, latest
         return latest
