@@ -29,7 +29,7 @@ from alphaquant.config import AlphaConfig
 from alphaquant.demo import demo_model_path
 from alphaquant.evaluation.generated import with_written
 from alphaquant.evaluation.room import Room
-from alphaquant.formats.grid import fused
+from alphaquant.formats.kernels import fused
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import available_cores
 from alphaquant.models.rates import measured_rates

@@ -15,7 +15,7 @@ from alphaquant.algorithms import column_walk
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.refine import refine
-from alphaquant.formats import search
+from alphaquant.formats import choice
 from alphaquant.formats.scheme import Scheme
 from alphaquant.linalg.hessian import inverse_factor, output_error
 
@@ -27,8 +27,8 @@ _TILES = ((32, 1), (32, 2), (32, 4), (64, 4), (128, 4), (16, 4))
 def launch_by_launch() -> Iterator[None]:
     """While open, no kernel of ours takes the place of torch's."""
     with (
-        mock.patch.object(column_walk, "fused", return_value=False),
-        mock.patch.object(search, "fused", return_value=False),
+        mock.patch.object(column_walk, "_serves", return_value=False),
+        mock.patch.object(choice, "_kernel", return_value=None),
     ):
         yield
 
@@ -48,8 +48,8 @@ def compare_kernel(
         for _ in range(2):  # the first call compiles
             _wait(device)
             began = time.perf_counter()
-            found = gptq(weight, factor, Scheme.parse(text)).weight
-            found, _ = refine(weight, factor.damped, found, sweeps=2)
+            start = gptq(weight, factor, Scheme.parse(text))
+            found, _ = refine(weight, factor.damped, start, sweeps=2)
             _wait(device)
             seconds.append(time.perf_counter() - began)
         loss = output_error(weight - found.dequantize(), factor.damped)
@@ -75,10 +75,10 @@ def tile_seconds(device: torch.device) -> list[dict[str, Any]]:
     for batch, out in ((1, 4096), (64, 1024)):
         local = torch.randn(batch, column_kernel.TILE, out, device=device)
         coupling = torch.randn(batch, column_kernel.TILE, column_kernel.TILE, device=device) / 16
-        scale = torch.full_like(local, 0.25)
-        rounding = Rounding(
-            Scheme("int4").number_format, scale, None, torch.ones_like(local[..., 0])
-        )
+        scale = torch.full_like(local[..., :1, :], 0.25)
+        inverse = torch.ones_like(local[..., 0])
+        group = torch.zeros_like(inverse, dtype=torch.int64)
+        rounding = Rounding(Scheme("int4").number_format, scale, None, group, inverse)
         values, steps = torch.empty_like(local), torch.empty_like(local)
         for rows, warps in _TILES:
             seconds = []

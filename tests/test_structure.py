@@ -15,6 +15,7 @@ FLOORS = {
     "work": 0,
     "clock": 0,
     "floor": 3,
+    "in_c": 1,
     "pinned": 0,
     "resident": 0,
     "sizes": 0,

@@ -12,10 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alphaquant.algorithms import column_tile
-from alphaquant.algorithms.column_tile import Rounding
-from alphaquant.formats.grid_kernel import codebook_table, grid_constants, nearest, trusted
-from alphaquant.formats.table import NumberFormat
+from alphaquant.algorithms.column_tile import Rounding, batched, in_rows
+from alphaquant.formats.grid_kernel import nearest
+from alphaquant.formats.kernels import codebook_table, grid_constants
 
 TILE = 128
 """Columns of one launch."""
@@ -30,6 +29,7 @@ def _walk(
     local,
     coupling,
     inverse,
+    group,
     scale,
     zero,
     before,
@@ -62,6 +62,7 @@ def _walk(
     earlier = tl.arange(0, COLUMNS)
     coupling += matrix * COLUMNS * COLUMNS + earlier
     inverse += matrix * COLUMNS
+    group += matrix * columns
     local += matrix * local_stride + row
     scale += matrix * scale_stride + row
     zero += matrix * zero_stride + row
@@ -76,10 +77,11 @@ def _walk(
         # steps of later columns are still zero, so the sum needs no bound
         here -= tl.sum(taken * felt[:, None], 0)
         factor = tl.load(inverse + column)
-        unit = tl.load(scale + at, mask=inside, other=1.0)
+        shared = tl.load(group + column) * rows
+        unit = tl.load(scale + shared, mask=inside, other=1.0)
         shift = 0.0
         if ASYMMETRIC:
-            shift = tl.load(zero + at, mask=inside, other=0.0)
+            shift = tl.load(zero + shared, mask=inside, other=0.0)
         wanted = here
         if MOVING:
             stood = tl.load(before + at, mask=inside, other=0.0)
@@ -119,9 +121,9 @@ def walk_tile(
     """
     columns, out = local.shape[-2:]
     fmt = rounding.number_format
-    local, values, steps = (_batched(x) for x in (local, values, steps))
+    local, values, steps = (batched(x) for x in (local, values, steps))
     scale, zero, before = (
-        local if x is None else _batched(x if _in_rows(x) else x.contiguous())
+        local if x is None else batched(x if in_rows(x) else x.contiguous())
         for x in (rounding.scale, rounding.zero, rounding.before)
     )
     felt = local.new_zeros(len(local), TILE, TILE)
@@ -131,7 +133,8 @@ def walk_tile(
     table = codebook_table(fmt, local.device) if fmt.codebook else inverse
     with torch.cuda.device_of(local):
         _walk[(triton.cdiv(out, rows), len(local))](
-            *(local, felt, inverse, scale, zero, before, table, values, steps),
+            *(local, felt, inverse, rounding.group.contiguous(), scale, zero, before, table),
+            *(values, steps),
             *(out, columns),
             *(x.stride(0) for x in (local, scale, zero, before, values, steps)),
             ASYMMETRIC=rounding.zero is not None,
@@ -142,53 +145,3 @@ def walk_tile(
             num_warps=warps,
             enable_fp_fusion=False,  # a fused product would not be what is stored
         )
-
-
-def _in_rows(x: Tensor) -> bool:
-    """Whether a column `[..., columns, out]` follows the one before it in memory."""
-    columns, out = x.shape[-2:]
-    return (out == 1 or x.stride(-1) == 1) and (columns == 1 or x.stride(-2) == out)
-
-
-def _batched(x: Tensor) -> Tensor:
-    return x if x.dim() == 3 else x[None]
-
-
-def runs(local: Tensor, rounding: Rounding) -> bool:
-    """Whether the kernel serves these."""
-    fmt, device = rounding.number_format, local.device
-    if fmt.kind == "none" or local.dim() > 3 or local.dtype != torch.float32:
-        return False
-    if not _in_rows(local):
-        return False
-    asymmetric, moving = rounding.zero is not None, rounding.before is not None
-    return trusted(
-        device,
-        ("columns", fmt, asymmetric, moving),
-        lambda: _agrees(device, fmt, asymmetric, moving),
-    )
-
-
-def _agrees(device: torch.device, fmt: NumberFormat, asymmetric: bool, moving: bool) -> bool:
-    """Whether kernel and torch round one small problem alike; rare ties may part, as sums differ in order."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    shape = (2, 32, 48)
-    scale = (normal(*shape).abs() + 0.5) * (2 / fmt.max_value)
-    rounding = Rounding(
-        fmt,
-        scale,
-        normal(*shape).round() if asymmetric else None,
-        normal(2, 32).abs() + 0.5,
-        normal(*shape) if moving else None,
-    )
-    start, coupling = normal(*shape), normal(2, 32, 32) / 32
-    found = []
-    for walk in (walk_tile, column_tile.walk_tile):
-        values = torch.empty_like(start)
-        walk(start.clone(), coupling, rounding, values, torch.empty_like(start))
-        found.append(values)
-    return bool((found[0] == found[1]).float().mean() > 0.98)

@@ -1,7 +1,7 @@
 """A tile of columns: each is rounded in turn, and what that changes is taken from those to come.
 
 Columns lie in rows of memory here (`[..., columns, out]`), so that a column is read and written in one piece.
-This is the walk in torch: on the CPU, and what the fused kernel of `column_kernel` must agree with.
+This is the walk in torch, which the kernels of `column_kernel` and `columns_in_c` must agree with.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class Rounding:
 
     number_format: NumberFormat
     scale: Tensor
-    """# [..., columns, out]"""
+    """# [..., groups, out]"""
     zero: Tensor | None
-    """# [..., columns, out]"""
+    """# [..., groups, out]"""
+    group: Tensor
+    """To which group each column belongs, int64 # [..., columns]"""
     inverse: Tensor
     """What turns an error into a step, or a slope into the way to its minimum # [..., columns]"""
     before: Tensor | None = None
@@ -36,9 +38,13 @@ class Rounding:
 
     def part(self, columns: slice) -> Rounding:
         """The rounding of some columns."""
-        zero, before = (None if x is None else x[..., columns, :] for x in (self.zero, self.before))
-        scale, inverse = self.scale[..., columns, :], self.inverse[..., columns]
-        return Rounding(self.number_format, scale, zero, inverse, before)
+        before = None if self.before is None else self.before[..., columns, :]
+        group, inverse = self.group[..., columns], self.inverse[..., columns]
+        return Rounding(self.number_format, self.scale, self.zero, group, inverse, before)
+
+    def of_columns(self, values: Tensor) -> Tensor:
+        """What each column has of `[..., groups, out]`: `[..., columns, out]`."""
+        return values.gather(-2, self.group[..., None].expand(*self.group.shape, values.shape[-1]))
 
 
 def walk_tile(
@@ -54,8 +60,10 @@ def walk_tile(
     are rounded.
     """
     # taken apart once: a column costs some ten calls, and an index on every operand would be as many again
-    zeros, before = (None if x is None else x.unbind(-2) for x in (rounding.zero, rounding.before))
-    scales, inverses = rounding.scale.unbind(-2), rounding.inverse[..., None].unbind(-2)
+    zeros = None if rounding.zero is None else rounding.of_columns(rounding.zero).unbind(-2)
+    before = None if rounding.before is None else rounding.before.unbind(-2)
+    scales = rounding.of_columns(rounding.scale).unbind(-2)
+    inverses = rounding.inverse[..., None].unbind(-2)
     rows = coupling[..., None].unbind(-3)  # [..., columns, 1]
     there = zip(local.unbind(-2), values.unbind(-2), steps.unbind(-2), strict=True)
     for column, (here, found, step) in enumerate(there):
@@ -70,3 +78,14 @@ def walk_tile(
         if later := len(rows) - column - 1:
             felt, row = (x.narrow(-2, column + 1, later) for x in (local, rows[column]))
             felt.addcmul_(row, step.unsqueeze(-2), value=-1)
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether a column of `[..., columns, out]` follows the one before it in memory."""
+    columns, out = x.shape[-2:]
+    return (out == 1 or x.stride(-1) == 1) and (columns == 1 or x.stride(-2) == out)
+
+
+def batched(x: Tensor) -> Tensor:
+    """One matrix as a batch of one; a batch of matrices as it is."""
+    return x if x.dim() == 3 else x[None]

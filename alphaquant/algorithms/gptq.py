@@ -7,7 +7,8 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from alphaquant.formats.weight import (
     QuantizedWeight,
     Scales,
     encode,
-    expand,
     find_scales,
 )
 from alphaquant.linalg.hessian import InverseFactor
@@ -48,20 +48,38 @@ def search_of(scale_search: str, diagonal: Tensor) -> dict[str, Any]:
     return {"search": "mse", "importance": diagonal.sqrt() if scale_search == "hessian" else None}
 
 
-class Solution(NamedTuple):
+@dataclass(frozen=True)
+class Solution:
     """What GPTQ found."""
 
-    weight: QuantizedWeight
+    values: Tensor
+    """What each element was rounded to # [..., out, in]"""
+    scales: Scales
+    scheme: Scheme
     loss: Tensor
     """Σe² = tr((W - Q)(H + λI)(W - Q)ᵀ), exactly what was left # [...]"""
-    compensated: Tensor
-    """What each column had become when it was rounded # [..., out, in]"""
+    compensated: Tensor | None
+    """What each column had become when it was rounded, where it was asked for # [..., out, in]"""
+
+    @cached_property
+    def weight(self) -> QuantizedWeight:
+        """The values as they are stored."""
+        return encode(self.values, self.scales, self.scheme)
+
+    def dequantize(self) -> Tensor:
+        """The values."""
+        return self.values
 
 
 def gptq(
-    weight: Tensor, factor: InverseFactor, scheme: Scheme, options: GptqOptions | None = None
+    weight: Tensor,
+    factor: InverseFactor,
+    scheme: Scheme,
+    options: GptqOptions | None = None,
+    *,
+    compensated: bool = True,
 ) -> Solution:
-    """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian."""
+    """Quantize `[..., out, in]` against `factor` of its `[..., in, in]` Hessian; `compensated` is left out where nobody asks."""
     options = options or GptqOptions()
     original = weight.float()
     static = _static(scheme, options)
@@ -70,8 +88,8 @@ def gptq(
     walk = _Walk(*factor.by_energy) if options.act_order else _Walk(None, factor.upper)
     refresher = None if static else _Refresher(scheme, options, factor.energy, scales)
     values, loss, rounded = _round_columns(walk, original, scheme, scales, options, refresher)
-    quantized = encode(walk.put_back(values), scales, scheme)
-    return Solution(quantized, loss, walk.put_back(rounded))
+    kept = walk.put_back(rounded) if compensated else None
+    return Solution(walk.put_back(values), scales, scheme, loss, kept)
 
 
 def _static(scheme: Scheme, options: GptqOptions) -> bool:
@@ -95,15 +113,26 @@ class _Walk:
 
     def take(self, x: Tensor) -> Tensor:
         """`[..., out, in]` to `[..., in, out]`, its columns in walking order."""
-        if self.order is None:
-            return x.mT.clone(memory_format=torch.contiguous_format)
-        return x.mT.gather(-2, self.order[..., :, None].expand_as(x.mT))
+        columns = x.mT.clone(memory_format=torch.contiguous_format)
+        return columns if self.order is None else _rows(columns, self.order)
 
     def put_back(self, x: Tensor) -> Tensor:
-        """The inverse of `take`."""
+        """The inverse of `take`; its memory goes on by columns."""
+        return (x if self.order is None else _rows(x, self.order.argsort(-1))).mT
+
+    def groups(self, width: int, cols: int) -> Tensor:
+        """To which group of so many columns each one belongs, in walking order, int64 `[..., in]`."""
         if self.order is not None:
-            x = torch.empty_like(x).scatter_(-2, self.order[..., :, None].expand_as(x), x)
-        return x.mT.contiguous()
+            return self.order // width
+        columns = torch.arange(cols, device=self.upper.device) // width
+        return columns.expand(self.upper.shape[:-1])
+
+
+def _rows(x: Tensor, order: Tensor) -> Tensor:
+    """Rows `[..., n, k]` in an `order` `[..., n]`: whole rows are copied, which gathering element by element would not do."""
+    n, k = x.shape[-2:]
+    first = torch.arange(0, x.numel() // k, n, device=x.device).view(*x.shape[:-2], 1)
+    return x.reshape(-1, k).index_select(0, (order + first).flatten()).view(x.shape)
 
 
 class _Refresher:
@@ -117,18 +146,17 @@ class _Refresher:
         # a group may not straddle two lazy blocks, or the later part would miss updates
         self.block_size = max(self.group, options.block_size // self.group * self.group)
 
-    def enter(self, weight: Tensor, column: int, scale: Tensor, zero: Tensor | None) -> None:
-        """Update the group that starts at `column` of `[..., in, out]` in the scales and their expanded columns."""
+    def enter(self, weight: Tensor, column: int, rounding: Rounding) -> None:
+        """Update the group that starts at `column` of `[..., in, out]` in the scales and where the walk reads them."""
         columns = slice(column, min(column + self.group, weight.shape[-2]))
         search = search_of(self.options.scale_search, self.diagonal[..., columns])
         found = find_scales(weight[..., columns, :].mT, self.scheme, **search)
         index = column // self.group
         self.scales.scale[..., index] = found.scale[..., 0]
-        new_scale, new_zero = expand(found, columns.stop - columns.start)
-        scale[..., columns, :] = new_scale.mT
-        if zero is not None and new_zero is not None and self.scales.zero is not None:
-            self.scales.zero[..., index] = found.zero[..., 0]  # type: ignore[index]
-            zero[..., columns, :] = new_zero.mT
+        rounding.scale[..., index, :] = found.effective[..., 0]
+        if found.zero is not None and self.scales.zero is not None and rounding.zero is not None:
+            self.scales.zero[..., index] = found.zero[..., 0]
+            rounding.zero[..., index, :] = found.zero[..., 0]
 
 
 @timed("columns")
@@ -142,12 +170,16 @@ def _round_columns(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The walk itself: values in walking order, the loss `[...]`, and what was rounded to the values."""
     cols = original.shape[-1]
-    fmt, upper = scheme.number_format, walk.upper.float()
+    upper = walk.upper.float()
     weight = walk.take(original)  # [..., in, out]
-    scale, zero = expand(scales, cols)
-    scale = walk.take(scale)
-    zero = None if zero is None else walk.take(zero)
-    rounding = Rounding(fmt, scale, zero, 1 / upper.diagonal(dim1=-2, dim2=-1))
+    zero = scales.zero
+    rounding = Rounding(
+        scheme.number_format,
+        scales.effective.mT.clone(memory_format=torch.contiguous_format),
+        None if zero is None else zero.mT.clone(memory_format=torch.contiguous_format),
+        walk.groups(scheme.group_width(cols), cols),
+        1 / upper.diagonal(dim1=-2, dim2=-1),
+    )
     values = torch.empty_like(weight)
     loss = torch.zeros(weight.shape[:-2], dtype=weight.dtype, device=weight.device)
     block_size = refresher.block_size if refresher else options.block_size
@@ -156,12 +188,13 @@ def _round_columns(
 
         def enter(column: int, start: int = start) -> None:
             if refresher:
-                refresher.enter(weight, start + column, scale, zero)
+                refresher.enter(weight, start + column, rounding)
 
-        values[..., inside, :], errors = walk_columns(
+        errors = walk_columns(
             weight[..., inside, :],
             upper[..., inside, inside],
             rounding.part(inside),
+            values[..., inside, :],
             group=refresher.group if refresher else None,
             enter=enter,
         )

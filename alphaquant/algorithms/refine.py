@@ -8,6 +8,7 @@ are walked to their minima in turns, one coordinate of all rows and experts at a
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +16,30 @@ from torch import Tensor
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
-from alphaquant.formats.scales import nearest_scale
+from alphaquant.formats.scales import Scales, nearest_scale
+from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, encode
-from alphaquant.linalg.products import quick_products, take_product
+from alphaquant.linalg.products import quick_products
 
-_BLOCK = 128  # columns that move before the rest of the gradient is updated
+_BLOCK = 128  # columns that move before anybody else feels it
+
+
+class OnGrid(Protocol):
+    """A rounded weight: what GPTQ found, or what was read from its codes."""
+
+    @property
+    def scales(self) -> Scales: ...
+    @property
+    def scheme(self) -> Scheme: ...
+    def dequantize(self) -> Tensor:
+        """Its values `[..., out, in]`."""
 
 
 @timed("refinement")
 def refine(
     weight: Tensor,  # [..., out, in]
     hessian: Tensor,  # [..., in, in] positive definite: damped
-    start: QuantizedWeight,
+    start: OnGrid,
     *,
     sweeps: int = 1,
     refit: bool = True,
@@ -38,59 +51,62 @@ def refine(
     `[..., out, in]`, where that is `wanted`. The loss never grows, up to the rounding of fp32 sums.
     """
     walk = _Descent(weight.float(), hessian.float(), start, refit=refit)
-    descents = [True] * sweeps + [False] * walk.refits
-    for number, codes in enumerate(descents, start=1):
-        walk.descend(codes=codes, last=number == len(descents) and not wanted)
-    found = encode(walk.values.mT.contiguous(), walk.scales, start.scheme)
+    for codes in [True] * sweeps + [False] * walk.refits:
+        walk.descend(codes=codes)
+    found = encode(walk.values.mT, walk.scales, start.scheme)
     return found, walk.wanted() if wanted else None
 
 
 class _Descent:
-    """Values and scales on their way down, and the gradient (W - Q)H that leads them; all `[..., in, out]`."""
+    """Values and scales on their way down, and what is left of the weight, which leads them; all `[..., in, out]`."""
 
-    def __init__(
-        self, weight: Tensor, hessian: Tensor, start: QuantizedWeight, *, refit: bool
-    ) -> None:
+    def __init__(self, weight: Tensor, hessian: Tensor, start: OnGrid, *, refit: bool) -> None:
         self._hessian, self._format = hessian, start.scheme.number_format
         self._inverse = 1 / hessian.diagonal(dim1=-2, dim2=-1)
         self._width = start.scheme.group_width(weight.shape[-1])
         self.refits = refit and self._format.scale_type is not None
         self.scales = replace(start.scales, scale=start.scales.scale.clone())
-        self.values = start.dequantize().mT.contiguous()
-        with quick_products():
-            self._gradient = hessian @ (weight.mT - self.values)
+        self.values = start.dequantize().mT.clone(memory_format=torch.contiguous_format)
+        self._left = torch.sub(weight.mT, self.values, out=torch.empty_like(self.values))
 
     def wanted(self) -> Tensor:
         """The minimum of each element's parabola `[..., out, in]`."""
-        return (self.values + self._gradient * self._inverse[..., :, None]).mT.contiguous()
+        slope = self._slope(slice(None))
+        return (self.values + slope * self._inverse[..., :, None]).mT.contiguous()
 
-    def descend(self, *, codes: bool, last: bool) -> None:
+    def descend(self, *, codes: bool) -> None:
         """Scales, where they are refitted, to the storable value nearest to their minimum; with `codes` every element
         to the grid value nearest to its own.
 
         Groups that fit into a block of columns are refitted as the block is entered, wider ones before all blocks.
-        So the gradient of the whole matrix is updated once for all groups of a block and its codes, and behind the
-        `last` descent, of which nobody will ask for it, only that of the columns to come.
         """
         fits = self._width <= _BLOCK
         cols = self.values.shape[-2]
         if self.refits and not fits:
             for start in range(0, cols, self._width):
                 inside = slice(start, min(start + self._width, cols))
-                now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :]
+                now, slope = self.values[..., inside, :].clone(), self._slope(inside)
                 square = self._hessian[..., inside, inside]
                 self._move_scales(inside, now, slope, square, felt=False)
-                self._place(inside, now, last and not codes)
+                self._place(inside, now)
         size = _BLOCK // self._width * self._width if fits else _BLOCK
         for start in range(0, cols if fits or codes else 0, size):
             inside = slice(start, min(start + size, cols))
-            now, slope = self.values[..., inside, :].clone(), self._gradient[..., inside, :].clone()
+            now, slope = self.values[..., inside, :].clone(), self._slope(inside)
             square = self._hessian[..., inside, inside]
             if self.refits and fits:
                 self._move_scales(inside, now, slope, square, felt=codes)
             if codes:
                 now = self._moved_codes(inside, now, slope, square)
-            self._place(inside, now, last)
+            self._place(inside, now)
+
+    def _slope(self, inside: slice) -> Tensor:
+        """The gradient of the columns `inside`, from what is left now of all columns.
+
+        Asked for when a block is entered: keeping it up to date for all columns would be as many products, and one more to begin with.
+        """
+        with quick_products():
+            return self._hessian[..., inside, :] @ self._left
 
     def _move_scales(
         self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, felt: bool
@@ -120,26 +136,24 @@ class _Descent:
 
     def _moved_codes(self, inside: slice, now: Tensor, slope: Tensor, square: Tensor) -> Tensor:
         """What the elements `now` of the columns `inside` move to, led by `slope`, which is used up."""
-        zeros = self.scales.zero
+        first, last = inside.start // self._width, -(-inside.stop // self._width)
+        columns = torch.arange(inside.start, inside.stop, device=now.device)
+        scales = self.scales.groups(slice(first, last))
+        zero = scales.zero
         rounding = Rounding(
             self._format,
-            self._of_columns(self.scales.effective, inside),
-            None if zeros is None else self._of_columns(zeros, inside),
+            scales.effective.mT.contiguous(),
+            None if zero is None else zero.mT.contiguous(),
+            (columns // self._width - first).expand(*now.shape[:-1]),
             self._inverse[..., inside],
             now,
         )
-        return walk_columns(slope, square, rounding)[0]
+        moved = torch.empty_like(now)
+        walk_columns(slope, square, rounding, moved)
+        return moved
 
-    def _of_columns(self, values: Tensor, inside: slice) -> Tensor:
-        """What each of the columns `inside` has of `[..., out, groups]`, `[..., columns, out]`."""
-        first, last = inside.start // self._width, -(-inside.stop // self._width)
-        columns = torch.arange(inside.start, inside.stop, device=values.device)
-        rows = values[..., first:last].mT.contiguous()
-        return rows.index_select(-2, columns // self._width - first)
-
-    def _place(self, inside: slice, now: Tensor, last: bool) -> None:
-        """Put a block's new values in, and take what they change from the gradient of all columns or those behind it."""
-        change = now - self.values[..., inside, :]
-        self.values[..., inside, :] = now
-        felt = slice(inside.stop if last else 0, None)
-        take_product(self._gradient[..., felt, :], self._hessian[..., felt, inside], change)
+    def _place(self, inside: slice, now: Tensor) -> None:
+        """Put a block's new values in, and take what they change from what is left."""
+        values = self.values[..., inside, :]
+        self._left[..., inside, :] -= now - values
+        values.copy_(now)

@@ -171,14 +171,16 @@ def _compensated(
     options = GptqOptions(
         config.block_size, config.act_order, config.static_groups, config.scale_search
     )
-    found = gptq(target, factor, scheme, options)
-    if not (config.refit or config.sweeps):
+    refined = config.refit or config.sweeps > 0
+    wanted = config.tune != "none"
+    found = gptq(target, factor, scheme, options, compensated=wanted and not refined)
+    if not refined:
         return found.weight, found.compensated
     return refine(
         target,
         factor.damped,
-        found.weight,
+        found,
         sweeps=config.sweeps,
         refit=config.refit,
-        wanted=config.tune != "none",
+        wanted=wanted,
     )

@@ -8,15 +8,12 @@ saturates, as OCP MX v1.0 asks of conversions of weights.
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from alphaquant.errors import first_line
 from alphaquant.formats.table import NumberFormat, code_values
-from alphaquant.progress import reporter
 
 _EXPONENT_MASK = 0x7F800000
 _FRACTION_BITS = 23
@@ -38,23 +35,6 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
     exponent = x.view(torch.int32).bitwise_and(_EXPONENT_MASK).clamp_(min=lowest)
     step = exponent.sub_(fmt.mantissa_bits << _FRACTION_BITS).view(torch.float32)
     return x.div_(step).round_().mul_(step)
-
-
-def fused(x: Tensor) -> bool:
-    """Whether kernels of our own, in Triton, may take the place of torch's for `x`."""
-    return x.is_cuda and _triton_loads()
-
-
-@cache
-def _triton_loads() -> bool:
-    try:
-        importlib.import_module("triton")
-    except ModuleNotFoundError:
-        return False
-    except Exception as error:  # noqa: BLE001 - what a build for another system raises is anybody's guess
-        reporter().note(f"triton does not load ({first_line(error)}): torch does its work, slower")
-        return False
-    return True
 
 
 def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,13 @@
 """The rounding rule inside kernels: `fake_quantize` of `grid`, to the bit, in Triton.
 
 Only a GPU runs this, and nothing else imports it: triton comes with CUDA builds of torch, and the package does not
-need it. `trusted` decides whether a kernel serves on a device.
+need it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from alphaquant.formats.grid import code_table, codebook_borders
-from alphaquant.formats.table import NumberFormat
-from alphaquant.progress import reporter
 
 
 @triton.jit
@@ -56,53 +46,3 @@ def nearest(
         step = (exponent - (MANTISSA << 23)).to(tl.float32, bitcast=True)
         element = half_even(tl.math.div_rn(x, step)) * step
     return element
-
-
-def grid_constants(fmt: NumberFormat) -> dict[str, Any]:
-    """What `nearest` is compiled for: the grid of `fmt`."""
-    kind = "codebook" if fmt.codebook else "int" if fmt.is_integer else "float"
-    return {
-        "KIND": kind,
-        "LOW": float(fmt.min_value),
-        "HIGH": float(fmt.max_value),
-        "LOWEST": (fmt.min_exponent + 127) << 23 if kind == "float" else 0,
-        "MANTISSA": fmt.mantissa_bits,
-        "CODES": len(fmt.codebook or ()),
-    }
-
-
-@cache
-def codebook_table(fmt: NumberFormat, device: torch.device) -> Tensor:
-    """The elements of a codebook, and the borders between them."""
-    return torch.cat([code_table(fmt, device), codebook_borders(fmt, device)])
-
-
-_tried: set[tuple[Any, ...]] = set()
-_broken: set[torch.device] = set()
-
-
-def trusted(device: torch.device, variant: tuple[Any, ...], agrees: Callable[[], bool]) -> bool:
-    """Whether a kernel serves on a device; `agrees` compiles a variant of it and holds it against torch, once.
-
-    Where it cannot be compiled, for want of a C compiler say, or is wrong, the user is told, and no kernel of ours
-    is tried again on that device.
-    """
-    if device in _broken:
-        return False
-    if (device, *variant) in _tried:
-        return True
-    try:
-        works, found = agrees(), "its values are not those of torch"
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - compilers, drivers and triton share no base class
-        works, found = False, f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if works:
-        _tried.add((device, *variant))
-    else:
-        _broken.add(device)
-        reporter().note(
-            f"the fused kernels do not run on {device} ({variant[0]}: {found}); torch's take their place, with the same "
-            "results, several times slower: triton needs a C compiler and a GPU that it knows"
-        )
-    return works

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
-from alphaquant.formats.grid import fake_quantize, fused, to_codes
+from alphaquant.formats.choice import best_of
+from alphaquant.formats.grid import fake_quantize, to_codes
 from alphaquant.formats.scales import (
     E4M3,
     Scales,
@@ -34,7 +35,7 @@ Search = Literal["none", "mse"]
 
 _STEPS = 20
 _PIECE = 1 << 19
-"""Weights that are searched at once on a CPU: with what is made of them they stay in its cache."""
+"""Weights of a piece."""
 _REFITS = 2
 # Where the best scale lies relative to the rule's: narrow integers clip most, wide ones hardly; a float grid repeats
 # itself with every octave.
@@ -76,13 +77,20 @@ def find_scales(
         weights = split_groups(importance.detach().float().unsqueeze(-2), width)
     blocks = None if hessian is None else _diagonal_blocks(hessian.detach().float(), width)
     cost = _Cost(weights, blocks)
-    rows = at_once = weight.shape[-2]
-    if weight.device.type == "cpu":
-        at_once = max(1, _PIECE * rows // weight.numel())
-    parts = (slice(start, start + at_once) for start in range(0, rows, at_once))
     return Scales.of_rows(
-        [_best_scales(groups[..., part, :, :], cost, scales.rows(part), scheme) for part in parts]
+        [
+            _best_scales(groups[..., part, :, :], cost, scales.rows(part), scheme)
+            for part in pieces(weight)
+        ]
     )
+
+
+def pieces(weight: Tensor) -> Iterator[slice]:
+    """The rows of a weight `[..., out, in]`, as many at a time as a CPU's cache holds with what is made of them; all on a GPU."""
+    rows = weight.shape[-2]
+    on_cpu = weight.device.type == "cpu"
+    at_once = max(1, _PIECE * rows // max(1, weight.numel()) if on_cpu else rows)
+    return (slice(start, min(start + at_once, rows)) for start in range(0, rows, at_once))
 
 
 def require_finite(weight: Tensor, name: str = "") -> None:
@@ -134,14 +142,15 @@ def _best_scales(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> 
     def error(scales: Scales) -> Tensor:
         return cost.of(_values(groups, scales, fmt).sub_(groups))
 
-    if (
-        fused(groups)
-        and cost.blocks is None
-        and (found := _kernel_choice(groups, cost, start, scheme))
-    ):
-        best, least = found, error(found)
-    else:
-        best, least = start, error(start)
+    def tried() -> list[Scales]:
+        return [start, *_candidates(groups, start, scheme)]
+
+    best = None
+    if cost.blocks is None:
+        best = best_of(tried, groups, cost.weights, fmt, asymmetric=start.zero is not None)
+    least = error(best or start)
+    if best is None:
+        best = start
         for candidate in _candidates(groups, start, scheme):
             best, least = _better(best, least, candidate, error(candidate))
     if fmt.scale_type == "bfloat16":
@@ -149,24 +158,6 @@ def _best_scales(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> 
             candidate = _refit(groups, cost, best, fmt)
             best, least = _better(best, least, candidate, error(candidate))
     return best
-
-
-def _kernel_choice(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> Scales | None:
-    """What trying the candidates one after another ends with, from one launch; None where the kernel does not serve."""
-    from alphaquant.formats import search_kernel
-
-    fmt = scheme.number_format
-    asymmetric, weighted = start.zero is not None, cost.weights is not None
-    if not search_kernel.runs(groups, fmt, asymmetric=asymmetric, weighted=weighted):
-        return None
-    tried = [start, *_candidates(groups, start, scheme)]
-    effective = torch.stack([scales.effective for scales in tried])
-    zeros = torch.stack([s.zero for s in tried if s.zero is not None]) if asymmetric else None
-    best = search_kernel.best_candidates(groups, cost.weights, effective, zeros, fmt)[None].long()
-    whole = start.global_scale is None  # then effective scales are the stored ones
-    stored = effective if whole else torch.stack([scales.scale for scales in tried])
-    scale = stored.gather(0, best)[0]
-    return replace(start, scale=scale, zero=None if zeros is None else zeros.gather(0, best)[0])
 
 
 def _values(groups: Tensor, scales: Scales, fmt: NumberFormat) -> Tensor:

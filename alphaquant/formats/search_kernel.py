@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alphaquant.formats.grid import fake_quantize
-from alphaquant.formats.grid_kernel import codebook_table, grid_constants, nearest, trusted
+from alphaquant.formats.grid_kernel import nearest
+from alphaquant.formats.kernels import codebook_table, grid_constants
 from alphaquant.formats.table import NumberFormat
 
 WIDEST = 1024
@@ -128,37 +128,3 @@ def best_candidates(
             enable_fp_fusion=False,  # a fused product would not be what is stored
         )
     return chosen
-
-
-def runs(groups: Tensor, fmt: NumberFormat, *, asymmetric: bool, weighted: bool) -> bool:
-    """Whether the kernel serves these groups `[..., out, groups, width]`."""
-    if not groups.numel() or groups.shape[-1] > WIDEST or groups.dtype != torch.float32:
-        return False
-    device, width = groups.device, groups.shape[-1]
-    return trusted(
-        device,
-        ("scale search", fmt, width, asymmetric, weighted),
-        lambda: _agrees(device, fmt, width, asymmetric, weighted),
-    )
-
-
-def _agrees(
-    device: torch.device, fmt: NumberFormat, width: int, asymmetric: bool, weighted: bool
-) -> bool:
-    """Whether kernel and torch choose alike on one small problem; rare ties may part, as sums differ in order."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
-
-    groups = normal(2, 5, 7, width)
-    scales = (normal(6, 2, 5, 7).abs() + 0.5) / fmt.max_value
-    zeros = normal(6, 2, 5, 7).round() if asymmetric else None
-    weights = normal(2, 1, 7, width).square() if weighted else None
-    found = best_candidates(groups, weights, scales, zeros, fmt)
-    errors = []
-    for at, scale in enumerate(scales):
-        zero = None if zeros is None else zeros[at].unsqueeze(-1)
-        square = (fake_quantize(groups, scale.unsqueeze(-1), zero, fmt) - groups).square()
-        errors.append((square if weights is None else square * weights).sum(-1))
-    return bool((found == torch.stack(errors).argmin(0)).float().mean() > 0.95)

@@ -15,7 +15,7 @@ from alphaquant.errors import StoreError
 from alphaquant.formats.grid import fake_quantize, from_codes, round_to_grid, to_codes
 from alphaquant.formats.scales import Scales, expand, power_of_two
 from alphaquant.formats.scheme import Scheme
-from alphaquant.formats.search import Search, find_scales, require_finite
+from alphaquant.formats.search import Search, find_scales, pieces, require_finite
 from alphaquant.formats.table import NumberFormat
 from alphaquant.pinned import to_host
 
@@ -27,6 +27,7 @@ __all__ = [
     "expand",
     "fake_quantize",
     "find_scales",
+    "pieces",
     "quantize_weight",
     "require_finite",
     "round_to_grid",
@@ -84,11 +85,14 @@ class QuantizedWeight:
         fmt = self.scheme.number_format
         if fmt.kind == "none":
             return self.codes.float()
-        values = from_codes(self.codes, fmt)
-        scale, zero = expand(self.scales, self.codes.shape[-1])
-        if zero is not None:
-            values.sub_(zero)
-        return values.mul_(scale)
+        found = torch.empty(self.codes.shape, device=self.codes.device)
+        for rows in pieces(self.codes):
+            values = from_codes(self.codes[..., rows, :], fmt)
+            scale, zero = expand(self.scales.rows(rows), self.codes.shape[-1])
+            if zero is not None:
+                values.sub_(zero)
+            torch.mul(values, scale, out=found[..., rows, :])
+        return found
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Compact contiguous tensors for safetensors: `<prefix>.codes`, `.scale`, `.zero`, `.global_scale`."""
@@ -157,11 +161,15 @@ def encode(values: Tensor, scales: Scales, scheme: Scheme) -> QuantizedWeight:
     fmt = scheme.number_format
     if fmt.kind == "none":
         return QuantizedWeight(round_to_grid(values, fmt).to(torch.bfloat16), scales, scheme)
-    scale, zero = expand(scales, values.shape[-1])
-    elements = values.detach().float() / scale
-    if zero is not None:
-        elements = elements.round_().add_(zero)
-    return QuantizedWeight(to_codes(elements, fmt), scales, scheme)
+    codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    for rows in pieces(values):
+        part = scales.rows(rows)
+        scale, zero = expand(part, values.shape[-1])
+        elements = values[..., rows, :].detach().float().contiguous() / scale
+        if zero is not None:
+            elements = elements.round_().add_(zero)
+        codes[..., rows, :] = to_codes(elements, fmt)
+    return QuantizedWeight(codes, scales, scheme)
 
 
 def _pack_scale(scale: Tensor, fmt: NumberFormat) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alphaquant.formats.grid import fused
+from alphaquant.formats.kernels import fused
 from alphaquant.linalg.gram import gram
 from alphaquant.linalg.hill import tail_count
 

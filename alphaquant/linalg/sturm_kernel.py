@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alphaquant.formats.grid_kernel import trusted
+from alphaquant.formats.kernels import trusted
 from alphaquant.linalg.recorded import reductions
 
 LANES, WARPS = 128, 4

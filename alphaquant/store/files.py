@@ -113,3 +113,8 @@ def try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def cache_base() -> Path:
+    """Where files are that can be made again: ALPHAQUANT_CACHE, else ~/.cache/alphaquant."""
+    return Path(os.environ.get("ALPHAQUANT_CACHE") or Path.home() / ".cache" / "alphaquant")

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from alphaquant.progress import reporter
 from alphaquant.sizes import size_text
 from alphaquant.store.artifacts import MANIFEST, REFS, ArtifactRef, ArtifactStore, Draft
 from alphaquant.store.bucket import Bucket
-from alphaquant.store.files import parse_json, writing_to
+from alphaquant.store.files import cache_base, parse_json, writing_to
 from alphaquant.store.inspection import content_problem, first_difference, folder_of, size_problem
 from alphaquant.store.lease import leased
 from alphaquant.store.lock import locked, place_of
@@ -263,8 +262,7 @@ class RemoteStore(ArtifactStore):
 
 def cache_folder(url: str) -> Path:
     """Where a remote store is cached: in ALPHAQUANT_CACHE, else in ~/.cache/alphaquant, by its URL."""
-    base = os.environ.get("ALPHAQUANT_CACHE") or Path.home() / ".cache" / "alphaquant"
-    return Path(base) / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
+    return cache_base() / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:12]
 
 
 def _is_local(name: str) -> bool:

@@ -44,7 +44,8 @@ def problem(
 def test_loss_identity_holds(text: str, act_order: bool) -> None:
     weight, hessian = problem()
     factor = inverse_factor(hessian, 0.01)
-    quantized, loss, _ = gptq(weight, factor, Scheme.parse(text), GptqOptions(act_order=act_order))
+    found = gptq(weight, factor, Scheme.parse(text), GptqOptions(act_order=act_order))
+    quantized, loss = found.weight, found.loss
     exact = output_error(weight - quantized.dequantize(), factor.damped)
     torch.testing.assert_close(loss, exact, rtol=1e-3, atol=1e-6)
 
@@ -71,7 +72,7 @@ def test_lazy_block_size_does_not_matter(text: str, static_groups: bool) -> None
             factor,
             Scheme.parse(text),
             GptqOptions(size, act_order=False, static_groups=static_groups),
-        )[0].dequantize()
+        ).weight.dequantize()
         for size in (1, 16, 32, 128)
     ]
     # fp32 sums in another order may flip a rare tie, not more
@@ -85,11 +86,12 @@ def test_experts_in_a_batch_equal_experts_in_a_loop(text: str, act_order: bool) 
     weight, hessian = problem(batch=(3,))
     scheme = Scheme.parse(text)
     options = GptqOptions(act_order=act_order)
-    together, losses, _ = gptq(weight, inverse_factor(hessian), scheme, options)
+    together = gptq(weight, inverse_factor(hessian), scheme, options)
     for index in range(3):
-        alone, loss, _ = gptq(weight[index], inverse_factor(hessian[index]), scheme, options)
-        assert float((together[index].dequantize() != alone.dequantize()).float().mean()) < 0.02
-        torch.testing.assert_close(losses[index], loss, rtol=2e-2, atol=1e-6)
+        alone = gptq(weight[index], inverse_factor(hessian[index]), scheme, options)
+        values = together.weight[index].dequantize()
+        assert float((values != alone.weight.dequantize()).float().mean()) < 0.02
+        torch.testing.assert_close(together.loss[index], alone.loss, rtol=2e-2, atol=1e-6)
 
 
 def optimal_brain_quantization(
@@ -125,7 +127,7 @@ def test_lies_between_the_exhaustive_optimum_and_round_to_nearest() -> None:
         weight, hessian = problem(rows=1, cols=5, seed=seed)
         factor = inverse_factor(hessian, 0.01)
         options = GptqOptions(act_order=False, scale_search="none")
-        _, loss, _ = gptq(weight, factor, scheme, options)
+        loss = gptq(weight, factor, scheme, options).loss
         scale = find_scales(weight, scheme).scale
         codes = torch.tensor(list(itertools.product([-2.0, -1.0, 0.0, 1.0], repeat=5)))
         best = min(float(output_error(weight - c[None] * scale, factor.damped)) for c in codes)
@@ -165,7 +167,7 @@ def test_predicted_loss_is_close_to_what_gptq_leaves() -> None:
     for text, tolerance in (("int3-g32", 0.15), ("int4-g32", 0.12), ("int8-g32", 0.12)):
         scheme = Scheme.parse(text)
         options = GptqOptions(act_order=False, scale_search="none")
-        _, loss, _ = gptq(weight, factor, scheme, options)
+        loss = gptq(weight, factor, scheme, options).loss
         rounded = quantize_weight(weight, scheme).dequantize()
         predicted = ((weight - rounded).square() * factor.conditional_variance).sum()
         assert float(predicted) == pytest.approx(float(loss), rel=tolerance)

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.formats.kernels import grid_constants
 from alphaquant.formats.table import FORMATS
-from alphaquant.progress import reporting_to
-from tests.notes import Notes
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton, which Linux alone has", allow_module_level=True)
@@ -25,7 +22,7 @@ else:
     from triton.compiler import ASTSource
 
     from alphaquant.algorithms import column_kernel
-    from alphaquant.formats import grid_kernel, search_kernel
+    from alphaquant.formats import search_kernel
     from alphaquant.linalg import sturm_kernel
 
 _SHARED = 99 << 10
@@ -63,6 +60,7 @@ def _compiled(
     arguments = [name for name in kernel.arg_names if name not in fixed]
     pointers = arguments[: arguments.index(sizes)]
     types = {name: numbers if name in pointers else "i32" for name in arguments}
+    types |= {name: "*i64" for name in types if name == "group" and name in pointers}
     source = ASTSource(
         kernel,
         types
@@ -98,7 +96,7 @@ def test_the_walk_compiles_for_a_gpu(
     fixed: dict[str, Any] = {
         "ASYMMETRIC": asymmetric,
         "MOVING": moving,
-        **grid_kernel.grid_constants(FORMATS[name]),
+        **grid_constants(FORMATS[name]),
         "COLUMNS": column_kernel.TILE,
         "ROWS": column_kernel.ROWS,
     }
@@ -122,7 +120,7 @@ def test_the_search_compiles_for_a_gpu(
     fixed: dict[str, Any] = {
         "ASYMMETRIC": asymmetric,
         "WEIGHTED": weighted,
-        **grid_kernel.grid_constants(FORMATS[name]),
+        **grid_constants(FORMATS[name]),
         **search_kernel.tile(width),
     }
     compiled = _compiled(search_kernel._search, fixed, "total", search_kernel.WARPS, capability)
@@ -156,35 +154,3 @@ def _local_bytes(ptx: str, capability: int, folder: Path) -> int:
     ).stderr
     (line,) = (line for line in said.splitlines() if "bytes stack frame" in line)
     return sum(int(part.split()[0]) for part in line.split(","))
-
-
-def test_where_it_cannot_be_compiled_the_user_is_told_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*_: Any) -> bool:
-        raise RuntimeError("Failed to find C compiler")
-
-    monkeypatch.setattr(column_kernel, "_agrees", fail)
-    monkeypatch.setattr(grid_kernel, "_broken", set())
-    local = torch.zeros(1, 4, 4)
-    rounding = Rounding(FORMATS["int4"], torch.ones(1, 4, 4), None, torch.ones(1, 4))
-    notes = Notes()
-    with reporting_to(notes):
-        assert not column_kernel.runs(local, rounding)
-        assert not column_kernel.runs(local, rounding)
-    (note,) = notes.said
-    assert "Failed to find C compiler" in note
-
-
-def test_it_is_held_against_torch_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(column_kernel, "_agrees", lambda *variant: not asked.append(variant))
-    monkeypatch.setattr(grid_kernel, "_tried", set())
-    local = torch.zeros(1, 4, 4)
-    for name in ("int4", "int4", "nf4", "bf16"):
-        rounding = Rounding(FORMATS[name], torch.ones(1, 4, 4), None, torch.ones(1, 4))
-        assert column_kernel.runs(local, rounding) == (name != "bf16")
-    assert [variant[1].name for variant in asked] == ["int4", "nf4"]
-    # columns that lie apart in memory are torch's
-    rounding = Rounding(FORMATS["int4"], torch.ones(1, 4, 5), None, torch.ones(1, 4))
-    assert not column_kernel.runs(torch.zeros(1, 5, 4).mT, rounding)

@@ -63,15 +63,19 @@ def values(found: list[Start]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("text", ["int3-g8", "int2-g8", "int4-g8-asym", "mxfp4"])
 def test_tuning_lowers_the_error_on_inputs_that_it_never_saw(text: str) -> None:
-    x = windows()
-    begin = starts(x, text)
-    config = QuantizationConfig(tune_rate=1e-3)
-    tuned, tuning = tune_block(lesson(x), begin, config)
-    after = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
     unseen = windows(seed=5)
-    assert error(after, unseen) < 0.97 * error(values(begin), unseen)
-    assert tuning.after < tuning.before
-    assert tuning.steps > 0
+    before, after = 0.0, 0.0
+    for seed in (1, 2, 3):  # what one draw of windows brings differs by a tenth
+        x = windows(seed=seed)
+        begin = starts(x, text)
+        config = QuantizationConfig(tune_rate=1e-3)
+        tuned, tuning = tune_block(lesson(x), begin, config)
+        found = {s.names[0]: w.dequantize()[0] for s, w in zip(begin, tuned, strict=True)}
+        before += error(values(begin), unseen)
+        after += error(found, unseen)
+        assert tuning.after < tuning.before
+        assert tuning.steps > 0
+    assert after < 0.97 * before
 
 
 def test_steps_may_be_rounded_and_what_they_brought_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

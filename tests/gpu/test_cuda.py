@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alphaquant.algorithms import quantize_model, walk_model
+from alphaquant.algorithms import column_walk, quantize_model, walk_model
 from alphaquant.algorithms.alpha import alpha_table
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.quantize_model import FreshBlocks, quantize_blocks
@@ -28,6 +28,7 @@ from alphaquant.evaluation.generated import written_windows
 from alphaquant.evaluation.predictions import WholeModel
 from alphaquant.export.dense import export_dense
 from alphaquant.export.rotated import export_rotated
+from alphaquant.formats import choice
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS
 from alphaquant.formats.weight import quantize_weight
@@ -204,9 +205,11 @@ def test_gptq_leaves_the_same_loss() -> None:
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "bf16"])
 def test_the_fused_kernels_round_as_torch_does(name: str, moving: bool) -> None:
     for asymmetric in (False, True) if FORMATS[name].is_integer else (False,):
-        assert column_kernel._agrees(GPU, FORMATS[name], asymmetric, moving)
+        walk = column_kernel.walk_tile
+        assert column_walk._agrees(walk, GPU, FORMATS[name], asymmetric, moving)
         for width in (16, 100, 128, 1024):
-            assert search_kernel._agrees(GPU, FORMATS[name], width, asymmetric, moving)
+            choose = search_kernel.best_candidates
+            assert choice._agrees(choose, GPU, FORMATS[name], width, asymmetric, moving)
 
 
 @pytest.mark.parametrize("text", ["int3-g64", "int4-g32-asym", "nvfp4", "fp6-g96", "mxfp4", "nf4"])
@@ -219,8 +222,8 @@ def test_the_fused_kernel_loses_no_more_than_torch(
     factor = inverse_factor(2 / 2048 * x.mT @ x)
     losses = []
     for fused in (True, False):
-        monkeypatch.setattr(column_kernel, "runs", lambda *_, fused=fused: fused)
-        found = gptq(weight, factor, Scheme.parse(text)).weight
+        monkeypatch.setattr(column_walk, "_serves", lambda *_, fused=fused: fused)
+        found = gptq(weight, factor, Scheme.parse(text))
         refined, _ = refine(weight, factor.damped, found)
         losses.append(output_error(weight - refined.dequantize(), factor.damped))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)

@@ -1,0 +1,192 @@
+"""The kernels in C, by the compiler of this machine: they do what torch does."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alphaquant import in_c
+from alphaquant.algorithms import column_tile, column_walk, columns_in_c
+from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.formats import kernels, search_in_c
+from alphaquant.formats.table import FORMATS, NumberFormat
+from alphaquant.models.device import torch_threads
+from alphaquant.progress import reporting_to
+from tests.algorithms.kernel_cases import *  # noqa: F403
+from tests.algorithms.kernel_cases import CPU, VARIANTS, Choose, WalkTile
+from tests.notes import Notes
+
+if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+    pytest.skip("needs a C compiler", allow_module_level=True)
+
+
+@pytest.fixture
+def walk() -> WalkTile:
+    return columns_in_c.walk_tile
+
+
+@pytest.fixture
+def wide_walk() -> WalkTile:
+    return columns_in_c.walk_tile
+
+
+@pytest.fixture
+def choose() -> Choose:
+    return search_in_c.best_candidates
+
+
+@pytest.mark.parametrize("out", [1, 63, 64, 200, 2500])
+def test_rows_are_those_of_the_whole_however_many_threads_take_them(out: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    local = torch.randn(2, 30, out, generator=generator)
+    coupling = torch.randn(2, 30, 30, generator=generator) / 8
+    scale = torch.rand(2, 3, out, generator=generator) + 0.1
+    group = torch.arange(30).expand(2, 30) // 10
+    found = []
+    for threads in (1, 3):
+        with torch_threads(threads):
+            rounding = Rounding(FORMATS["int4"], scale, None, group, torch.ones(2, 30))
+            values, steps, left = (torch.empty_like(local) for _ in range(3))
+            left.copy_(local)
+            columns_in_c.walk_tile(left, coupling, rounding, values, steps)
+            found.append((values, steps, left))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    few = slice(0, min(out, 5))
+    rounding = Rounding(FORMATS["int4"], scale[..., few], None, group, torch.ones(2, 30))
+    part, steps = torch.empty(2, 30, few.stop), torch.empty(2, 30, few.stop)
+    columns_in_c.walk_tile(local[..., few].contiguous(), coupling, rounding, part, steps)
+    assert torch.equal(part, found[0][0][..., few])
+
+
+def test_of_groups_whose_errors_vanish_the_first_scale_is_taken() -> None:
+    fmt = FORMATS["nvfp4"]
+    groups = torch.tensor([0.5, -1.0, 3.0, 6.0] * 4).view(1, 1, 16) * 2.0**-133
+    scales = (torch.tensor([0.5, 1.0, 2.0]) * 2.0**-133)[:, None, None]
+    assert search_in_c.best_candidates(groups, None, scales, None, fmt).item() == 0
+
+
+@pytest.fixture
+def anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No kernel has been tried or compiled; the folder where compiled ones are kept."""
+    monkeypatch.setenv("ALPHAQUANT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_tried", set())
+    monkeypatch.setattr(kernels, "_broken", set())
+    in_c.library.cache_clear()
+    yield tmp_path / "compiled"
+    in_c.library.cache_clear()
+
+
+def _serves() -> bool:
+    rounding = _rounding("int4")
+    return column_walk._serves(columns_in_c.walk_tile, torch.zeros(1, 4, 4), rounding)
+
+
+def _rounding(name: str) -> Rounding:
+    group = torch.zeros(1, 4, dtype=torch.int64)
+    return Rounding(FORMATS[name], torch.ones(1, 1, 4), None, group, torch.ones(1, 4))
+
+
+def test_what_was_compiled_is_kept_for_the_next_process(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _serves()
+    (kept,) = anew.iterdir()
+    in_c.library.cache_clear()
+    monkeypatch.setattr(in_c, "_compile", None)  # nobody compiles any more
+    in_c.library(columns_in_c._SOURCE)
+    assert [kept] == list(anew.iterdir())
+
+
+def test_what_others_could_have_written_is_not_run(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _serves()
+    (kept,) = anew.iterdir()
+    kept.chmod(0o777)
+    in_c.library.cache_clear()
+    compiled: list[Any] = []
+    compiles = in_c._compile
+    monkeypatch.setattr(in_c, "_compile", lambda *given: compiled.append(1) or compiles(*given))
+    in_c.library(columns_in_c._SOURCE)
+    assert compiled
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew.parent.joinpath("compiled").write_text("a file, not a folder")
+    assert _serves()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [("no-such-compiler", "no C compiler (no-such-compiler)"), ("false", "cannot compile")],
+)
+def test_where_it_cannot_be_compiled_the_user_is_told_once_and_torch_does_it(
+    compiler: str, said: str, anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    notes = Notes()
+    with reporting_to(notes):
+        assert not _serves()
+        assert not _serves()
+        walker, _ = column_walk._walker(torch.zeros(1, 4, 4), _rounding("int4"))
+    assert walker is column_tile.walk_tile
+    (note,) = notes.said
+    assert said in note
+    assert "GPU" not in note
+
+
+def test_a_compiler_that_knows_no_such_cpu_compiles_for_any(
+    anew: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_c, "_CPU_FLAGS", (("-march=no-such-cpu",),))
+    assert _serves()
+
+
+def test_a_kernel_is_held_against_torch_before_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(column_walk, "_agrees", lambda *variant: not asked.append(variant))
+    monkeypatch.setattr(kernels, "_tried", set())
+    local = torch.zeros(1, 4, 4)
+    walk = columns_in_c.walk_tile
+    for name in ("int4", "int4", "nf4", "bf16"):
+        assert column_walk._serves(walk, local, _rounding(name)) == (name != "bf16")
+    assert [variant[2].name for variant in asked] == ["int4", "nf4"]
+    # columns that lie apart in memory are torch's
+    assert not column_walk._serves(walk, torch.zeros(1, 5, 4).mT, _rounding("int4"))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "asymmetric"), VARIANTS, ids=[f"{f.name}-{a}" for f, a in VARIANTS]
+)
+def test_every_walk_would_be_trusted(fmt: NumberFormat, asymmetric: bool) -> None:
+    for moving in (False, True):
+        assert column_walk._agrees(columns_in_c.walk_tile, CPU, fmt, asymmetric, moving)
+
+
+def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
+    code = """
+import os
+import torch
+from alphaquant.in_c import spread
+
+torch.set_num_threads(3)
+done = []
+spread(lambda *part: done.append(part), None, 9, 1)
+assert len(done) == 3
+child = os.fork()
+if child == 0:
+    spread(lambda *part: done.append(part), None, 9, 1)
+    os._exit(len(done))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
