@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
+from alphaquant.linalg import gram_in_c
 from alphaquant.linalg.gram import add_gram, mirror, quadratic
 from alphaquant.linalg.products import bf16_products, even_rows, onednn_is_faster, quick_products
 from alphaquant.linalg.triangular import upper_inverse
@@ -87,6 +88,9 @@ class HessianAccumulator:
         if flat.dtype == torch.bfloat16 and flat.is_cuda:
             # products of bf16 are exact in fp32, so the tensor cores lose nothing
             torch.addmm(total, flat.T, flat, out_dtype=torch.float32, out=total)
+        elif flat.dtype == torch.bfloat16 and gram_in_c.runs():
+            gram_in_c.add_gram(total, flat)
+            self._half = True
         else:
             better = flat.dtype == torch.bfloat16 or (not flat.is_cuda and onednn_is_faster())
             even = even_rows(len(flat)) if better else 0

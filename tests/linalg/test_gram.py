@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alphaquant.linalg import hessian
+from alphaquant.formats import kernels
+from alphaquant.linalg import gram_in_c, hessian
 from alphaquant.linalg.gram import add_gram, gram, mirror, quadratic
 from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.models.device import torch_threads
 
 
 @pytest.mark.parametrize("rows", [3, 300])
@@ -32,10 +34,17 @@ def test_quadratic_forms_are_those_of_one_product(batch: tuple[int, ...], cols: 
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=0)
 
 
+needs_bf16 = pytest.mark.skipif(not gram_in_c.runs(), reason="needs a CPU with products of bf16")
+
+
+@pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_bf16)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("cols", [64, 700])
-def test_sums_of_either_dtype_are_those_of_fp32(dtype: torch.dtype, cols: int) -> None:
+def test_sums_of_either_dtype_are_those_of_fp32(
+    dtype: torch.dtype, cols: int, in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """bf16 sums would be 2^-9 off, and products of fp32 rounded to bf16 as far."""
+    monkeypatch.setattr(gram_in_c, "runs", lambda: in_c)
     x = torch.randn(4, 350, cols).to(dtype)  # more and fewer rows than bf16 products are for
     accumulator = HessianAccumulator(cols, torch.device("cpu"))
     accumulator.update(x)
@@ -43,6 +52,60 @@ def test_sums_of_either_dtype_are_those_of_fp32(dtype: torch.dtype, cols: int) -
     exact = x.flatten(0, 1).double()
     exact = exact.T @ exact + x[0].double().T @ x[0].double()
     assert (accumulator.total - exact).abs().max() < 1e-5 * exact.diagonal().mean()
+
+
+@needs_bf16
+@pytest.mark.parametrize("tokens", [1, 2, 127, 128, 1001])
+@pytest.mark.parametrize("cols", [1, 31, 32, 96, 257])
+def test_sums_in_c_are_as_exact_as_those_of_fp32(tokens: int, cols: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(tokens, cols + 3, generator=generator) * 3).bfloat16()[:, 1 : cols + 1]
+    before = torch.randn(cols, cols + 5, generator=generator)
+    found = []
+    for threads in (1, 3):
+        total = before.clone()
+        with torch_threads(threads):
+            gram_in_c.add_gram(total[:, :cols], x)
+        found.append(total)
+    assert torch.equal(*found)
+    assert torch.equal(total[:, cols:], before[:, cols:])
+    exact = before[:, :cols].double() + x.double().T @ x.double()
+    off = (total[:, :cols] - exact).triu().abs().max()
+    assert off <= 2e-6 * exact.abs().max()
+
+
+@needs_bf16
+def test_whole_numbers_are_summed_exactly_in_c() -> None:
+    x = torch.randint(-9, 10, (640, 70), generator=torch.Generator().manual_seed(1)).float()
+    total = torch.zeros(70, 70)
+    gram_in_c.add_gram(total, x.bfloat16())
+    mirror(total)
+    assert torch.equal(total, x.T @ x)
+
+
+@pytest.mark.parametrize(
+    ("able", "serves"),
+    [({}, False), ({"avx512_bf16": True, "amx_bf16": True}, False), ({"avx512_bf16": True}, True)],
+)
+def test_sums_in_c_are_for_cpus_without_units_for_whole_matrices(
+    able: dict[str, bool], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gram_in_c, "capabilities", lambda: able)
+    monkeypatch.setattr(gram_in_c, "trusted", lambda *_: True)
+    monkeypatch.setattr(gram_in_c, "_there", lambda: True)
+    assert gram_in_c.runs() == serves
+
+
+def test_a_compiler_without_such_products_leaves_the_other_kernels_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gram_in_c, "capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(gram_in_c, "_there", lambda: False)
+    monkeypatch.setattr(kernels, "_tried", set())
+    broken: set[torch.device] = set()
+    monkeypatch.setattr(kernels, "_broken", broken)
+    assert not gram_in_c.runs()
+    assert not broken
 
 
 @pytest.mark.parametrize("faster", [False, True])
@@ -55,6 +118,7 @@ def test_few_numbers_of_rows_reach_the_products_that_compile_a_kernel_for_each(
     def watched(total: torch.Tensor, x: torch.Tensor) -> None:
         seen.append((len(x), matmul.fp32_precision == "bf16"))
 
+    monkeypatch.setattr(gram_in_c, "runs", lambda: False)
     monkeypatch.setattr(hessian, "add_gram", watched)
     monkeypatch.setattr(hessian, "onednn_is_faster", lambda: faster)
     accumulator = HessianAccumulator(8, torch.device("cpu"))
