@@ -16,7 +16,7 @@ from alphaquant.clock import timed
 from alphaquant.linalg import gram_in_c
 from alphaquant.linalg.gram import add_gram, mirror, quadratic
 from alphaquant.linalg.products import bf16_products, even_rows, onednn_is_faster, quick_products
-from alphaquant.linalg.triangular import upper_inverse
+from alphaquant.linalg.triangular import inverse_root, upper_inverse, upper_root
 
 _RAISE = 3.0  # factor between two tries of the damping
 
@@ -165,20 +165,20 @@ def shrink(hessians: Tensor, tokens: Tensor, strength: float, prior: Tensor) -> 
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """Cholesky factor of a damped Hessian H + λI = RRᵀ with R upper, so that (H + λI)⁻¹ = UᵀU, U = R⁻¹."""
+    """Triangular factors of a damped Hessian H + λI = RRᵀ with R upper, so that (H + λI)⁻¹ = UᵀU, U = R⁻¹: those at hand, the others when asked for."""
 
     damped: Tensor  # [..., in, in] H + λI
     damping: Tensor  # [...] share of the mean diagonal that was added
     energy: Tensor  # [..., in] diagonal of H itself: zero where no input arrives
-    factor: Tensor
-    """R of the matrix with its columns in `order` # [..., in, in]"""
-    order: Tensor | None = None
-    """Of the most energy first; None as they are # [..., in]"""
+    factor: Tensor | None = None
+    """R # [..., in, in]"""
+    ordered: tuple[Tensor, Tensor] | None = None
+    """Columns, those of the most energy first `[..., in]`, and U of the matrix in that order `[..., in, in]`."""
 
     @functools.cached_property
     def root(self) -> Tensor:
         """R `[..., in, in]`."""
-        return self.factor if self.order is None else _sure_root(self.damped)
+        return _sure(upper_root, self.damped) if self.factor is None else self.factor
 
     @functools.cached_property
     @timed("factor")
@@ -206,7 +206,7 @@ class InverseFactor:
     @property
     def _at_hand(self) -> tuple[Tensor | None, Tensor]:
         """The order of columns in which there is a factor, None as they are, and U in it."""
-        return self.by_energy if self.order is not None else (None, self.upper)
+        return self.ordered or (None, self.upper)
 
     @property
     def conditional_variance(self) -> Tensor:
@@ -217,33 +217,29 @@ class InverseFactor:
     @timed("factor")
     def by_energy(self) -> tuple[Tensor, Tensor]:
         """The columns with the most energy first `[..., in]`, and U of the matrix in that order `[..., in, in]`."""
-        if self.order is not None:
-            return self.order, upper_inverse(self.factor)
+        if self.ordered is not None:
+            return self.ordered
         order = _most_first(self.energy)
-        return order, upper_inverse(_sure_root(self.damped, order))
+        return order, _sure(inverse_root, _in_order(self.damped, order))
 
 
 def _most_first(energy: Tensor) -> Tensor:
     return energy.argsort(dim=-1, descending=True, stable=True)
 
 
-@timed("factor")
-def _root(matrix: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """R of a matrix `[..., in, in]` with its columns in `order`, and for every matrix whether there is none `[...]`."""
-    if order is None:
-        backward = matrix.flip(-2, -1)
-    else:
-        last = order.flip(-1)
-        backward = matrix.gather(-2, last[..., :, None].expand_as(matrix))
-        backward = backward.gather(-1, last[..., None, :].expand_as(matrix))
-    lower, info = torch.linalg.cholesky_ex(backward)
-    return lower.flip(-2, -1), info > 0
+def _in_order(matrix: Tensor, order: Tensor) -> Tensor:
+    """Symmetric matrices `[..., in, in]` with rows and columns in an `order` `[..., in]`."""
+    found = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    every = (x.reshape(-1, *x.shape[keep:]) for x, keep in ((matrix, -2), (order, -1), (found, -2)))
+    for one, columns, there in zip(*every, strict=True):
+        torch.index_select(one.index_select(0, columns), 1, columns, out=there)
+    return found
 
 
-def _sure_root(matrix: Tensor, order: Tensor | None = None) -> Tensor:
-    """R of a matrix that is known to have one in another order: what fp32's rounding forbids in this one, fp64 finds."""
-    found, failed = _root(matrix, order)
-    return _root(matrix.double(), order)[0].to(matrix.dtype) if bool(failed.any()) else found
+def _sure(factored: Callable[[Tensor], tuple[Tensor, Tensor]], matrix: Tensor) -> Tensor:
+    """A factor of a matrix that is known to have one in another order: what fp32's rounding forbids in this one, fp64 finds."""
+    found, failed = factored(matrix)
+    return factored(matrix.double())[0].to(matrix.dtype) if bool(failed.any()) else found
 
 
 def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
@@ -254,7 +250,9 @@ def damp(hessian: Tensor, damping: Tensor | float) -> Tensor:
     mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     share = torch.as_tensor(damping, dtype=hessian.dtype, device=hessian.device)
     added = torch.where(mean > 0, share[..., None] * mean, torch.ones_like(mean))
-    return hessian + torch.diag_embed(added.expand(hessian.shape[:-1]))
+    damped = hessian.clone(memory_format=torch.contiguous_format)
+    damped.diagonal(dim1=-2, dim2=-1).add_(added)
+    return damped
 
 
 @timed("factor")
@@ -266,7 +264,8 @@ def inverse_factor(
     Damping is raised threefold for the entries whose factor does not exist. Raises ValueError when the
     Hessian holds NaN or infinity.
     """
-    if not bool(torch.isfinite(hessian).all()):
+    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
+    if not bool(hessian.sum().isfinite()) and not bool(hessian.isfinite().all()):
         raise ValueError(
             "the Hessian holds NaN or infinite values: the calibration inputs overflowed"
         )
@@ -276,8 +275,8 @@ def inverse_factor(
             one.damped.expand(count, -1, -1),
             one.damping.expand(count),
             one.energy.expand(count, -1),
-            one.factor.expand(count, -1, -1),
-            None if one.order is None else one.order.expand(count, -1),
+            None if one.factor is None else one.factor.expand(count, -1, -1),
+            None if one.ordered is None else _repeat(one.ordered, count),
         )
     share = torch.full(hessian.shape[:-2], damping, dtype=hessian.dtype, device=hessian.device)
     diagonal = _diagonal(hessian)
@@ -290,9 +289,14 @@ def inverse_factor(
     order = _most_first(energy) if by_energy else None
     while True:
         damped = damp(hessian, share)
-        found, failed = _root(damped, order)
+        if order is None:
+            root, failed = upper_root(damped)
+            found = InverseFactor(damped, share, energy, root)
+        else:
+            upper, failed = inverse_root(_in_order(damped, order))
+            found = InverseFactor(damped, share, energy, ordered=(order, upper))
         if not bool(failed.any()):
-            return InverseFactor(damped, share, energy, found, order)
+            return found
         share = torch.where(failed, (share * _RAISE).clamp(min=1e-4), share)
 
 
@@ -315,6 +319,12 @@ def _diagonal(hessian: Tensor) -> Tensor | None:
         return None
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     return None if hessian.count_nonzero() != diagonal.count_nonzero() else diagonal
+
+
+def _repeat(ordered: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The same for so many matrices that are one in memory."""
+    order, upper = ordered
+    return order.expand(count, -1), upper.expand(count, -1, -1)
 
 
 def _repeated(hessian: Tensor) -> bool:
