@@ -43,6 +43,25 @@ def best_of(
     return replace(every[0], scale=scale, zero=None if zeros is None else zeros.gather(0, best)[0])
 
 
+def refitted(
+    best: Scales,
+    groups: Tensor,  # [..., out, groups, width]
+    weights: Tensor | None,  # [..., 1, groups, width]
+    fmt: NumberFormat,
+    times: int,
+) -> Scales | None:
+    """bf16 scales, each moved so many times to the one of least squared error for its group's codes, while that is better.
+
+    None where no kernel serves: one does in C, after it has chosen among candidates.
+    """
+    asymmetric, weighted = best.zero is not None, weights is not None
+    kernel = _kernel(groups, fmt, asymmetric=asymmetric, weighted=weighted)
+    if kernel is not search_in_c.best_candidates or best.global_scale is not None:
+        return None
+    moved = search_in_c.refitted(groups, weights, best.scale, best.zero, fmt, times)
+    return replace(best, scale=moved)
+
+
 def _kernel(
     groups: Tensor, fmt: NumberFormat, *, asymmetric: bool, weighted: bool
 ) -> _Kernel | None:

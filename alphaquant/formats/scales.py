@@ -142,7 +142,12 @@ def rule_scales(
 
 def bf16_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
     """The nearest positive bf16 value, kept where no element overflows fp32."""
-    return raw.clamp(2.0**-126, 2.0 ** (126 - fmt.max_exponent)).to(torch.bfloat16).float()
+    return raw.clamp(*bf16_bounds(fmt)).to(torch.bfloat16).float()
+
+
+def bf16_bounds(fmt: NumberFormat) -> tuple[float, float]:
+    """The least and the largest bf16 scale: normal numbers under which no element overflows fp32."""
+    return 2.0**-126, 2.0 ** (126 - fmt.max_exponent)
 
 
 def nearest_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:

@@ -3,12 +3,14 @@
 
 struct search { /* mirrored by search_in_c.py */
     struct grid grid;
-    int64_t width, total, per_matrix, groups, candidates;
+    int64_t width, total, per_matrix, groups, candidates, refits;
     const float *values;  /* [total, width] */
     const float *weights; /* [matrices, groups, width], or none */
     const float *scales;  /* [candidates, total] */
     const float *zeros;   /* [candidates, total], or none */
     int32_t *chosen;      /* [total] */
+    float *moved;         /* [total] */
+    float least_scale, most_scale;
 };
 
 INLINE float error_of(const float *x, const float *weight, int64_t width, float scale, float zero,
@@ -26,12 +28,16 @@ INLINE float error_of(const float *x, const float *weight, int64_t width, float 
     return error;
 }
 
+/* What the elements of a group count; all rows of a matrix share that. */
+INLINE const float *weight_of(const struct search *search, int64_t group, int weighted) {
+    int64_t place = group / search->per_matrix * search->groups + group % search->groups;
+    return weighted ? search->weights + place * search->width : 0;
+}
+
 INLINE void choose(const struct search *search, int64_t start, int64_t stop, enum kind kind, int weighted) {
     const struct grid grid = search->grid;
     for (int64_t group = start; group < stop; group++) {
-        const float *x = search->values + group * search->width;
-        int64_t place = group / search->per_matrix * search->groups + group % search->groups;
-        const float *weight = weighted ? search->weights + place * search->width : x;
+        const float *x = search->values + group * search->width, *weight = weight_of(search, group, weighted);
         float least = __builtin_inff();
         int32_t best = 0;
         for (int64_t candidate = 0; candidate < search->candidates; candidate++) {
@@ -47,19 +53,61 @@ INLINE void choose(const struct search *search, int64_t start, int64_t stop, enu
     }
 }
 
-#define CASE(KIND)                                   \
-    case KIND:                                       \
-        if (search->weights)                         \
-            choose(search, start, stop, KIND, 1);    \
-        else                                         \
-            choose(search, start, stop, KIND, 0);    \
-        break
+/* The nearest positive bf16 value within the bounds. */
+INLINE float to_bf16(float x, float least, float most) {
+    int32_t bits = as_bits(clamp(x, least, most));
+    return as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF);
+}
+
+/* Moves each group's bf16 scale to the one of least squared error for the codes that it gives, while that is better. */
+INLINE void move(const struct search *search, int64_t start, int64_t stop, enum kind kind, int weighted) {
+    const struct grid grid = search->grid;
+    for (int64_t group = start; group < stop; group++) {
+        const float *x = search->values + group * search->width, *weight = weight_of(search, group, weighted);
+        const float zero = search->zeros ? search->zeros[group] : 0.0f;
+        float scale = search->scales[group];
+        float least = error_of(x, weight, search->width, scale, zero, kind, &grid, weighted);
+        for (int64_t refit = 0; refit < search->refits; refit++) {
+            const float inverse = 1.0f / scale;
+            float mixed = 0.0f, square = 0.0f;
+#pragma omp simd reduction(+ : mixed, square)
+            for (int64_t at = 0; at < search->width; at++) {
+                float element = nearest(x[at] * inverse, zero, kind, &grid);
+                float counts = weighted ? element * weight[at] : element;
+                mixed += x[at] * counts;
+                square += element * counts;
+            }
+            float ratio = mixed / square;
+            if (!__builtin_isfinite(ratio))
+                break;
+            float tried = to_bf16(__builtin_fabsf(ratio), search->least_scale, search->most_scale);
+            tried = __builtin_copysignf(tried, ratio);
+            float error = error_of(x, weight, search->width, tried, zero, kind, &grid, weighted);
+            if (!(error < least))
+                break;
+            least = error;
+            scale = tried;
+        }
+        search->moved[group] = scale;
+    }
+}
+
+#define CASE(DOES, KIND)                              \
+    if (search->grid.kind == KIND && search->weights) \
+        DOES(search, start, stop, KIND, 1);           \
+    else if (search->grid.kind == KIND)               \
+    DOES(search, start, stop, KIND, 0)
 
 /* The candidate of least squared error for each of the groups from start to stop; the first of equals. */
 void best_candidates(const struct search *search, int64_t start, int64_t stop) {
-    switch (search->grid.kind) {
-        CASE(INTEGER);
-        CASE(FLOATING);
-        CASE(CODEBOOK);
-    }
+    CASE(choose, INTEGER);
+    CASE(choose, FLOATING);
+    CASE(choose, CODEBOOK);
+}
+
+/* Better scales than the given ones for the groups from start to stop. */
+void refitted(const struct search *search, int64_t start, int64_t stop) {
+    CASE(move, INTEGER);
+    CASE(move, FLOATING);
+    CASE(move, CODEBOOK);
 }

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
-from alphaquant.formats.choice import best_of
+from alphaquant.formats.choice import best_of, refitted
 from alphaquant.formats.grid import fake_quantize, to_codes
 from alphaquant.formats.scales import (
     E4M3,
@@ -95,11 +95,11 @@ def pieces(weight: Tensor) -> Iterator[slice]:
 
 def require_finite(weight: Tensor, name: str = "") -> None:
     """Raise a ModelError that names the weight when it holds NaN or infinity."""
-    finite = torch.isfinite(weight)
-    if not bool(finite.all()):
-        bad = int(finite.numel() - finite.sum())
+    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
+    if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
+        bad = int((~weight.isfinite()).sum())
         raise ModelError(
-            f"weight {name or '(unnamed)'} holds {bad} NaN or infinite values of {finite.numel()}; "
+            f"weight {name or '(unnamed)'} holds {bad} NaN or infinite values of {weight.numel()}; "
             "only finite weights can be quantized: check the checkpoint"
         )
 
@@ -142,17 +142,23 @@ def _best_scales(groups: Tensor, cost: _Cost, start: Scales, scheme: Scheme) -> 
     def error(scales: Scales) -> Tensor:
         return cost.of(_values(groups, scales, fmt).sub_(groups))
 
-    def tried() -> list[Scales]:
-        return [start, *_candidates(groups, start, scheme)]
-
     best = None
     if cost.blocks is None:
-        best = best_of(tried, groups, cost.weights, fmt, asymmetric=start.zero is not None)
-    least = error(best or start)
+        best = best_of(
+            lambda: [start, *_candidates(groups, start, scheme)],
+            groups,
+            cost.weights,
+            fmt,
+            asymmetric=start.zero is not None,
+        )
     if best is None:
-        best = start
+        best, least = start, error(start)
         for candidate in _candidates(groups, start, scheme):
             best, least = _better(best, least, candidate, error(candidate))
+    elif fmt.scale_type == "bfloat16":
+        if moved := refitted(best, groups, cost.weights, fmt, _REFITS):
+            return moved
+        least = error(best)
     if fmt.scale_type == "bfloat16":
         for _ in range(_REFITS):
             candidate = _refit(groups, cost, best, fmt)

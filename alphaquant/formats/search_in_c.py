@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.formats.grid_in_c import Grid, grid_of
+from alphaquant.formats.scales import bf16_bounds
 from alphaquant.formats.table import NumberFormat
 from alphaquant.in_c import address, library, spread
 
@@ -22,8 +23,15 @@ class _Search(ctypes.Structure):
 
     _fields_ = (
         ("grid", Grid),
-        *((name, ctypes.c_int64) for name in ("width", "total", "per_matrix", "groups", "tried")),
-        *((name, ctypes.c_void_p) for name in ("values", "weights", "scales", "zeros", "chosen")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("width", "total", "per_matrix", "groups", "candidates", "refits")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("values", "weights", "scales", "zeros", "chosen", "moved")
+        ),
+        *((name, ctypes.c_float) for name in ("least_scale", "most_scale")),
     )
 
 
@@ -38,16 +46,43 @@ def best_candidates(
 
     Scales are effective ones.
     """
-    choose = library(_SOURCE).best_candidates
-    *_, out, count, width = groups.shape
-    groups, scales = groups.contiguous(), scales.contiguous()
-    zeros = None if zeros is None else zeros.contiguous()
-    if weights is not None:
-        weights = weights.expand(*groups.shape[:-3], 1, count, width).contiguous()
     chosen = torch.empty(groups.shape[:-1], dtype=torch.int32)
-    total = chosen.numel()
-    sizes = (width, total, out * count, count, len(scales))
-    places = (address(x) for x in (groups, weights, scales, zeros, chosen))
-    search = ctypes.byref(_Search(grid_of(fmt), *sizes, *places))
-    spread(choose, search, total, max(1, _LEAST // width))
+    _run("best_candidates", groups, weights, scales, zeros, fmt, chosen=chosen)
     return chosen
+
+
+def refitted(
+    groups: Tensor,  # [..., out, groups, width]
+    weights: Tensor | None,  # [..., 1, groups, width]
+    scales: Tensor,  # [..., out, groups]
+    zeros: Tensor | None,  # [..., out, groups]
+    fmt: NumberFormat,
+    times: int,
+) -> Tensor:
+    """bf16 scales, each moved so many times to the one of least squared error for its group's codes, while that is better."""
+    moved = torch.empty(groups.shape[:-1])
+    _run("refitted", groups, weights, scales, zeros, fmt, moved=moved, refits=times)
+    return moved
+
+
+def _run(
+    name: str,
+    groups: Tensor,
+    weights: Tensor | None,
+    scales: Tensor,
+    zeros: Tensor | None,
+    fmt: NumberFormat,
+    *,
+    chosen: Tensor | None = None,
+    moved: Tensor | None = None,
+    refits: int = 0,
+) -> None:
+    *_, out, count, width = groups.shape
+    total = groups.numel() // width
+    if weights is not None:
+        weights = weights.expand(*groups.shape[:-3], 1, count, width)
+    given = (None if x is None else x.contiguous() for x in (groups, weights, scales, zeros))
+    held = (*given, chosen, moved)  # in memory until all is done
+    sizes = (width, total, out * count, count, scales.numel() // total, refits)
+    search = _Search(grid_of(fmt), *sizes, *map(address, held), *bf16_bounds(fmt))
+    spread(getattr(library(_SOURCE), name), ctypes.byref(search), total, max(1, _LEAST // width))

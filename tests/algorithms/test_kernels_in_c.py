@@ -15,8 +15,10 @@ import torch
 from alphaquant import in_c
 from alphaquant.algorithms import column_tile, column_walk, columns_in_c
 from alphaquant.algorithms.column_tile import Rounding
-from alphaquant.formats import kernels, search_in_c
+from alphaquant.formats import kernels, search, search_in_c
+from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, NumberFormat
+from alphaquant.formats.weight import find_scales
 from alphaquant.models.device import torch_threads
 from alphaquant.progress import reporting_to
 from tests.algorithms.kernel_cases import *  # noqa: F403
@@ -190,3 +192,28 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("text", ["int2-g64", "int4-g48-asym", "fp6-g32", "nf4"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_searched_scales_are_refitted_as_torch_does(
+    text: str, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(2, 33, 200, generator=generator)
+    importance = torch.rand(2, 200, generator=generator) if weighted else None
+    scheme = Scheme.parse(text)
+    asked: list[int] = []
+    refitted = search_in_c.refitted
+    monkeypatch.setattr(search_in_c, "refitted", lambda *given: asked.append(1) or refitted(*given))
+    found = find_scales(weight, scheme, search="mse", importance=importance)
+    assert bool(asked) == (scheme.number_format.scale_type == "bfloat16")
+    monkeypatch.setattr(search, "refitted", lambda *_: None)
+    expected = find_scales(weight, scheme, search="mse", importance=importance)
+    assert float((found.scale == expected.scale).float().mean()) > 0.99
+
+
+def test_groups_of_nothing_but_zeros_keep_their_scale() -> None:
+    groups = torch.zeros(1, 3, 2, 16)
+    scales = torch.tensor([1.0, -0.5]).expand(1, 3, 2)
+    assert torch.equal(search_in_c.refitted(groups, None, scales, None, FORMATS["int4"], 2), scales)
