@@ -2,6 +2,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 #define PANEL 32    /* columns that lie together: two vectors of pairs */
 #define ROWS 8      /* columns whose products with a panel are summed in registers */
 #define PAIRS 64    /* of tokens that are summed before the sums are added: longer chains lose bits, and a panel's leave the first cache */
@@ -10,7 +12,8 @@ struct gram { /* mirrored by gram_in_c.py */
     int64_t tokens, cols, stride, pairs, total_stride;
     const uint16_t *x; /* [tokens, cols], so many elements from one token to the next */
     uint32_t *packed;  /* [panels, pairs, PANEL]: a column's inputs of two tokens */
-    float *total;      /* [cols, cols] */
+    float *total;      /* [cols, cols], symmetric */
+    double *found;     /* [pairs of panels on and above the diagonal] */
 };
 
 /* Brings the inputs of the panels from start to stop into the order in which they are multiplied. */
@@ -36,14 +39,12 @@ void pack(const struct gram *gram, int64_t start, int64_t stop) {
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 
-static inline __m512bh both(__m512i pairs) {
+INLINE __m512bh both(__m512i pairs) {
     return (__m512bh)pairs;
 }
 
-/* Adds the products of ROWS columns (of which so many are there) with those of a panel (of which width are there). */
-static inline void add_tile(const uint32_t *left, const uint32_t *right, int64_t pairs, float *total, int64_t stride,
-                            int64_t rows, int64_t width) {
-    __m512 sums[ROWS][2];
+/* Sums the products of ROWS columns with those of a panel over some pairs. */
+INLINE void sum_tile(__m512 sums[ROWS][2], const uint32_t *left, const uint32_t *right, int64_t pairs) {
     for (int row = 0; row < ROWS; row++)
         sums[row][0] = sums[row][1] = _mm512_setzero_ps();
     for (int64_t pair = 0; pair < pairs; pair++, left += PANEL, right += PANEL) {
@@ -55,17 +56,18 @@ static inline void add_tile(const uint32_t *left, const uint32_t *right, int64_t
             sums[row][1] = _mm512_dpbf16_ps(sums[row][1], here, second);
         }
     }
-    const __mmask16 low = width >= 16 ? 0xFFFF : (__mmask16)((1u << width) - 1);
-    const __mmask16 high = width >= 32 ? 0xFFFF : width <= 16 ? 0 : (__mmask16)((1u << (width - 16)) - 1);
-    for (int64_t row = 0; row < rows; row++, total += stride) {
-        _mm512_mask_storeu_ps(total, low, _mm512_add_ps(_mm512_maskz_loadu_ps(low, total), sums[row][0]));
-        _mm512_mask_storeu_ps(total + 16, high, _mm512_add_ps(_mm512_maskz_loadu_ps(high, total + 16), sums[row][1]));
-    }
 }
 
-/* Adds the pairs of panels from start to stop, of those on and above the diagonal: 0 0, 0 1, 1 1, 0 2, ... */
-void add_gram(const struct gram *gram, int64_t start, int64_t stop) {
+/* Which of 16 columns are there, of so many that are left. */
+INLINE __mmask16 of_columns(int64_t left) {
+    return left >= 16 ? 0xFFFF : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
+}
+
+/* Goes through the tiles of the pairs of panels from start to stop, of those on and above the diagonal: 0 0, 0 1, 1 1, 0 2, ...;
+   adds their products to the total, or returns the sum of both's products. */
+INLINE double tiles(const struct gram *gram, int64_t start, int64_t stop, int adds) {
     int64_t right = 0, before = 0;
+    double found = 0.0;
     while (before + right + 1 <= start)
         before += ++right;
     for (int64_t item = start, left = start - before; item < stop; item++, left++) {
@@ -73,17 +75,45 @@ void add_gram(const struct gram *gram, int64_t start, int64_t stop) {
             right++;
             left = 0;
         }
-        const int64_t down = left * PANEL, across = right * PANEL, width = gram->cols - across;
+        const int64_t across = right * PANEL, most = gram->cols - left * PANEL, rows = most < PANEL ? most : PANEL;
+        const __mmask16 low = of_columns(gram->cols - across), high = of_columns(gram->cols - across - 16);
+        double here = 0.0;
         for (int64_t pair = 0; pair < gram->pairs; pair += PAIRS) {
             const int64_t more = gram->pairs - pair, pairs = more < PAIRS ? more : PAIRS;
-            const uint32_t *rows = gram->packed + (left * gram->pairs + pair) * PANEL;
+            const uint32_t *down = gram->packed + (left * gram->pairs + pair) * PANEL;
             const uint32_t *panel = gram->packed + (right * gram->pairs + pair) * PANEL;
-            for (int64_t row = 0; row < PANEL && down + row < gram->cols; row += ROWS) {
-                const int64_t there = gram->cols - down - row;
-                add_tile(rows + row, panel, pairs, gram->total + (down + row) * gram->total_stride + across,
-                         gram->total_stride, there < ROWS ? there : ROWS, width < PANEL ? width : PANEL);
+            for (int64_t row = 0; row < rows; row += ROWS) {
+                __m512 sums[ROWS][2];
+                sum_tile(sums, down + row, panel, pairs);
+                float *total = gram->total + (left * PANEL + row) * gram->total_stride + across;
+                __m512 products = _mm512_setzero_ps();
+                for (int64_t at = 0; at < ROWS && row + at < rows; at++, total += gram->total_stride) {
+                    __m512 first = _mm512_maskz_loadu_ps(low, total), second = _mm512_maskz_loadu_ps(high, total + 16);
+                    if (adds) {
+                        _mm512_mask_storeu_ps(total, low, _mm512_add_ps(first, sums[at][0]));
+                        _mm512_mask_storeu_ps(total + 16, high, _mm512_add_ps(second, sums[at][1]));
+                    } else {
+                        products = _mm512_fmadd_ps(first, sums[at][0], products);
+                        products = _mm512_fmadd_ps(second, sums[at][1], products);
+                    }
+                }
+                if (!adds)
+                    here += _mm512_reduce_add_ps(products);
             }
         }
+        found += left == right ? here : 2.0 * here;
     }
+    return found;
+}
+
+/* Adds X'X of some pairs of panels to the total. */
+void add_gram(const struct gram *gram, int64_t start, int64_t stop) {
+    tiles(gram, start, stop, 1);
+}
+
+/* The sum of X'X times the total by pair of panels; one beside the diagonal counts for its mirror image too. */
+void multiply_gram(const struct gram *gram, int64_t start, int64_t stop) {
+    for (int64_t item = start; item < stop; item++)
+        gram->found[item] = tiles(gram, item, item + 1, 0);
 }
 #endif

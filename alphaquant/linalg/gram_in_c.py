@@ -24,22 +24,34 @@ class _Gram(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("tokens", "cols", "stride", "pairs", "total_stride")),
-        *((name, ctypes.c_void_p) for name in ("x", "packed", "total")),
+        *((name, ctypes.c_void_p) for name in ("x", "packed", "total", "found")),
     )
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
     """Add XᵀX of `x` `[tokens, cols]` in bf16 to `total` `[cols, cols]` in fp32; what is below its diagonal waits for `mirror`."""
+    _run("add_gram", total, x)
+
+
+def quadratic(x: Tensor, total: Tensor) -> float:
+    """The sum of XᵀX of `x` `[rows, cols]` in bf16 times a symmetric `total` `[cols, cols]` in fp32: of xᵀHx over all rows."""
+    panels = -(-x.shape[1] // _PANEL)
+    found = torch.empty(panels * (panels + 1) // 2, dtype=torch.float64)
+    _run("multiply_gram", total, x, found)
+    return float(found.sum())
+
+
+def _run(name: str, total: Tensor, x: Tensor, found: Tensor | None = None) -> None:
     tokens, cols = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
     pairs, panels = -(-tokens // 2), -(-cols // _PANEL)
     packed = torch.empty(panels, pairs, _PANEL, dtype=torch.int32)
     sizes = (tokens, cols, x.stride(0), pairs, total.stride(0))
-    given = ctypes.byref(_Gram(*sizes, address(x), address(packed), address(total)))
+    given = ctypes.byref(_Gram(*sizes, *map(address, (x, packed, total, found))))
     functions = library(_SOURCE)
-    least = max(1, _LEAST // (pairs * _PANEL * _PANEL))
+    least = max(1, _LEAST // max(1, pairs * _PANEL * _PANEL))
     spread(functions.pack, given, panels, least)
-    spread(functions.add_gram, given, panels * (panels + 1) // 2, least)
+    spread(getattr(functions, name), given, panels * (panels + 1) // 2, least)
 
 
 def runs() -> bool:

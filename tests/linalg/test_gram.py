@@ -6,7 +6,7 @@ import torch
 from alphaquant.formats import kernels
 from alphaquant.linalg import gram_in_c, hessian
 from alphaquant.linalg.gram import add_gram, gram, mirror, quadratic
-from alphaquant.linalg.hessian import HessianAccumulator
+from alphaquant.linalg.hessian import HessianAccumulator, near_output_error, output_error
 from alphaquant.models.device import torch_threads
 
 
@@ -72,6 +72,34 @@ def test_sums_in_c_are_as_exact_as_those_of_fp32(tokens: int, cols: int) -> None
     exact = before[:, :cols].double() + x.double().T @ x.double()
     off = (total[:, :cols] - exact).triu().abs().max()
     assert off <= 2e-6 * exact.abs().max()
+
+
+@needs_bf16
+@pytest.mark.parametrize("rows", [1, 127, 300])
+@pytest.mark.parametrize("cols", [1, 32, 257])
+def test_quadratic_forms_in_c_are_those_of_one_product(rows: int, cols: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(rows, cols, generator=generator).bfloat16()
+    root = torch.randn(cols, cols, generator=generator)
+    total = root @ root.T
+    exact = ((x.double() @ total.double()) * x.double()).sum()
+    assert gram_in_c.quadratic(x, total) == pytest.approx(float(exact), rel=2e-6)
+
+
+@pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_bf16)])
+def test_errors_are_near_those_of_fp32(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram_in_c, "runs", lambda: in_c)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 900, 320, generator=generator) @ torch.randn(320, 320, generator=generator)
+    many, few = (torch.randn(2, rows, 320, generator=generator) for rows in (256, 3))
+    total = x.mT @ x
+    for difference, near in ((many, 1e-4), (few, 1e-6)):
+        exact = output_error(difference.double(), total.double())
+        found = near_output_error(difference, total)
+        torch.testing.assert_close(found.double(), exact, rtol=near, atol=0)
+    assert near_output_error(many[0], total[0]).shape == ()
+    shared = near_output_error(many, total[:1].expand(2, -1, -1))  # one Hessian for both
+    torch.testing.assert_close(shared[0], near_output_error(many[0], total[0]))
 
 
 @needs_bf16
