@@ -14,8 +14,8 @@ from alphaquant.in_c import address, library, spread
 TILE = 128
 """Columns of one call."""
 _SOURCE = Path(__file__).with_name("columns.c")
-_ROWS = 64
-"""Rows of a piece, as in columns.c."""
+ROWS = 64
+"""Rows of a piece, as in columns.h."""
 _LEAST = 16
 """Pieces that repay another thread."""
 _WITH_STRIDES = ("scale", "zero", "local", "before", "values", "steps")
@@ -45,7 +45,7 @@ def walk_tile(
     another order.
     """
     walk = library(_SOURCE).walk_tile
-    columns, out = local.shape[-2:]
+    columns, out = fitting(local)
     local, values, steps = (batched(x) for x in (local, values, steps))
     scale, zero, before = (
         None if x is None else batched(x if in_rows(x) else x.contiguous())
@@ -56,4 +56,12 @@ def walk_tile(
     places = (address(x) for x in (felt, inverse, group, *strided))
     strides = (0 if x is None else x.stride(0) for x in strided)
     given = _Walk(grid_of(rounding.number_format), out, columns, *places, *strides)
-    spread(walk, ctypes.byref(given), len(local) * -(-out // _ROWS), _LEAST)
+    spread(walk, ctypes.byref(given), len(local) * -(-out // ROWS), _LEAST)
+
+
+def fitting(x: Tensor) -> tuple[int, int]:
+    """The columns and rows of `[..., columns, out]`. Raises ValueError where there are more columns than C has room for."""
+    columns, out = x.shape[-2:]
+    if columns > TILE:
+        raise ValueError(f"{columns} columns do not fit into a tile of {TILE}")
+    return columns, out

@@ -13,11 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.column_tile import Rounding
-from alphaquant.algorithms.column_walk import walk_columns
+from alphaquant.algorithms import descent, descent_in_c
+from alphaquant.algorithms.descent import Block
 from alphaquant.clock import timed
-from alphaquant.formats.scales import Scales, nearest_scale
+from alphaquant.formats.kernels import trusted
+from alphaquant.formats.scales import Scales
 from alphaquant.formats.scheme import Scheme
+from alphaquant.formats.table import NumberFormat
 from alphaquant.formats.weight import QuantizedWeight, encode
 from alphaquant.linalg.products import quick_products
 
@@ -61,13 +63,22 @@ class _Descent:
     """Values and scales on their way down, and what is left of the weight, which leads them; all `[..., in, out]`."""
 
     def __init__(self, weight: Tensor, hessian: Tensor, start: OnGrid, *, refit: bool) -> None:
-        self._hessian, self._format = hessian, start.scheme.number_format
+        self._hessian, self._format, self._start = hessian, start.scheme.number_format, start.scales
         self._inverse = 1 / hessian.diagonal(dim1=-2, dim2=-1)
         self._width = start.scheme.group_width(weight.shape[-1])
         self.refits = refit and self._format.scale_type is not None
-        self.scales = replace(start.scales, scale=start.scales.scale.clone())
-        self.values = start.dequantize().mT.clone(memory_format=torch.contiguous_format)
+        zero = start.scales.zero
+        self._scale = _in_columns(start.scales.scale)  # [..., groups, out]
+        self._zero = None if zero is None else _in_columns(zero)
+        shared = start.scales.global_scale
+        self._factor = weight.new_ones(weight.shape[:-2]) if shared is None else shared  # [...]
+        self.values = _in_columns(start.dequantize())
         self._left = torch.sub(weight.mT, self.values, out=torch.empty_like(self.values))
+
+    @property
+    def scales(self) -> Scales:
+        """The scales as they are now."""
+        return replace(self._start, scale=self._scale.mT.contiguous())
 
     def wanted(self) -> Tensor:
         """The minimum of each element's parabola `[..., out, in]`."""
@@ -84,21 +95,31 @@ class _Descent:
         cols = self.values.shape[-2]
         if self.refits and not fits:
             for start in range(0, cols, self._width):
-                inside = slice(start, min(start + self._width, cols))
-                now, slope = self.values[..., inside, :].clone(), self._slope(inside)
-                square = self._hessian[..., inside, inside]
-                self._move_scales(inside, now, slope, square, felt=False)
-                self._place(inside, now)
+                self._descend(
+                    slice(start, min(start + self._width, cols)), refits=True, codes=False
+                )
         size = _BLOCK // self._width * self._width if fits else _BLOCK
         for start in range(0, cols if fits or codes else 0, size):
             inside = slice(start, min(start + size, cols))
-            now, slope = self.values[..., inside, :].clone(), self._slope(inside)
-            square = self._hessian[..., inside, inside]
-            if self.refits and fits:
-                self._move_scales(inside, now, slope, square, felt=codes)
-            if codes:
-                now = self._moved_codes(inside, now, slope, square)
-            self._place(inside, now)
+            self._descend(inside, refits=self.refits and fits, codes=codes)
+
+    def _descend(self, inside: slice, *, refits: bool, codes: bool) -> None:
+        """Refit the scales of some columns, or move their codes, or both."""
+        groups = slice(inside.start // self._width, -(-inside.stop // self._width))
+        block = Block(
+            self._format,
+            self._width,
+            self._hessian[..., inside, inside],
+            self._inverse[..., inside],
+            self._slope(inside),
+            self._factor,
+            self._scale[..., groups, :],
+            None if self._zero is None else self._zero[..., groups, :],
+            self.values[..., inside, :],
+            self._left[..., inside, :],
+        )
+        by = descent_in_c if _serves_in_c(block) else descent
+        by.descend(block, refits=refits, moves=codes)
 
     def _slope(self, inside: slice) -> Tensor:
         """The gradient of the columns `inside`, from what is left now of all columns.
@@ -108,52 +129,46 @@ class _Descent:
         with quick_products():
             return self._hessian[..., inside, :] @ self._left
 
-    def _move_scales(
-        self, inside: slice, now: Tensor, slope: Tensor, square: Tensor, *, felt: bool
-    ) -> None:
-        """Refit the groups of the columns `inside`; their values `now` follow, and `slope` where that is `felt` later on."""
-        shared = self.scales.global_scale
-        factor = 1.0 if shared is None else shared[..., None]
-        columns = now.shape[-2]
-        for start in range(0, columns, self._width):
-            group = slice(start, min(start + self._width, columns))
-            index = (inside.start + start) // self._width
-            scale = self.scales.scale[..., index]  # [..., out]
-            elements = now[..., group, :] / (scale * factor)[..., None, :]
-            with quick_products():
-                pull = square[..., group, group] @ elements
-            rise = (elements * slope[..., group, :]).sum(-2)
-            curvature = (pull * elements).sum(-2)
-            found = nearest_scale(scale + rise / (curvature * factor), self._format)
-            found = torch.where(curvature > 0, found, scale)
-            change = ((found - scale) * factor)[..., None, :]
-            self.scales.scale[..., index] = found
-            torch.mul(elements, (found * factor)[..., None, :], out=now[..., group, :])
-            if self._width < columns:
-                slope -= square[..., :, group] @ elements.mul_(change)
-            elif felt:  # what the one group does to its slope is known
-                slope.addcmul_(pull, change, value=-1)
 
-    def _moved_codes(self, inside: slice, now: Tensor, slope: Tensor, square: Tensor) -> Tensor:
-        """What the elements `now` of the columns `inside` move to, led by `slope`, which is used up."""
-        first, last = inside.start // self._width, -(-inside.stop // self._width)
-        columns = torch.arange(inside.start, inside.stop, device=now.device)
-        scales = self.scales.groups(slice(first, last))
-        zero = scales.zero
-        rounding = Rounding(
-            self._format,
-            scales.effective.mT.contiguous(),
-            None if zero is None else zero.mT.contiguous(),
-            (columns // self._width - first).expand(*now.shape[:-1]),
-            self._inverse[..., inside],
-            now,
+def _in_columns(x: Tensor) -> Tensor:
+    """A copy of `[..., out, n]` as `[..., n, out]`."""
+    return x.mT.clone(memory_format=torch.contiguous_format)
+
+
+def _serves_in_c(block: Block) -> bool:
+    """Whether the kernel for a CPU takes a block."""
+    fmt, values = block.number_format, block.values
+    wide = values.shape[-2] > _BLOCK or values.dim() > 3
+    if values.is_cuda or wide or fmt.scale_type is None or values.dtype != torch.float32:
+        return False
+    asymmetric = block.zero is not None
+    variant = ("refinement", fmt, asymmetric)
+    return trusted(values.device, variant, lambda: _agrees(fmt, asymmetric))
+
+
+def _agrees(fmt: NumberFormat, asymmetric: bool) -> bool:
+    """Whether kernel and torch refine one small problem alike; rare ties may part, as sums differ in order."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    root, scale = normal(2, 40, 40), (normal(2, 3, 48).abs() + 0.5) * (2 / fmt.max_value)
+    square = root @ root.mT / 40
+    values, slope = normal(2, 40, 48), normal(2, 40, 48)
+    zero = normal(2, 3, 48).round() if asymmetric else None
+    found = []
+    for by in (descent_in_c, descent):
+        block = Block(
+            *(fmt, 16, square, 1 / square.diagonal(dim1=-2, dim2=-1), slope.clone()),
+            *(
+                torch.tensor([0.5, 2.0]),
+                scale.clone(),
+                zero,
+                values.clone(),
+                torch.zeros(2, 40, 48),
+            ),
         )
-        moved = torch.empty_like(now)
-        walk_columns(slope, square, rounding, moved)
-        return moved
-
-    def _place(self, inside: slice, now: Tensor) -> None:
-        """Put a block's new values in, and take what they change from what is left."""
-        values = self.values[..., inside, :]
-        self._left[..., inside, :] -= now - values
-        values.copy_(now)
+        by.descend(block, refits=True, moves=True)
+        found.append(block.values)
+    return bool((found[0] == found[1]).float().mean() > 0.95)

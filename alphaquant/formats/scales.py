@@ -142,11 +142,16 @@ def rule_scales(
 
 def bf16_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
     """The nearest positive bf16 value, kept where no element overflows fp32."""
-    return raw.clamp(*bf16_bounds(fmt)).to(torch.bfloat16).float()
+    return raw.clamp(*scale_bounds(fmt)).to(torch.bfloat16).float()
 
 
-def bf16_bounds(fmt: NumberFormat) -> tuple[float, float]:
-    """The least and the largest bf16 scale: normal numbers under which no element overflows fp32."""
+def scale_bounds(fmt: NumberFormat) -> tuple[float, float]:
+    """The least and the largest scale: bf16 and E8M0 ones are held to where no element overflows fp32."""
+    if fmt.scale_type == "e4m3":
+        least, most = e4m3_value(torch.tensor([0, TOP_E4M3_CODE], dtype=torch.int32)).tolist()
+        return least, most
+    if fmt.scale_type == "e8m0":
+        return 2.0**-127, 2.0 ** (127 - fmt.max_exponent)
     return 2.0**-126, 2.0 ** (126 - fmt.max_exponent)
 
 
@@ -186,7 +191,7 @@ def e8m0_scale(top: Tensor, fmt: NumberFormat, rule: ScaleRule) -> Tensor:
 
 def e8m0_clamp(scale: Tensor, fmt: NumberFormat) -> Tensor:
     """Powers of two held to E8M0's range, and below where the largest element would overflow fp32."""
-    return scale.clamp(2.0**-127, 2.0 ** (127 - fmt.max_exponent))
+    return scale.clamp(*scale_bounds(fmt))
 
 
 def e4m3_scale(raw: Tensor) -> Tensor:

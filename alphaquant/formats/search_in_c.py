@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.formats.grid_in_c import Grid, grid_of
-from alphaquant.formats.scales import bf16_bounds
+from alphaquant.formats.scales import scale_bounds
 from alphaquant.formats.table import NumberFormat
 from alphaquant.in_c import address, library, spread
 
@@ -84,5 +84,5 @@ def _run(
     given = (None if x is None else x.contiguous() for x in (groups, weights, scales, zeros))
     held = (*given, chosen, moved)  # in memory until all is done
     sizes = (width, total, out * count, count, scales.numel() // total, refits)
-    search = _Search(grid_of(fmt), *sizes, *map(address, held), *bf16_bounds(fmt))
+    search = _Search(grid_of(fmt), *sizes, *map(address, held), *scale_bounds(fmt))
     spread(getattr(library(_SOURCE), name), ctypes.byref(search), total, max(1, _LEAST // width))

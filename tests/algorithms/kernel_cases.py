@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms import column_tile, column_walk
+from alphaquant.algorithms import refine as refine_module
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.gptq import GptqOptions, gptq
 from alphaquant.algorithms.refine import refine
@@ -111,6 +112,7 @@ def test_gptq_and_refinement_lose_as_little(
 ) -> None:
     weight, hessian = problem(rows=37, cols=139)
     factor = inverse_factor(hessian)
+    monkeypatch.setattr(refine_module, "_serves_in_c", lambda _: False)  # which walks for itself
     found = []
     for chosen in ((walk, 128), (column_tile.walk_tile, column_tile.TILE)):
         monkeypatch.setattr(column_walk, "_walker", lambda *_, chosen=chosen: chosen)

@@ -13,16 +13,22 @@ import pytest
 import torch
 
 from alphaquant import in_c
-from alphaquant.algorithms import column_tile, column_walk, columns_in_c
+from alphaquant.algorithms import column_tile, column_walk, columns_in_c, descent, descent_in_c
+from alphaquant.algorithms import refine as refine_module
 from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.algorithms.descent import Block
+from alphaquant.algorithms.refine import refine
+from alphaquant.algorithms.rtn import rtn
 from alphaquant.formats import kernels, search, search_in_c
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.table import FORMATS, NumberFormat
 from alphaquant.formats.weight import find_scales
+from alphaquant.linalg.hessian import inverse_factor, output_error
 from alphaquant.models.device import torch_threads
 from alphaquant.progress import reporting_to
 from tests.algorithms.kernel_cases import *  # noqa: F403
 from tests.algorithms.kernel_cases import CPU, VARIANTS, Choose, WalkTile
+from tests.algorithms.test_gptq import problem
 from tests.notes import Notes
 
 if not any(map(shutil.which, ("cc", "gcc", "clang"))):
@@ -217,3 +223,92 @@ def test_groups_of_nothing_but_zeros_keep_their_scale() -> None:
     groups = torch.zeros(1, 3, 2, 16)
     scales = torch.tensor([1.0, -0.5]).expand(1, 3, 2)
     assert torch.equal(search_in_c.refitted(groups, None, scales, None, FORMATS["int4"], 2), scales)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "asymmetric"), VARIANTS, ids=[f"{f.name}-{a}" for f, a in VARIANTS]
+)
+def test_refinement_would_be_trusted(fmt: NumberFormat, asymmetric: bool) -> None:
+    assert refine_module._agrees(fmt, asymmetric)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int3-g64",
+        "int4-g48-asym",
+        "int4-perchannel",
+        "int8-g16",
+        "fp6-g32",
+        "mxfp4",
+        "nvfp4",
+        "nf4",
+    ],
+)
+@pytest.mark.parametrize(("sweeps", "refit"), [(2, True), (1, False), (0, True)])
+def test_refinement_in_c_loses_as_little_as_in_torch(
+    text: str, sweeps: int, refit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, hessian = problem(rows=70, cols=299, batch=(2,))
+    scheme, factor = Scheme.parse(text), inverse_factor(hessian)
+    start = rtn(weight, scheme)
+    found = []
+    for serves in (refine_module._serves_in_c, lambda _: False):
+        monkeypatch.setattr(refine_module, "_serves_in_c", serves)
+        refined, wanted = refine(weight, factor.damped, start, sweeps=sweeps, refit=refit)
+        assert wanted is not None
+        found.append((refined, wanted, output_error(weight - refined.dequantize(), factor.damped)))
+    (ours, our_wish, our_loss), (theirs, their_wish, their_loss) = found
+    torch.testing.assert_close(our_loss, their_loss, rtol=1e-3, atol=0)
+    assert float((ours.codes == theirs.codes).float().mean()) > 0.99
+    assert float((ours.scales.scale == theirs.scales.scale).float().mean()) > 0.98
+    near = (our_wish - their_wish).abs() <= 1e-3 * their_wish.abs() + 1e-3
+    assert float(near.float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_descent_where_sums_are_exact_is_that_of_torch(moves: bool) -> None:
+    generator = torch.Generator().manual_seed(6)
+
+    def whole(*size: int, limit: int) -> torch.Tensor:
+        return torch.randint(-limit, limit + 1, size, generator=generator).float()
+
+    found = []
+    start = {name: whole(3, 32, 70, limit=6) for name in ("slope", "values", "left")}
+    square = torch.diag_embed(torch.full((3, 32), 2.0))
+    for by in (descent_in_c, descent):
+        block = Block(
+            FORMATS["int4"],
+            *(16, square, torch.full((3, 32), 0.5), start["slope"].clone()),
+            *(torch.tensor([1.0, 2.0, 0.5]), torch.full((3, 2, 70), 0.5), None),
+            *(start["values"].clone(), start["left"].clone()),
+        )
+        by.descend(block, refits=not moves, moves=moves)
+        found.append(block)
+    for name in ("scale", "values", "left"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+
+
+def test_a_descent_does_not_depend_on_threads_or_on_the_rows_beside() -> None:
+    weight, hessian = problem(rows=600, cols=139)
+    factor, start = inverse_factor(hessian), rtn(weight, Scheme.parse("int4-g32"))
+    found = []
+    for threads in (1, 3):
+        with torch_threads(threads):
+            found.append(refine(weight, factor.damped, start, sweeps=2)[0])
+    assert torch.equal(found[0].codes, found[1].codes)
+    assert torch.equal(found[0].scales.scale, found[1].scales.scale)
+
+
+def test_more_columns_than_a_tile_has_are_refused() -> None:
+    wide = torch.zeros(1, 129, 4)
+    group, inverse = torch.zeros(1, 129, dtype=torch.int64), torch.ones(1, 129)
+    rounding = Rounding(FORMATS["int4"], torch.ones(1, 1, 4), None, group, inverse)
+    with pytest.raises(ValueError, match="129"):
+        columns_in_c.walk_tile(wide, torch.zeros(1, 129, 129), rounding, wide, wide)
+    block = Block(
+        *(FORMATS["int4"], 129, torch.zeros(1, 129, 129), inverse, wide, torch.ones(1)),
+        *(torch.ones(1, 1, 4), None, wide, wide),
+    )
+    with pytest.raises(ValueError, match="129"):
+        descent_in_c.descend(block, refits=True, moves=True)
