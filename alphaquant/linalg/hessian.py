@@ -296,7 +296,7 @@ def inverse_factor(
             root, failed = upper_root(damped)
             found = InverseFactor(damped, share, energy, root)
         else:
-            upper, failed = inverse_root(_in_order(damped, order))
+            upper, failed = inverse_root(_in_order(damped, order), used_up=True)
             found = InverseFactor(damped, share, energy, ordered=(order, upper))
         if not bool(failed.any()):
             return found

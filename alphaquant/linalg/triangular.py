@@ -24,14 +24,14 @@ def upper_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return root, _factor(_copy(matrix), root, None)
 
 
-def inverse_root(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """R⁻¹ `[..., n, n]` of positive definite matrices, and which of them are not and have none `[...]`."""
+def inverse_root(matrix: Tensor, *, used_up: bool = False) -> tuple[Tensor, Tensor]:
+    """R⁻¹ `[..., n, n]` of positive definite matrices, which may be `used_up`, and which of them are not and have none `[...]`."""
     if matrix.is_cuda:
         root, failed = upper_root(matrix)
         return upper_inverse(root), failed
     inverse = torch.zeros_like(matrix, memory_format=torch.contiguous_format)
     with quick_products():
-        return inverse, _factor(_copy(matrix), None, inverse)
+        return inverse, _factor(matrix if used_up else _copy(matrix), None, inverse)
 
 
 def upper_inverse(matrix: Tensor) -> Tensor:

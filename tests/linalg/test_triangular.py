@@ -38,6 +38,7 @@ def test_roots_and_their_inverses_are_upper_and_exact(size: int, batch: tuple[in
     assert not failed.any()
     assert not none.any()
     assert torch.equal(matrix, before)
+    assert torch.equal(inverse_root(before, used_up=True)[0], inverse)
     for found in (root, inverse):
         assert torch.equal(found, found.triu())
     torch.testing.assert_close(root @ root.mT, matrix)
