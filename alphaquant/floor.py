@@ -7,7 +7,7 @@ With a weight `[r, c]`, T tokens that reach it and G groups of linears that read
     factor              c³/3 for every distinct input, and as much for its inverse
     scale search        8 r c for every scale that is tried: divide, round, clamp, multiply, subtract, square, weigh, add
     columns             r c²: every column's error goes to those behind it
-    refinement          2 r c² for the gradient, and as much for every sweep
+    refinement          2 r c² for every sweep, and for the refit behind them
     errors              r c² for each of three forms dᵀHd, whose H is symmetric
     what is lacking     2 c² T for every distinct input, or 2 r c T where outputs join the stream
     backward            4 r c T: forward once more, and gradients of activations, not of weights
@@ -154,8 +154,7 @@ def quantized_block(
     found["factor"] = factor(rounded, 1 + inverse)
     if config.method == "gptq":
         found["columns"] = quadratic(rounded, 1)
-        passes = config.sweeps + 1 if config.sweeps or config.refit else 0
-        found["refinement"] = quadratic(rounded, 2 * passes)
+        found["refinement"] = quadratic(rounded, 2 * (config.sweeps + config.refit))
     if not tokens.count:
         return found
     one = forward(specs, tokens)

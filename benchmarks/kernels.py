@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms import column_walk
+from alphaquant.algorithms import refine as refinement
 from alphaquant.algorithms.column_tile import Rounding
 from alphaquant.algorithms.gptq import gptq
 from alphaquant.algorithms.refine import refine
@@ -29,6 +30,7 @@ def launch_by_launch() -> Iterator[None]:
     with (
         mock.patch.object(column_walk, "_serves", return_value=False),
         mock.patch.object(choice, "_kernel", return_value=None),
+        mock.patch.object(refinement, "_serves_in_c", return_value=False),
     ):
         yield
 

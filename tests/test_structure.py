@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,3 +142,13 @@ def test_every_module_starts_with_its_idea(package: str) -> None:
         if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text("utf-8")))
     ]
     assert silent == []
+
+
+def test_c_is_installed_with_the_package_that_compiles_it() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    data = settings["tool"]["setuptools"]["package-data"]
+    sources = list((ROOT / "alphaquant").rglob("*.[ch]"))
+    assert len(sources) > 4
+    for path in sources:
+        patterns = data[".".join(path.relative_to(ROOT).parent.parts)]
+        assert any(path.match(pattern) for pattern in patterns), path

@@ -101,7 +101,7 @@ def _agrees(
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(device)
 
     shape, groups = (2, 32, 48), (2, 5, 48)
     rounding = Rounding(

@@ -1,8 +1,7 @@
 /* Rows that go through the columns of a tile together: a column of them is a line of memory, and a few vectors. */
 #include "formats/grid.h"
 
-#define ROWS 64   /* that are walked at once: a column of them is four vectors of AVX-512 */
-#define TILE 128  /* columns of a tile, at most */
+/* Told by who compiles: ROWS that go together, TILE columns at most, CODES of a codebook. */
 #define AT_ONCE 8 /* earlier columns whose steps are summed before the sum is taken */
 
 typedef float line[ROWS] __attribute__((aligned(64)));

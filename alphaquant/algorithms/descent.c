@@ -23,10 +23,8 @@ struct descent { /* mirrored by descent_in_c.py */
 /* The storable scale that lies nearest; bf16 ones keep the sign. */
 INLINE float nearest_scale(float raw, const struct descent *descent, enum scales scales) {
     const float least = descent->least_scale, most = descent->most_scale;
-    if (scales == BF16) {
-        int32_t bits = as_bits(clamp(__builtin_fabsf(raw), least, most));
-        return __builtin_copysignf(as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF), raw);
-    }
+    if (scales == BF16)
+        return to_bf16(raw, least, most);
     raw = raw < 0x1p-126f ? 0x1p-126f : raw;
     if (scales == E4M3)
         return clamp(nearest(raw, 0.0f, FLOATING, &descent->scale_grid), least, most);

@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 
 from alphaquant.algorithms.column_tile import batched
-from alphaquant.algorithms.columns_in_c import ROWS, fitting
+from alphaquant.algorithms.columns_in_c import MACROS, ROWS, fitting
 from alphaquant.algorithms.descent import Block
 from alphaquant.formats.grid_in_c import Grid, grid_of
 from alphaquant.formats.scales import E4M3, scale_bounds
@@ -35,7 +35,8 @@ class _Descent(ctypes.Structure):
 
 def descend(block: Block, *, refits: bool, moves: bool) -> None:
     """As `descent.descend`, of at most 128 columns and one leading dimension, in fp32; sums run in another order."""
-    fmt, (columns, out) = block.number_format, fitting(block.values)
+    fmt = block.number_format
+    matrices, columns, out = fitting(block.values, block.square, block.inverse)
     read = (block.square, block.inverse, block.factor, block.slope)
     held = tuple(x.contiguous() for x in read)  # in memory until all is done
     strided = tuple(
@@ -49,5 +50,5 @@ def descend(block: Block, *, refits: bool, moves: bool) -> None:
         *map(address, (*held, *strided)),
         *(0 if x is None else x.stride(0) for x in strided),
     )
-    pieces = batched(block.values).shape[0] * -(-out // ROWS)
-    spread(library(_SOURCE).descend, ctypes.byref(given), pieces, _LEAST)
+    descends = library(_SOURCE, **MACROS).descend
+    spread(descends, ctypes.byref(given), matrices * -(-out // ROWS), _LEAST)

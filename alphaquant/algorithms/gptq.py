@@ -6,6 +6,7 @@ Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -130,9 +131,9 @@ class _Walk:
 
 def _rows(x: Tensor, order: Tensor) -> Tensor:
     """Rows `[..., n, k]` in an `order` `[..., n]`: whole rows are copied, which gathering element by element would not do."""
-    n, k = x.shape[-2:]
-    first = torch.arange(0, x.numel() // k, n, device=x.device).view(*x.shape[:-2], 1)
-    return x.reshape(-1, k).index_select(0, (order + first).flatten()).view(x.shape)
+    matrices, n = x.shape[:-2], x.shape[-2]
+    first = n * torch.arange(math.prod(matrices), device=x.device).view(*matrices, 1)
+    return x.flatten(0, -2).index_select(0, (order + first).flatten()).view(x.shape)
 
 
 class _Refresher:

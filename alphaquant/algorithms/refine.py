@@ -7,6 +7,7 @@ are walked to their minima in turns, one coordinate of all rows and experts at a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -91,17 +92,16 @@ class _Descent:
 
         Groups that fit into a block of columns are refitted as the block is entered, wider ones before all blocks.
         """
-        fits = self._width <= _BLOCK
         cols = self.values.shape[-2]
-        if self.refits and not fits:
-            for start in range(0, cols, self._width):
-                self._descend(
-                    slice(start, min(start + self._width, cols)), refits=True, codes=False
-                )
-        size = _BLOCK // self._width * self._width if fits else _BLOCK
-        for start in range(0, cols if fits or codes else 0, size):
-            inside = slice(start, min(start + size, cols))
-            self._descend(inside, refits=self.refits and fits, codes=codes)
+        if self._width <= _BLOCK:
+            for inside in _cut(slice(0, cols), _BLOCK // self._width * self._width):
+                self._descend(inside, refits=self.refits, codes=codes)
+            return
+        for group in _cut(slice(0, cols), self._width) if self.refits else ():
+            self._descend(group, refits=True, codes=False)
+        for group in _cut(slice(0, cols), self._width) if codes else ():
+            for inside in _cut(group, _BLOCK):  # of one group each
+                self._descend(inside, refits=False, codes=True)
 
     def _descend(self, inside: slice, *, refits: bool, codes: bool) -> None:
         """Refit the scales of some columns, or move their codes, or both."""
@@ -130,6 +130,12 @@ class _Descent:
             return self._hessian[..., inside, :] @ self._left
 
 
+def _cut(columns: slice, size: int) -> Iterator[slice]:
+    """The columns, so many at a time."""
+    for start in range(columns.start, columns.stop, size):
+        yield slice(start, min(start + size, columns.stop))
+
+
 def _in_columns(x: Tensor) -> Tensor:
     """A copy of `[..., out, n]` as `[..., n, out]`."""
     return x.mT.clone(memory_format=torch.contiguous_format)
@@ -151,23 +157,17 @@ def _agrees(fmt: NumberFormat, asymmetric: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
     root, scale = normal(2, 40, 40), (normal(2, 3, 48).abs() + 0.5) * (2 / fmt.max_value)
     square = root @ root.mT / 40
-    values, slope = normal(2, 40, 48), normal(2, 40, 48)
+    values, slope, factor = normal(2, 40, 48), normal(2, 40, 48), normal(2).abs() + 0.5
     zero = normal(2, 3, 48).round() if asymmetric else None
     found = []
     for by in (descent_in_c, descent):
         block = Block(
             *(fmt, 16, square, 1 / square.diagonal(dim1=-2, dim2=-1), slope.clone()),
-            *(
-                torch.tensor([0.5, 2.0]),
-                scale.clone(),
-                zero,
-                values.clone(),
-                torch.zeros(2, 40, 48),
-            ),
+            *(factor, scale.clone(), zero, values.clone(), torch.zeros_like(values)),
         )
         by.descend(block, refits=True, moves=True)
         found.append(block.values)

@@ -20,7 +20,7 @@ from alphaquant.clock import timed
 from alphaquant.config import QuantizationConfig
 from alphaquant.formats.scheme import Scheme
 from alphaquant.formats.weight import QuantizedWeight, expand, fake_quantize
-from alphaquant.linalg.hessian import HessianAccumulator, near_output_error
+from alphaquant.linalg.hessian import HessianAccumulator, near_output_error, output_error
 from alphaquant.models.checkpoint import Checkpoint
 from alphaquant.models.device import all_cores
 from alphaquant.models.linear import LinearSpec
@@ -147,7 +147,7 @@ def sums(solved: Solved, quantized: QuantizedWeight) -> Tensor:
         [
             near_output_error(weight, hessian),
             near_output_error(weight - rounded, hessian),
-            near_output_error(difference, hessian),
+            output_error(difference, hessian),
             weight.square().sum((-2, -1)),
             difference.square().sum((-2, -1)),
         ],

@@ -206,7 +206,7 @@ class ModelWalk:
     def _find_ways(self, model: BlockModel, index: int, block: nn.Module) -> list[Shortcut]:
         """The shortcuts there may be through a block that is solved next; `pass_on` takes them."""
         if self._config.takes_shortcuts:
-            roles = worth_keeping(self._device)
+            roles = worth_keeping(self._device, limited=self._memory.limited)
             if not self._same_batches:  # then nobody runs the block behind its down projection
                 roles = ("o",)
             windows = len(cast(Tensor, self._tokens))

@@ -97,7 +97,7 @@ def _agrees(
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(device)
 
     groups = normal(2, 5, 7, width)
     scales = (normal(6, 2, 5, 7).abs() + 0.5) / fmt.max_value

@@ -1,10 +1,8 @@
-/* The rounding rule of grid.py, to the bit, for loops that a compiler turns into vectors. */
+/* The rounding rule of grid.py, to the bit, for loops that a compiler turns into vectors. CODES is told by who compiles. */
 #include <stdint.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-
-#define CODES 16
 
 enum kind { INTEGER, FLOATING, CODEBOOK };
 
@@ -38,6 +36,12 @@ INLINE float half_even(float x) {
 INLINE float clamp(float x, float low, float high) {
     x = x < low ? low : x;
     return x > high ? high : x;
+}
+
+/* The nearest bf16 value, with |x| held to bounds that are some. */
+INLINE float to_bf16(float x, float least, float most) {
+    int32_t bits = as_bits(clamp(__builtin_fabsf(x), least, most));
+    return __builtin_copysignf(as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF), x);
 }
 
 /* The element of the grid nearest to x, zero point taken off: fake_quantize between its scales. */

@@ -12,8 +12,9 @@ from torch import Tensor
 from alphaquant.formats.grid import code_table, codebook_borders
 from alphaquant.formats.kernels import grid_constants
 from alphaquant.formats.table import NumberFormat
+from alphaquant.in_c import address
 
-_CODES = 16
+CODES = 16
 """Elements of a codebook, at most: grid.h looks through so many, since a fixed number becomes vectors."""
 _CPU = torch.device("cpu")
 
@@ -36,14 +37,14 @@ def grid_of(fmt: NumberFormat) -> Grid:
     constants = grid_constants(fmt)
     kind = ("int", "float", "codebook").index(constants["KIND"])
     bounds = (constants["LOW"], constants["HIGH"], constants["LOWEST"], constants["MANTISSA"])
-    return Grid(kind, *bounds, _table(fmt).data_ptr() if fmt.codebook else None)
+    return Grid(kind, *bounds, address(_table(fmt)) if fmt.codebook else None)
 
 
 @cache
 def _table(fmt: NumberFormat) -> Tensor:
     """The elements of a codebook, then the borders between them; behind the last one nothing is reached."""
-    table = torch.full((2 * _CODES,), math.inf)
+    table = torch.full((2 * CODES,), math.inf, dtype=torch.float32)
     elements = code_table(fmt, _CPU)
     table[: len(elements)] = elements
-    table[_CODES : _CODES + len(elements) - 1] = codebook_borders(fmt, _CPU)
+    table[CODES : CODES + len(elements) - 1] = codebook_borders(fmt, _CPU)
     return table

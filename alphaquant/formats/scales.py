@@ -72,11 +72,6 @@ class Scales:
         zero = None if self.zero is None else self.zero[..., chosen, :]
         return Scales(self.scale[..., chosen, :], zero, self.global_scale, self.group_size)
 
-    def groups(self, chosen: slice) -> Scales:
-        """The scales of some groups of every row."""
-        zero = None if self.zero is None else self.zero[..., chosen]
-        return Scales(self.scale[..., chosen], zero, self.global_scale, self.group_size)
-
     @classmethod
     def of_rows(cls, parts: Sequence[Scales]) -> Scales:
         """Scales of matrices from those of their rows in order; a scale of the whole matrix is the same in all."""

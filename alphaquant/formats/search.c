@@ -15,8 +15,8 @@ struct search { /* mirrored by search_in_c.py */
 
 INLINE float error_of(const float *x, const float *weight, int64_t width, float scale, float zero,
                       enum kind kind, const struct grid *grid, int weighted) {
-    /* Which of two elements a tie goes to changes no error, so a product with the inverse will do; where that overflows,
-       squares vanish, and the first candidate is as good as any. */
+    /* Which of two elements a tie goes to changes no error, so a product with the inverse will do. Where that overflows,
+       squares of what is rounded would vanish in fp32: the first candidate is as good as any. */
     const float inverse = 1.0f / scale;
     float error = 0.0f;
 #pragma omp simd reduction(+ : error)
@@ -53,12 +53,6 @@ INLINE void choose(const struct search *search, int64_t start, int64_t stop, enu
     }
 }
 
-/* The nearest positive bf16 value within the bounds. */
-INLINE float to_bf16(float x, float least, float most) {
-    int32_t bits = as_bits(clamp(x, least, most));
-    return as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF);
-}
-
 /* Moves each group's bf16 scale to the one of least squared error for the codes that it gives, while that is better. */
 INLINE void move(const struct search *search, int64_t start, int64_t stop, enum kind kind, int weighted) {
     const struct grid grid = search->grid;
@@ -80,8 +74,7 @@ INLINE void move(const struct search *search, int64_t start, int64_t stop, enum 
             float ratio = mixed / square;
             if (!__builtin_isfinite(ratio))
                 break;
-            float tried = to_bf16(__builtin_fabsf(ratio), search->least_scale, search->most_scale);
-            tried = __builtin_copysignf(tried, ratio);
+            float tried = to_bf16(ratio, search->least_scale, search->most_scale);
             float error = error_of(x, weight, search->width, tried, zero, kind, &grid, weighted);
             if (!(error < least))
                 break;

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alphaquant.formats.grid_in_c import Grid, grid_of
+from alphaquant.formats.grid_in_c import CODES, Grid, grid_of
 from alphaquant.formats.scales import scale_bounds
 from alphaquant.formats.table import NumberFormat
 from alphaquant.in_c import address, library, spread
@@ -60,7 +60,7 @@ def refitted(
     times: int,
 ) -> Tensor:
     """bf16 scales, each moved so many times to the one of least squared error for its group's codes, while that is better."""
-    moved = torch.empty(groups.shape[:-1])
+    moved = torch.empty(groups.shape[:-1], dtype=torch.float32)
     _run("refitted", groups, weights, scales, zeros, fmt, moved=moved, refits=times)
     return moved
 
@@ -84,5 +84,11 @@ def _run(
     given = (None if x is None else x.contiguous() for x in (groups, weights, scales, zeros))
     held = (*given, chosen, moved)  # in memory until all is done
     sizes = (width, total, out * count, count, scales.numel() // total, refits)
-    search = _Search(grid_of(fmt), *sizes, *map(address, held), *scale_bounds(fmt))
-    spread(getattr(library(_SOURCE), name), ctypes.byref(search), total, max(1, _LEAST // width))
+    places = (*map(address, held[:4]), address(chosen, torch.int32), address(moved))
+    search = _Search(grid_of(fmt), *sizes, *places, *scale_bounds(fmt))
+    spread(
+        getattr(library(_SOURCE, CODES=CODES), name),
+        ctypes.byref(search),
+        total,
+        max(1, _LEAST // width),
+    )

@@ -27,7 +27,6 @@ __all__ = [
     "expand",
     "fake_quantize",
     "find_scales",
-    "pieces",
     "quantize_weight",
     "require_finite",
     "round_to_grid",
@@ -85,7 +84,7 @@ class QuantizedWeight:
         fmt = self.scheme.number_format
         if fmt.kind == "none":
             return self.codes.float()
-        found = torch.empty(self.codes.shape, device=self.codes.device)
+        found = torch.empty(self.codes.shape, dtype=torch.float32, device=self.codes.device)
         for rows in pieces(self.codes):
             values = from_codes(self.codes[..., rows, :], fmt)
             scale, zero = expand(self.scales.rows(rows), self.codes.shape[-1])

@@ -1,4 +1,4 @@
-"""XᵀX of bf16 inputs in C (`gram.c`), on CPUs that multiply pairs of bf16: torch has no such product with sums in fp32."""
+"""XᵀX and XᵀY of bf16 inputs in C (`gram.c`), on CPUs that multiply pairs of bf16: torch has no such product with sums in fp32."""
 
 from __future__ import annotations
 
@@ -14,44 +14,82 @@ from alphaquant.linalg.products import capabilities
 
 _SOURCE = Path(__file__).with_name("gram.c")
 _PANEL = 32
-"""Columns of a panel, as in gram.c."""
+"""Columns of a panel."""
 _LEAST = 1 << 22
 """Products of pairs that repay another thread."""
 
 
-class _Gram(ctypes.Structure):
-    """`struct gram` of gram.c."""
+class _Packing(ctypes.Structure):
+    """`struct packing` of gram.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "cols", "stride", "pairs", "total_stride")),
-        *((name, ctypes.c_void_p) for name in ("x", "packed", "total", "found")),
+        *((name, ctypes.c_int64) for name in ("tokens", "cols", "stride", "pairs")),
+        *((name, ctypes.c_void_p) for name in ("x", "packed")),
+    )
+
+
+class _Product(ctypes.Structure):
+    """`struct product` of gram.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("pairs", "rows", "cols", "stride")),
+        *((name, ctypes.c_void_p) for name in ("left", "right", "total", "found")),
     )
 
 
 def add_gram(total: Tensor, x: Tensor) -> None:
     """Add XᵀX of `x` `[tokens, cols]` in bf16 to `total` `[cols, cols]` in fp32; what is below its diagonal waits for `mirror`."""
-    _run("add_gram", total, x)
+    packed = _packed(x)
+    _run("add_gram", _pairs(len(packed)), packed, packed, total)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ `[n, tokens]` times `right` `[tokens, m]`, both in bf16, to `total` `[n, m]` in fp32."""
+    one, other = _packed(left), _packed(right)
+    _run("add_product", len(one) * len(other), one, other, total)
 
 
 def quadratic(x: Tensor, total: Tensor) -> float:
     """The sum of XᵀX of `x` `[rows, cols]` in bf16 times a symmetric `total` `[cols, cols]` in fp32: of xᵀHx over all rows."""
-    panels = -(-x.shape[1] // _PANEL)
-    found = torch.empty(panels * (panels + 1) // 2, dtype=torch.float64)
-    _run("multiply_gram", total, x, found)
+    packed = _packed(x)
+    found = torch.empty(_pairs(len(packed)), dtype=torch.float64)
+    _run("multiply_gram", len(found), packed, packed, total, found)
     return float(found.sum())
 
 
-def _run(name: str, total: Tensor, x: Tensor, found: Tensor | None = None) -> None:
+def _pairs(panels: int) -> int:
+    """Pairs of panels on and above the diagonal."""
+    return panels * (panels + 1) // 2
+
+
+def _packed(x: Tensor) -> Tensor:
+    """Inputs `[tokens, cols]` as C multiplies them `[panels, pairs, PANEL]`."""
     tokens, cols = x.shape
     x = x if x.stride(-1) == 1 else x.contiguous()
-    pairs, panels = -(-tokens // 2), -(-cols // _PANEL)
-    packed = torch.empty(panels, pairs, _PANEL, dtype=torch.int32)
-    sizes = (tokens, cols, x.stride(0), pairs, total.stride(0))
-    given = ctypes.byref(_Gram(*sizes, *map(address, (x, packed, total, found))))
-    functions = library(_SOURCE)
-    least = max(1, _LEAST // max(1, pairs * _PANEL * _PANEL))
-    spread(functions.pack, given, panels, least)
-    spread(getattr(functions, name), given, panels * (panels + 1) // 2, least)
+    packed = torch.empty(-(-cols // _PANEL), -(-tokens // 2), _PANEL, dtype=torch.int32)
+    places = address(x, torch.bfloat16), address(packed, torch.int32)
+    given = _Packing(tokens, cols, x.stride(0), packed.shape[1], *places)
+    _spread("pack", given, len(packed), packed)
+    return packed
+
+
+def _run(
+    name: str, items: int, left: Tensor, right: Tensor, total: Tensor, found: Tensor | None = None
+) -> None:
+    if total.stride(1) != 1:
+        raise ValueError("the total must lie row by row")
+    packed = (address(x, torch.int32) for x in (left, right))
+    places = (*packed, address(total), address(found, torch.float64))
+    _spread(name, _Product(left.shape[1], *total.shape, total.stride(0), *places), items, left)
+
+
+def _spread(name: str, given: ctypes.Structure, items: int, packed: Tensor) -> None:
+    least = max(1, _LEAST // max(1, packed.shape[1] * _PANEL * _PANEL))
+    spread(getattr(_library(), name), ctypes.byref(given), items, least)
+
+
+def _library() -> ctypes.CDLL:
+    return library(_SOURCE, PANEL=_PANEL)
 
 
 def runs() -> bool:
@@ -66,7 +104,7 @@ def runs() -> bool:
 
 def _there() -> bool:
     """Whether the compiler knew such products."""
-    return hasattr(library(_SOURCE), "add_gram")
+    return hasattr(_library(), "add_gram")
 
 
 def _agrees() -> bool:

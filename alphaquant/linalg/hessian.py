@@ -18,9 +18,8 @@ from alphaquant.linalg.gram import add_gram, mirror, quadratic
 from alphaquant.linalg.products import bf16_products, even_rows, onednn_is_faster, quick_products
 from alphaquant.linalg.triangular import inverse_root, upper_inverse, upper_root
 
-_MANY = (
-    1 << 16
-)  # elements whose rounding to bf16 changes a sum of squares by less than a ten-thousandth
+_MANY = 1 << 16
+"""Elements whose rounding to bf16 changes a sum of squares by less than a ten-thousandth."""
 _RAISE = 3.0  # factor between two tries of the damping
 
 
@@ -313,11 +312,13 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
 def near_output_error(difference: Tensor, hessian: Tensor) -> Tensor:
     """`output_error` to a ten-thousandth, from differences in bf16 where that takes a fraction of the time.
 
-    Their rounding is independent from element to element: it adds its own energy, 1e-6 of theirs, and what it has in common with
-    them vanishes where there are many.
+    Only for what has not been fitted to the Hessian, such as weights and what plain rounding leaves of them. Rounding to bf16
+    is independent from element to element: it adds 1e-6 of Σd²H_ii, which is what such differences cost, and what it has in
+    common with them vanishes where there are many.
     """
     many = difference.shape[-2] * difference.shape[-1] >= _MANY
-    if difference.is_cuda or not many or not gram_in_c.runs() or _diagonal(hessian) is not None:
+    narrow = difference.dtype == hessian.dtype == torch.float32 and not difference.is_cuda
+    if not many or not narrow or not gram_in_c.runs() or _diagonal(hessian) is not None:
         return output_error(difference, hessian)
     rows = difference.to(torch.bfloat16).reshape(-1, *difference.shape[-2:])
     totals = hessian.expand(*difference.shape[:-2], -1, -1).reshape(-1, *hessian.shape[-2:])

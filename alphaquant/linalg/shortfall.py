@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alphaquant.linalg import gram_in_c
 from alphaquant.linalg.hessian import InverseFactor, TokenWeights
 from alphaquant.linalg.products import add_product
 
@@ -36,10 +37,14 @@ class Shortfall:
         self, half: int, gap: Tensor, now: Tensor, weights: TokenWeights | None = None
     ) -> None:
         """Add a batch's Δ `[..., out or in]` and inputs `[..., in]` to half 0 or 1; each token counts once where it has no weight."""
-        gap, now = (x.reshape(-1, x.shape[-1]).float() for x in (gap, now))
+        gap, now = gap.reshape(-1, gap.shape[-1]).float(), now.reshape(-1, now.shape[-1])
         if weights is not None:
             gap = gap * weights.values.float()[:, None]
-        add_product(self.halves[half], gap, now)
+        if now.dtype == torch.bfloat16 and not now.is_cuda and gram_in_c.runs():
+            # inputs are bf16 as they are; what gaps lose by it is 2^-9 of themselves, and differs from token to token
+            gram_in_c.add_product(self.halves[half], gap.to(torch.bfloat16), now)
+        else:
+            add_product(self.halves[half], gap, now.float())
 
 
 def agreement(halves: Tensor, factor: InverseFactor) -> tuple[Tensor, Tensor]:

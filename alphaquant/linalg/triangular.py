@@ -58,8 +58,9 @@ def _factor(matrix: Tensor, root: Tensor | None, inverse: Tensor | None) -> Tens
         return torch.gt(info, 0)
     half = -(-size // (2 * _SOLVED)) * _SOLVED
     first, second = slice(0, half), slice(half, size)
-    here = matrix.new_zeros(*matrix.shape[:-2], size - half, size - half)
-    after = here if inverse is None else inverse[..., second, second]
+    after = _part(inverse, second, second)
+    if after is None:
+        after = matrix.new_zeros(*matrix.shape[:-2], size - half, size - half)
     failed = _factor(matrix[..., second, second], _part(root, second, second), after)
     beside = matrix[..., first, second] @ after.mT
     matrix[..., first, first] -= beside @ beside.mT

@@ -14,6 +14,7 @@ from alphaquant.errors import StoreError
 from alphaquant.store.fingerprint import LIBRARY, source_of
 
 _WATCHED = (LIBRARY, "tasks")
+_CODE = ("*.py", "*.c", "*.h")
 
 
 def _time_of(source: Path) -> int | None:
@@ -25,11 +26,11 @@ def _time_of(source: Path) -> int | None:
 
 
 def _times() -> dict[Path, int | None]:
-    found = {}
+    found: dict[Path, int | None] = {}
     for package in _WATCHED:
         if (source := source_of(package)) is not None:
-            for path in source.parent.rglob("*.py"):
-                found[path] = _time_of(path)
+            for pattern in _CODE:
+                found |= {path: _time_of(path) for path in source.parent.rglob(pattern)}
     return found
 
 
@@ -41,12 +42,13 @@ class CodeGuard:
 
     def __init__(self, code: Mapping[str, str]) -> None:
         """Raises StoreError when the code was edited after this process had started."""
-        names = {label.partition("/")[0] for label in code}
-        self._sources = {
-            name: source
-            for name in names
-            if name.partition(".")[0] in _WATCHED and (source := source_of(name)) is not None
-        }
+        self._sources: dict[str, Path] = {}
+        for label in code:
+            name, _, file = label.partition("/")
+            if name.partition(".")[0] in _WATCHED and (source := source_of(name)) is not None:
+                self._sources[name] = source
+                if any(Path(file).match(pattern) for pattern in _CODE):  # C, read when it is used
+                    self._sources[label] = source.parent / file
         self._loaded: set[str] = set()
         self.check()
         self._loaded = set(sys.modules)

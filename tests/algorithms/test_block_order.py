@@ -99,7 +99,7 @@ def test_attention_runs_once_behind_quantized_inputs(
         return whole(self, block, part)
 
     monkeypatch.setattr(Shortcut, "taken", note)
-    monkeypatch.setattr(walk_model, "worth_keeping", lambda _: roles)
+    monkeypatch.setattr(walk_model, "worth_keeping", lambda _, **__: roles)
     once = quantize(checkpoint, plan, tmp_path / "once", correction=correction)
     assert len(taken) == 3 + 2 * passes  # every block is tried first; two batches
     monkeypatch.setattr(walk_model, "shortcuts", lambda *_: [])
@@ -114,7 +114,7 @@ def test_an_mlp_runs_once_behind_its_quantized_linears(
     tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gate and up are multiplied by the windows in the pass that looks at down, and in no other."""
-    monkeypatch.setattr(walk_model, "worth_keeping", lambda _: ("o", "down"))
+    monkeypatch.setattr(walk_model, "worth_keeping", lambda _, **__: ("o", "down"))
     checkpoint = Checkpoint(make_model(tmp_path / "m", model_type, num_hidden_layers=3))
     rows = {s.rows for s in checkpoint.block_specs(0) if s.role in ("gate", "up", "gate_up")}
     tokens = 0

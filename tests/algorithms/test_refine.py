@@ -64,7 +64,7 @@ def test_who_will_not_tune_gets_the_same_for_less(text: str, refit: bool) -> Non
 
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize(
-    "text", ["int3-g128", "int4-g32", "int2-g16-asym", "mxfp4", "nvfp4", "int3-g256"]
+    "text", ["int3-g128", "int4-g32", "int2-g16-asym", "mxfp4", "nvfp4", "int3-g256", "int3-g192"]
 )
 def test_finds_what_going_down_one_by_one_finds(text: str, refit: bool) -> None:
     weight, hessian = problem(rows=12, cols=300)

@@ -75,6 +75,18 @@ def test_sums_in_c_are_as_exact_as_those_of_fp32(tokens: int, cols: int) -> None
 
 
 @needs_bf16
+@pytest.mark.parametrize("tokens", [1, 127, 300])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 33), (64, 31), (70, 257)])
+def test_products_in_c_are_as_exact_as_those_of_fp32(tokens: int, rows: int, cols: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    left, right = (torch.randn(tokens, n, generator=generator).bfloat16() for n in (rows, cols))
+    total = torch.randn(rows, cols, generator=generator)
+    exact = total.double() + left.double().T @ right.double()
+    gram_in_c.add_product(total, left, right)
+    assert (total - exact).abs().max() <= 2e-6 * exact.abs().max()
+
+
+@needs_bf16
 @pytest.mark.parametrize("rows", [1, 127, 300])
 @pytest.mark.parametrize("cols", [1, 32, 257])
 def test_quadratic_forms_in_c_are_those_of_one_product(rows: int, cols: int) -> None:
@@ -87,7 +99,9 @@ def test_quadratic_forms_in_c_are_those_of_one_product(rows: int, cols: int) -> 
 
 
 @pytest.mark.parametrize("in_c", [False, pytest.param(True, marks=needs_bf16)])
-def test_errors_are_near_those_of_fp32(in_c: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_plain_rounding_are_near_those_of_fp32(
+    in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gram_in_c, "runs", lambda: in_c)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 900, 320, generator=generator) @ torch.randn(320, 320, generator=generator)

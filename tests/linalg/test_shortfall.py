@@ -143,3 +143,14 @@ def test_few_tokens_are_trusted_little_and_none_not_at_all() -> None:
     share = trusted_share(torch.tensor([0, 64, 6400]), 64, 0.5)
     torch.testing.assert_close(share, torch.tensor([0.0, 2 / 3, 200 / 201]))
     assert trusted_share(torch.tensor([0, 1]), 64, 0.0).tolist() == [0.0, 1.0]
+
+
+def test_gaps_in_bf16_lose_next_to_nothing() -> None:
+    x, now, _ = pair()
+    gap, narrow = x - now, now.bfloat16()
+    expected, found = (Shortfall(COLS, COLS, torch.device("cpu"), of_inputs=True) for _ in range(2))
+    expected.update(1, gap, narrow.float())
+    found.update(1, gap, narrow)
+    assert not found.halves[0].any()
+    off = (found.halves - expected.halves).norm() / expected.halves.norm()
+    assert off < 1e-3

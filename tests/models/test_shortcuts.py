@@ -18,7 +18,7 @@ from alphaquant.models.hooks import given
 from alphaquant.models.linear import Role
 from alphaquant.models.observe import calls_once, gather
 from alphaquant.models.original import watch
-from alphaquant.models.shortcuts import Shortcut, by_shortcuts, shortcut, shortcuts
+from alphaquant.models.shortcuts import Shortcut, by_shortcuts, shortcut, shortcuts, worth_keeping
 from alphaquant.models.shortfalls import Streams, observe_shortfalls
 from alphaquant.models.tensor_file import TensorFile
 from alphaquant.progress import reporting_to
@@ -199,7 +199,33 @@ def test_what_is_too_large_for_half_of_the_memory_is_not_kept(
     cases = ((2 * both, both, 2), (2 * both - 2, 0, 1), (2 * both, both + 1, 1), (0, 0, 0))
     for free, beside, expected in cases:
         monkeypatch.setattr("alphaquant.models.shortcuts.free_memory", lambda _, free=free: free)
+        monkeypatch.setattr("alphaquant.models.shortcuts._SPARE", 1)
         assert len(shortcuts(model, block, last, hidden, 100, roles, beside)) == expected
+
+
+def test_an_mlps_inputs_are_kept_on_a_cpu_where_there_is_plenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, block, hidden = opened(tmp_path, "llama")
+    last = model.checkpoint.blocks - 1
+    attention, mlp = (
+        100 * hidden.shape[1] * way.width * 4
+        for way in shortcuts(model, block, last, hidden, 100, ("o", "down"), 0)
+    )
+    for free, expected in ((2 * (attention + 8 * mlp), 2), (2 * (attention + 8 * mlp) - 2, 1)):
+        monkeypatch.setattr("alphaquant.models.shortcuts.free_memory", lambda _, free=free: free)
+        found = shortcuts(model, block, last, hidden, 100, ("o", "down"), 0)
+        assert [way.role for way in found] == ["o", "down"][:expected]
+
+
+@pytest.mark.parametrize(
+    ("device", "limited", "roles"),
+    [("cpu", False, ("o", "down")), ("cpu", True, ("o",)), ("cuda", True, ("o", "down"))],
+)
+def test_a_limit_keeps_an_mlps_inputs_out_of_a_cpus_memory(
+    device: str, limited: bool, roles: tuple[Role, ...]
+) -> None:
+    assert worth_keeping(torch.device(device), limited=limited) == roles
 
 
 def test_attention_that_does_more_than_project_has_no_shortcut(tmp_path: Path) -> None:

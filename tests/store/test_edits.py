@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from alphaquant.errors import StoreError
+from alphaquant.linalg import gram_in_c
 from alphaquant.store import edits
 from alphaquant.store.artifacts import ArtifactStore
 from alphaquant.store.edits import CodeGuard
-from alphaquant.store.fingerprint import source_of
+from alphaquant.store.fingerprint import code_fingerprint, source_of
 from alphaquant.store.stage import Stage, Workbench, run_stage
 
 MODULE = "alphaquant.formats.scheme"
@@ -45,6 +46,19 @@ def test_an_edit_of_what_is_loaded_later_is_refused(monkeypatch: pytest.MonkeyPa
     guard = CodeGuard(CODE)
     _edit(monkeypatch)
     with pytest.raises(StoreError, match=MODULE):
+        guard.check()
+
+
+def test_an_edit_of_c_is_refused_as_it_may_be_compiled_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = code_fingerprint("alphaquant.linalg.hessian")
+    label = "alphaquant.linalg/gram.c"
+    assert label in code
+    guard = CodeGuard(code)
+    source = Path(gram_in_c.__file__).with_name("gram.c")
+    monkeypatch.setitem(edits._AT_START, source, 0)
+    with pytest.raises(StoreError, match=label):
         guard.check()
 
 
