@@ -81,10 +81,11 @@ def trusted(device: torch.device, variant: tuple[Any, ...], agrees: Callable[[],
         _broken.add(device)
         reporter().note(
             f"the fused kernels do not run on {device} ({variant[0]}: {found}); torch's take their place, with the same "
-            f"results, several times slower: they need a C compiler{_on_gpu(device)}"
+            f"results, several times slower{_advice(device)}"
         )
     return works
 
 
-def _on_gpu(device: torch.device) -> str:
-    return " and a GPU that triton knows" if device.type == "cuda" else ""
+def _advice(device: torch.device) -> str:
+    """What else kernels for a device need than what the error says."""
+    return ": triton needs a C compiler and a GPU that it knows" if device.type == "cuda" else ""
