@@ -76,6 +76,9 @@ def _packed(x: Tensor) -> Tensor:
 def _run(
     name: str, items: int, left: Tensor, right: Tensor, total: Tensor, found: Tensor | None = None
 ) -> None:
+    panels = [-(-size // _PANEL) for size in total.shape]
+    if left.shape[1] != right.shape[1] or panels != [len(left), len(right)]:
+        raise ValueError(f"what is multiplied has no product of {list(total.shape)}")
     if total.stride(1) != 1:
         raise ValueError("the total must lie row by row")
     packed = (address(x, torch.int32) for x in (left, right))
@@ -109,8 +112,9 @@ def _there() -> bool:
 
 def _agrees() -> bool:
     """Whether a small sum is that of fp32 products, which are exact."""
-    x = torch.randn(75, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = torch.zeros(70, 70)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(75, 70, generator=generator, dtype=torch.float32).bfloat16()
+    found = torch.zeros(70, 70, dtype=torch.float32)
     add_gram(found, x)
     expected = x.float().T @ x.float()
     return torch.allclose(found.triu(), expected.triu(), rtol=1e-5, atol=1e-4)

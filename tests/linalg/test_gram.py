@@ -117,6 +117,19 @@ def test_errors_of_plain_rounding_are_near_those_of_fp32(
 
 
 @needs_bf16
+def test_what_has_no_such_product_is_refused_by_c() -> None:
+    x, wide = torch.zeros(8, 40).bfloat16(), torch.zeros(40, 200)
+    with pytest.raises(ValueError, match=r"\[70, 70\]"):
+        gram_in_c.add_gram(torch.zeros(70, 70), x)
+    with pytest.raises(ValueError, match=r"\[40, 40\]"):
+        gram_in_c.add_product(torch.zeros(40, 40), x, x[:4])
+    with pytest.raises(ValueError, match="row by row"):
+        gram_in_c.add_gram(wide[:, ::5], x)
+    with pytest.raises(ValueError, match="float32"):
+        gram_in_c.add_gram(torch.zeros(40, 40), x.float())
+
+
+@needs_bf16
 def test_whole_numbers_are_summed_exactly_in_c() -> None:
     x = torch.randint(-9, 10, (640, 70), generator=torch.Generator().manual_seed(1)).float()
     total = torch.zeros(70, 70)
