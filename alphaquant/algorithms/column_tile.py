@@ -80,6 +80,11 @@ def walk_tile(
             felt.addcmul_(row, step.unsqueeze(-2), value=-1)
 
 
+def in_columns(x: Tensor) -> Tensor:
+    """A copy of `[..., out, n]` as `[..., n, out]`."""
+    return x.mT.clone(memory_format=torch.contiguous_format)
+
+
 def in_rows(x: Tensor) -> bool:
     """Whether a column of `[..., columns, out]` follows the one before it in memory."""
     columns, out = x.shape[-2:]

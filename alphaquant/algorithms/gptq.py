@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alphaquant.algorithms.column_tile import Rounding
+from alphaquant.algorithms.column_tile import Rounding, in_columns
 from alphaquant.algorithms.column_walk import walk_columns
 from alphaquant.clock import timed
 from alphaquant.formats.scheme import Scheme
@@ -114,7 +114,7 @@ class _Walk:
 
     def take(self, x: Tensor) -> Tensor:
         """`[..., out, in]` to `[..., in, out]`, its columns in walking order."""
-        columns = x.mT.clone(memory_format=torch.contiguous_format)
+        columns = in_columns(x)
         return columns if self.order is None else _rows(columns, self.order)
 
     def put_back(self, x: Tensor) -> Tensor:
@@ -176,8 +176,8 @@ def _round_columns(
     zero = scales.zero
     rounding = Rounding(
         scheme.number_format,
-        scales.effective.mT.clone(memory_format=torch.contiguous_format),
-        None if zero is None else zero.mT.clone(memory_format=torch.contiguous_format),
+        in_columns(scales.effective),
+        None if zero is None else in_columns(zero),
         walk.groups(scheme.group_width(cols), cols),
         1 / upper.diagonal(dim1=-2, dim2=-1),
     )

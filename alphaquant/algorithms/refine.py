@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.algorithms import descent, descent_in_c
+from alphaquant.algorithms.column_tile import in_columns
 from alphaquant.algorithms.descent import Block
 from alphaquant.clock import timed
 from alphaquant.formats.kernels import trusted
@@ -69,11 +70,11 @@ class _Descent:
         self._width = start.scheme.group_width(weight.shape[-1])
         self.refits = refit and self._format.scale_type is not None
         zero = start.scales.zero
-        self._scale = _in_columns(start.scales.scale)  # [..., groups, out]
-        self._zero = None if zero is None else _in_columns(zero)
+        self._scale = in_columns(start.scales.scale)  # [..., groups, out]
+        self._zero = None if zero is None else in_columns(zero)
         shared = start.scales.global_scale
         self._factor = weight.new_ones(weight.shape[:-2]) if shared is None else shared  # [...]
-        self.values = _in_columns(start.dequantize())
+        self.values = in_columns(start.dequantize())
         self._left = torch.sub(weight.mT, self.values, out=torch.empty_like(self.values))
 
     @property
@@ -134,11 +135,6 @@ def _cut(columns: slice, size: int) -> Iterator[slice]:
     """The columns, so many at a time."""
     for start in range(columns.start, columns.stop, size):
         yield slice(start, min(start + size, columns.stop))
-
-
-def _in_columns(x: Tensor) -> Tensor:
-    """A copy of `[..., out, n]` as `[..., n, out]`."""
-    return x.mT.clone(memory_format=torch.contiguous_format)
 
 
 def _serves_in_c(block: Block) -> bool:

@@ -37,6 +37,12 @@ def round_to_grid(x: Tensor, fmt: NumberFormat) -> Tensor:
     return x.div_(step).round_().mul_(step)
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether there is no NaN and no infinity."""
+    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
 def neighbours(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
     """The largest element not above each value and the smallest above it, in fp32; both are one where the grid ends."""
     grid = _sorted_elements(fmt, x.device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -140,6 +141,7 @@ def bf16_scale(raw: Tensor, fmt: NumberFormat) -> Tensor:
     return raw.clamp(*scale_bounds(fmt)).to(torch.bfloat16).float()
 
 
+@cache
 def scale_bounds(fmt: NumberFormat) -> tuple[float, float]:
     """The least and the largest scale: bf16 and E8M0 ones are held to where no element overflows fp32."""
     if fmt.scale_type == "e4m3":

@@ -17,7 +17,7 @@ from torch.nn import functional
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError
 from alphaquant.formats.choice import best_of, refitted
-from alphaquant.formats.grid import fake_quantize, to_codes
+from alphaquant.formats.grid import all_finite, fake_quantize, to_codes
 from alphaquant.formats.scales import (
     E4M3,
     Scales,
@@ -95,8 +95,7 @@ def pieces(weight: Tensor) -> Iterator[slice]:
 
 def require_finite(weight: Tensor, name: str = "") -> None:
     """Raise a ModelError that names the weight when it holds NaN or infinity."""
-    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
-    if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all()):
+    if not all_finite(weight):
         bad = int((~weight.isfinite()).sum())
         raise ModelError(
             f"weight {name or '(unnamed)'} holds {bad} NaN or infinite values of {weight.numel()}; "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from alphaquant.clock import timed
+from alphaquant.formats.grid import all_finite
 from alphaquant.linalg import gram_in_c
 from alphaquant.linalg.gram import add_gram, mirror, quadratic
 from alphaquant.linalg.products import bf16_products, even_rows, onednn_is_faster, quick_products
@@ -266,8 +267,7 @@ def inverse_factor(
     Damping is raised threefold for the entries whose factor does not exist. Raises ValueError when the
     Hessian holds NaN or infinity.
     """
-    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
-    if not bool(hessian.sum().isfinite()) and not bool(hessian.isfinite().all()):
+    if not all_finite(hessian):
         raise ValueError(
             "the Hessian holds NaN or infinite values: the calibration inputs overflowed"
         )

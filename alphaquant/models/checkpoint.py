@@ -14,6 +14,7 @@ from torch import Tensor
 from alphaquant.clock import timed
 from alphaquant.errors import ModelError, first_line
 from alphaquant.formats.block_scaled import decode_block_scaled
+from alphaquant.formats.grid import all_finite
 from alphaquant.models.architecture import Architecture, required_int
 from alphaquant.models.fused import SCALES, Layout, layout_of
 from alphaquant.models.fused_tensors import cut
@@ -232,8 +233,7 @@ def finite(weight: Tensor, name: str) -> Tensor:
     """The weight itself. Raises ModelError naming it when it holds NaN or infinity."""
     # torch has no isfinite of 8-bit floats
     values = weight if weight.element_size() > 1 else weight.float()
-    # a sum is finite only where all that was added is, and takes no memory; a large one may overflow
-    if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
+    if not all_finite(values):
         bad = int((~values.isfinite()).sum())
         raise ModelError(
             f"weight {name} holds {bad} NaN or infinite values of {weight.numel()}; "
